@@ -1,0 +1,20 @@
+"""The update rules, by name. Each differs from the others only in how it moves the policy."""
+
+from purejaxppo.algorithms.a2c import A2C
+from purejaxppo.algorithms.npg import NPG
+from purejaxppo.algorithms.ppo import PPO
+from purejaxppo.algorithms.ppo_penalty import PPOPenalty
+from purejaxppo.algorithms.reinforce import REINFORCE
+from purejaxppo.algorithms.trpo import TRPO
+from purejaxppo.types import Algorithm
+
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "reinforce": REINFORCE,
+    "a2c": A2C,
+    "npg": NPG,
+    "trpo": TRPO,
+    "ppo": PPO,
+    "ppo-penalty": PPOPenalty,
+}
+
+__all__ = ["A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "PPOPenalty"]

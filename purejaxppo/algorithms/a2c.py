@@ -1,0 +1,40 @@
+"""Advantage actor-critic."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+from flax import struct
+
+from purejaxppo.advantages import standardize
+from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.optimize.policy_gradient import policy_gradient_step
+from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
+
+
+class A2C(struct.PyTreeNode):
+    """Advantage actor-critic, the synchronous form of A3C (Mnih et al., 2016, arXiv:1602.01783).
+
+    θ ← θ + α · mean(∇ log π(a|s) · A + c · ∇H(π(·|s))),   one step per batch; A by GAE.
+    """
+
+    entropy_coef: float = number(0.01, "[0, inf)", "weight of the entropy bonus")
+    normalize_advantages: bool = static(False, "standardise the advantages over the batch")
+
+    published: ClassVar[Mapping[str, Any]] = {
+        "num_envs": 16,
+        "num_steps": 8,
+        "learning_rate": 7e-4,
+        "gae_lambda": 1.0,
+        "num_epochs": 1,
+        "num_minibatches": 1,
+    }
+
+    def init(self, params: Params) -> Any:
+        return MinibatchAdam.init(params)
+
+    def update(
+        self, key: jax.Array, policy: Policy, params: Params, state: Any, batch: Batch, optimizer: MinibatchAdam
+    ) -> tuple[Params, Any, Metrics]:
+        advantage = standardize(batch.advantage) if self.normalize_advantages else batch.advantage
+        return policy_gradient_step(key, policy, params, state, batch, advantage, self.entropy_coef, optimizer)

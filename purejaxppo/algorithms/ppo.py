@@ -1,0 +1,73 @@
+"""Proximal policy optimization with a clipped surrogate."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from purejaxppo.advantages import standardize
+from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.optimize.surrogate import likelihood_ratio
+from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
+
+
+class PPO(struct.PyTreeNode):
+    """PPO-clip (Schulman et al., 2017, arXiv:1707.06347, eq. 7).
+
+    L = mean min(r A, clip(r, 1-ε, 1+ε) A) + c · H,   r = π(a|s) / π_old(a|s); Adam, K epochs × M minibatches.
+
+    Dual clip (Ye et al., 2020, arXiv:1912.09729, eq. 6): where A < 0 the term is at least `dual_clip` · A.
+    """
+
+    clip_eps: float = number(0.2, "(0, inf]", "ε, how far the ratio may leave 1; inf is the unclipped surrogate")
+    dual_clip: float = number(float("inf"), "(1, inf]", "bound on the ratio where the advantage is negative")
+    entropy_coef: float = number(0.01, "[0, inf)", "weight of the entropy bonus")
+    target_kl: float = number(float("inf"), "(0, inf]", "stop the epochs once a minibatch's mean KL exceeds this")
+    normalize_advantages: str = static(
+        "minibatch",
+        "standardise the advantages per minibatch, per batch or not",
+        choices=("minibatch", "batch", "none"),
+    )
+
+    published: ClassVar[Mapping[str, Any]] = {
+        "num_envs": 4,
+        "num_steps": 128,
+        "learning_rate": 2.5e-4,
+        "anneal_learning_rate": True,
+        "num_epochs": 4,
+        "num_minibatches": 4,
+        "value_clip_eps": 0.2,
+    }
+
+    def init(self, params: Params) -> Any:
+        return MinibatchAdam.init(params)
+
+    def update(
+        self, key: jax.Array, policy: Policy, params: Params, state: Any, batch: Batch, optimizer: MinibatchAdam
+    ) -> tuple[Params, Any, Metrics]:
+        if self.normalize_advantages == "batch":
+            batch = batch._replace(advantage=standardize(batch.advantage))
+
+        def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+            distribution = policy(params, batch.obs)
+            ratio = likelihood_ratio(distribution.log_prob(batch.action), batch.log_prob)
+            surrogate = self.clipped_surrogate(ratio, batch.advantage)
+            metrics = {
+                "policy_loss": -jnp.mean(surrogate),
+                "kl": jnp.mean(batch.distribution.kl(distribution)),
+                "clip_fraction": jnp.mean(jnp.abs(ratio - 1.0) > self.clip_eps),
+            }
+            return metrics["policy_loss"] - self.entropy_coef * jnp.mean(distribution.entropy()), metrics
+
+        return optimizer.minimize(key, loss, params, state, batch, stop=lambda metrics: metrics["kl"] > self.target_kl)
+
+    def clipped_surrogate(self, ratio: jax.Array, advantage: jax.Array) -> jax.Array:
+        """The pessimistic bound for each sample of one minibatch, [N]."""
+        if self.normalize_advantages == "minibatch":
+            advantage = standardize(advantage)
+        clipped = jnp.clip(ratio, 1.0 - self.clip_eps, 1.0 + self.clip_eps)
+        bound = jnp.minimum(ratio * advantage, clipped * advantage)
+        negative = jnp.minimum(advantage, -1e-30)  # keeps inf · 0 out of the branch that is not taken
+        return jnp.where(advantage < 0, jnp.maximum(bound, self.dual_clip * negative), bound)

@@ -1,0 +1,44 @@
+"""REINFORCE."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+from flax import struct
+
+from purejaxppo.advantages import standardize
+from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.optimize.policy_gradient import policy_gradient_step
+from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
+
+
+class REINFORCE(struct.PyTreeNode):
+    """Monte-Carlo policy gradient (Williams, 1992; Sutton and Barto, 2018, section 13.4).
+
+    θ ← θ + α · mean ∇ log π(a|s) · (G - b(s)),   one step per batch; b = V with the baseline, else 0.
+    """
+
+    baseline: bool = static(True, "subtract the critic's V(s) from the return")
+    normalize_advantages: bool = static(False, "standardise what multiplies the gradient, over the batch")
+    entropy_coef: float = number(0.0, "[0, inf)", "weight of the entropy bonus")
+
+    published: ClassVar[Mapping[str, Any]] = {
+        "num_envs": 8,
+        "num_steps": 256,
+        "learning_rate": 3e-3,
+        "num_epochs": 10,
+        "num_minibatches": 8,
+        "advantage_estimator": "monte-carlo",
+        "value_target": "monte-carlo",
+    }
+
+    def init(self, params: Params) -> Any:
+        return MinibatchAdam.init(params)
+
+    def update(
+        self, key: jax.Array, policy: Policy, params: Params, state: Any, batch: Batch, optimizer: MinibatchAdam
+    ) -> tuple[Params, Any, Metrics]:
+        advantage = batch.advantage if self.baseline else batch.advantage + batch.value
+        if self.normalize_advantages:
+            advantage = standardize(advantage)
+        return policy_gradient_step(key, policy, params, state, batch, advantage, self.entropy_coef, optimizer)

@@ -1,0 +1,142 @@
+"""`Config`: every setting of a run, as a pytree."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import struct
+
+from purejaxppo.algorithms import ALGORITHMS, PPO
+from purejaxppo.envs import make_env
+from purejaxppo.networks import ACTIVATIONS
+from purejaxppo.types import Box, Discrete, Env, UsageError, number, static
+
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 3e-4,
+    "anneal_learning_rate": False,
+    "gae_lambda": 0.95,
+    "value_clip_eps": math.inf,
+    "advantage_estimator": "gae",
+    "value_target": "lambda-return",
+}
+
+
+class Config(struct.PyTreeNode):
+    """What one training run is made of. Numbers are leaves and may be traced; the rest is static.
+
+    A field left at None takes the value that the algorithm's source uses (`algo.published`), else the common one
+    (`DEFAULTS`): so `Config(algo=TRPO())` is TRPO as published, and every field of it shows its value.
+
+    `learning_rate`, `max_grad_norm`, `num_epochs` and `num_minibatches` rule every use of Adam: the critic's in all
+    methods, and the policy's in the first-order ones (one step per rollout in REINFORCE and A2C).
+    """
+
+    env: Any = static("CartPole-v1", "environment: a registered name, or module:Class for one of your own")
+    algo: Any = struct.field(default=PPO(), metadata={"help": "the update rule"})
+    num_envs: int = static(None, "environments per seed", interval="[1, inf)")
+    num_steps: int = static(None, "steps per environment between two updates", interval="[1, inf)")
+    total_steps: int = static(500_000, "environment steps per seed, rounded up to whole updates", interval="[1, inf)")
+
+    gamma: float = number(0.99, "[0, 1]", "discount")
+    gae_lambda: float = number(None, "[0, 1]", "λ of GAE and of the λ-return")
+    advantage_estimator: str = static(None, "how advantages are estimated", choices=("gae", "monte-carlo"))
+    value_target: str = static(None, "what the critic is fitted to", choices=("lambda-return", "td0", "monte-carlo"))
+    entropy_reward_coef: float = number(
+        0.0, "[0, inf)", "α of the maximum-entropy objective: rewards become r - α log π(a|s), in the mean r + αH"
+    )
+
+    learning_rate: float = number(None, "(0, inf)", "Adam's step size")
+    anneal_learning_rate: bool = static(None, "anneal the learning rate linearly towards 0")
+    max_grad_norm: float = number(0.5, "(0, inf]", "clip gradients to this global norm; inf does not")
+    num_epochs: int = static(None, "passes of Adam over each rollout", interval="[1, inf)")
+    num_minibatches: int = static(None, "minibatches per pass", interval="[1, inf)")
+    value_clip_eps: float = number(None, "(0, inf]", "clip the critic's change per update, as PPO does; inf does not")
+
+    hidden_sizes: tuple[int, ...] = static((64, 64), "widths of the hidden layers", interval="[1, inf)")
+    activation: str = static("tanh", "activation of the hidden layers", choices=tuple(ACTIVATIONS))
+    normalize_observations: bool = static(False, "standardise observations with running statistics")
+    normalize_rewards: bool = static(False, "divide rewards by the running std of the discounted return")
+
+    eval_interval: int = static(0, "evaluate every so many updates; 0 is never", interval="[0, inf)")
+    eval_episodes: int = static(10, "episodes per evaluation at intervals", interval="[1, inf)")
+    eval_greedy: bool = static(True, "evaluate the policy's mode; otherwise its samples")
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(self.algo, "published", None), Mapping):
+            return  # JAX rebuilds the tree with placeholders for algorithms; `check` refuses what is none
+        for name, value in {**DEFAULTS, **self.algo.published}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @property
+    def environment(self) -> Env:
+        """The environment itself."""
+        return make_env(self.env) if isinstance(self.env, str) else self.env
+
+    @property
+    def num_updates(self) -> int:
+        """⌈total_steps / (num_envs × num_steps)⌉."""
+        return -(-self.total_steps // (self.num_envs * self.num_steps))
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps per seed that are really made."""
+        return self.num_updates * self.num_envs * self.num_steps
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is compiled.
+
+        Raises:
+            UsageError: one line that names the value, the rule and the fix. Traced numbers are not checked.
+        """
+        if not isinstance(self.algo, tuple(ALGORITHMS.values())) and not hasattr(self.algo, "update"):
+            known = ", ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
+            raise UsageError(f"algo = {self.algo!r} is not an algorithm; pass an instance of one: {known}.")
+        for owner in (self, self.algo):
+            for field in dataclasses.fields(owner):
+                check_field(field, getattr(owner, field.name))
+        batch = self.num_envs * self.num_steps
+        if batch % self.num_minibatches:
+            near = sorted(
+                (n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - self.num_minibatches)
+            )
+            raise UsageError(
+                f"num_envs × num_steps = {batch} is not divisible by num_minibatches = {self.num_minibatches}; "
+                f"the nearest that are: {', '.join(map(str, sorted(near[:3])))}."
+            )
+        env = self.environment
+        if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) > 3:
+            raise UsageError(
+                f"observation_space = {env.observation_space!r} is no Box of rank ≤ 3; flatten it in the env."
+            )
+        if not isinstance(env.action_space, Box | Discrete):
+            raise UsageError(f"action_space = {env.action_space!r} is neither Box nor Discrete; adapt the environment.")
+
+
+def check_field(field: "dataclasses.Field[Any]", value: Any) -> None:
+    """Hold one value against the type, interval and choices that its field declares."""
+    if isinstance(value, jax.Array | jax.core.Tracer):  # traced, or one value per run
+        return
+    choices, interval = field.metadata.get("choices", ()), field.metadata.get("interval", "")
+    if choices and value not in choices:
+        raise UsageError(f"{field.name} = {value!r} is not one of: {', '.join(choices)}.")
+    if not choices and isinstance(field.default, bool) and not isinstance(value, bool):
+        raise UsageError(f"{field.name} = {value!r} must be True or False.")
+    if not interval:
+        return
+    whole = field.metadata.get("type") is not float
+    values = value if field.name == "hidden_sizes" and isinstance(value, tuple) else (value,)
+    for x in values:
+        valid = isinstance(x, int if whole else int | float) and not isinstance(x, bool)
+        if not valid or not _within(x, interval):
+            kind = "a whole number" if whole else "a number"
+            shown = f"; the default is {field.default}" if field.default is not None else ""
+            raise UsageError(f"{field.name} = {x!r} must be {kind} in {interval}{shown}.")
+
+
+def _within(x: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = x >= low if interval[0] == "[" else x > low
+    return above and (x <= high if interval[-1] == "]" else x < high)

@@ -1,0 +1,54 @@
+"""Compiled evaluation of a policy."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.agent import acting
+from purejaxppo.batching import any_run
+from purejaxppo.config import Config
+from purejaxppo.rollout import begin_episodes, environment_action
+from purejaxppo.types import Metrics, RolloutState, TrainState
+
+
+class Evaluation(NamedTuple):
+    """One entry per episode, each complete from its start to its end."""
+
+    returns: jax.Array  # [E] undiscounted
+    lengths: jax.Array  # [E] steps
+
+    def means(self) -> Metrics:
+        return {"eval_return": jnp.mean(self.returns), "eval_length": jnp.mean(self.lengths)}
+
+
+def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: int) -> Evaluation:
+    """Play exactly `num_episodes` episodes, in as many environments at once, with the policy and normalisers frozen.
+
+    Each environment plays one episode: to stop after E episodes of a few environments would favour short ones.
+    Greedy (the policy's mode) or sampled, as `config.eval_greedy` says. Nothing of `state` is changed.
+    """
+    env, policy = config.environment, acting(config, state)
+    start_key, play_key = jax.random.split(key)
+    start = begin_episodes(start_key, env, num_episodes)
+
+    def step(carry: tuple[RolloutState, jax.Array, jax.Array]) -> tuple[RolloutState, jax.Array, jax.Array]:
+        episodes, playing, key = carry
+        key, action_key, step_key = jax.random.split(key, 3)
+        distribution = policy(episodes.obs)
+        action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
+
+        def step_env(key: jax.Array, env_state: Any, action: jax.Array) -> Any:
+            return env.step(key, env_state, environment_action(env.action_space, action))
+
+        keys = jax.random.split(step_key, num_episodes)
+        env_state, obs, reward, terminated, truncated = jax.vmap(step_env)(keys, episodes.env, action)
+        returns = episodes.episode_return + jnp.where(playing, reward, 0.0)
+        lengths = episodes.episode_length + playing
+        return RolloutState(env_state, obs, returns, lengths), playing & ~(terminated | truncated), key
+
+    def unfinished(carry: tuple[RolloutState, jax.Array, jax.Array]) -> jax.Array:
+        return any_run(carry[1])
+
+    episodes, *_ = jax.lax.while_loop(unfinished, step, (start, jnp.ones(num_episodes, bool), play_key))
+    return Evaluation(episodes.episode_return, episodes.episode_length)

@@ -1,0 +1,69 @@
+"""Running statistics of observations and returns."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+class RunningStatistics(struct.PyTreeNode):
+    """Mean and population variance of all samples seen so far."""
+
+    count: jax.Array  # [] float32
+    mean: jax.Array  # [O]
+    variance: jax.Array  # [O]
+
+    @classmethod
+    def init(cls, shape: tuple[int, ...]) -> "RunningStatistics":
+        """Before any sample: mean 0, variance 1."""
+        return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+
+    def update(self, samples: jax.Array) -> "RunningStatistics":
+        """Merge samples [..., O] (Chan et al., 1979). What would make an entry non-finite leaves that entry alone."""
+        axes = tuple(range(samples.ndim - self.mean.ndim))
+        size = 1
+        for axis in axes:
+            size *= samples.shape[axis]
+        total = self.count + size
+        delta = jnp.mean(samples, axis=axes) - self.mean
+        mean = self.mean + delta * (size / total)
+        within = self.variance * (self.count / total) + jnp.var(samples, axis=axes) * (size / total)
+        variance = within + delta**2 * (self.count / total) * (size / total)
+        finite = jnp.isfinite(mean) & jnp.isfinite(variance)
+        return RunningStatistics(
+            count=total,
+            mean=jnp.where(finite, mean, self.mean),
+            variance=jnp.where(finite, variance, self.variance),
+        )
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """(x - mean) / std, clipped to ±10."""
+        shape = (1,) * (x.ndim - self.mean.ndim) + self.mean.shape
+        centred = x - self.mean.reshape(shape)
+        return jnp.clip(centred * jax.lax.rsqrt(self.variance.reshape(shape) + 1e-8), -10.0, 10.0)
+
+
+class RewardNormalizer(struct.PyTreeNode):
+    """Rewards divided by the running standard deviation of the discounted return (OpenAI Baselines, VecNormalize)."""
+
+    discounted_return: jax.Array  # [B] R_t = r_t + γ R_{t-1}, begun anew at each episode
+    statistics: RunningStatistics
+
+    @classmethod
+    def init(cls, num_envs: int) -> "RewardNormalizer":
+        return cls(jnp.zeros(num_envs), RunningStatistics.init(()))
+
+    def update(self, rewards: jax.Array, done: jax.Array, gamma: jax.Array | float) -> "RewardNormalizer":
+        """Take in one rollout: rewards and done [T, B]."""
+
+        def step(carry: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            reward, ended = inputs
+            value = reward + gamma * carry
+            return jnp.where(ended, 0.0, value), value
+
+        last, returns = jax.lax.scan(step, self.discounted_return, (rewards, done))
+        last = jnp.where(jnp.isfinite(last), last, 0.0)
+        return RewardNormalizer(last, self.statistics.update(returns))
+
+    def normalize(self, rewards: jax.Array) -> jax.Array:
+        """r / std, clipped to ±10."""
+        return jnp.clip(rewards * jax.lax.rsqrt(self.statistics.variance + 1e-8), -10.0, 10.0)

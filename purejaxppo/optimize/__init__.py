@@ -1,0 +1,1 @@
+"""What the algorithms share: ways of moving parameters."""

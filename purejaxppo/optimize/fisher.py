@@ -1,0 +1,31 @@
+"""Fisher-vector products of a policy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def fisher_vector_product(
+    distribution: Callable[[jax.Array], Any], theta: jax.Array, damping: jax.Array | float
+) -> Callable[[jax.Array], jax.Array]:
+    """v ↦ (F + damping · I) v, with F = 1/N Σ_s J_sᵀ M_s J_s = ∇² mean KL(π_θ ‖ ·) at θ.
+
+    J is the Jacobian of the distribution's parameters in θ and M their own Fisher matrix (Pascanu and Bengio, 2014,
+    arXiv:1301.3584; Schulman et al., 2015, arXiv:1502.05477, appendix C.1). This Gauss–Newton form is positive
+    semi-definite by construction; the network is linearised once, and each product costs one pass forward, one back.
+
+    Args:
+        distribution: θ [P] ↦ a batch of N distributions.
+        theta: parameters [P].
+        damping: added to the diagonal, ≥ 0.
+    """
+    at_theta, push_forward = jax.linearize(distribution, theta)
+    pull_back = jax.linear_transpose(push_forward, theta)
+    size = at_theta.entropy().size
+
+    def product(v: jax.Array) -> jax.Array:
+        (curvature,) = pull_back(at_theta.fisher(push_forward(v)))
+        return curvature / size + damping * v
+
+    return product

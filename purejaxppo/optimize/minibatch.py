@@ -1,0 +1,67 @@
+"""Adam over shuffled minibatches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from purejaxppo.types import Metrics, Params
+
+Loss = Callable[[Params, Any], tuple[jax.Array, Metrics]]  # (params, minibatch) -> (scalar, metrics)
+
+
+class MinibatchAdam(struct.PyTreeNode):
+    """Adam (Kingma and Ba, 2015; ε = 1e-5 as in OpenAI Baselines) on gradients clipped by their global norm."""
+
+    learning_rate: jax.Array | float
+    max_grad_norm: jax.Array | float
+    num_epochs: int = struct.field(pytree_node=False)
+    num_minibatches: int = struct.field(pytree_node=False)
+
+    @staticmethod
+    def init(params: Params) -> Any:
+        return optax.scale_by_adam(eps=1e-5).init(params)
+
+    def minimize(
+        self,
+        key: jax.Array,
+        loss: Loss,
+        params: Params,
+        moments: Any,
+        batch: Any,
+        stop: Callable[[Metrics], jax.Array] | None = None,
+    ) -> tuple[Params, Any, Metrics]:
+        """`num_epochs` passes over `batch` [N, ...], each in `num_minibatches` shuffled parts.
+
+        Once `stop(metrics)` is true of a minibatch, neither it nor any later one moves the parameters.
+        Metrics are means over the last epoch, and `grad_norm`, the norm before clipping.
+        """
+        size = jax.tree.leaves(batch)[0].shape[0]
+        transform = optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+
+        def step(carry: Any, minibatch: Any) -> tuple[Any, Metrics]:
+            params, moments, stopped = carry
+            (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, minibatch)
+            if stop is not None:
+                stopped = stopped | stop(metrics)
+            direction, (_, new_moments) = transform.update(gradient, (optax.EmptyState(), moments))
+            moved = jax.tree.map(lambda p, d: p - self.learning_rate * d, params, direction)
+            if stop is not None:
+                moved, new_moments = jax.tree.map(
+                    lambda new, old: jnp.where(stopped, old, new), (moved, new_moments), (params, moments)
+                )
+            return (moved, new_moments, stopped), metrics | {"grad_norm": optax.global_norm(gradient)}
+
+        def epoch(carry: Any, key: jax.Array) -> tuple[Any, Metrics]:
+            minibatches = jax.tree.map(lambda x: x[None], batch)
+            if self.num_minibatches > 1:
+                order = jax.random.permutation(key, size).reshape(self.num_minibatches, -1)
+                minibatches = jax.tree.map(lambda x: x[order], batch)
+            return jax.lax.scan(step, carry, minibatches)
+
+        keys = jax.random.split(key, self.num_epochs)
+        (params, moments, _), metrics = jax.lax.scan(epoch, (params, moments, jnp.zeros((), bool)), keys)
+        return params, moments, jax.tree.map(lambda x: jnp.mean(x[-1]), metrics)

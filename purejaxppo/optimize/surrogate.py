@@ -1,0 +1,27 @@
+"""The surrogate objective of the trust-region methods."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.types import Batch, Policy
+
+
+def likelihood_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
+    """π(a|s) / π_old(a|s). |log ratio| is clamped to 20, where the gradient becomes 0 instead of overflowing."""
+    return jnp.exp(jnp.clip(log_prob - old_log_prob, -20.0, 20.0))
+
+
+def surrogate_and_kl(
+    policy: Policy, unravel: Callable[[jax.Array], Any], batch: Batch, advantage: jax.Array
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """θ ↦ (gain, kl): mean (ratio - 1) · A, and mean KL(π_old ‖ π_θ) (arXiv:1502.05477, eq. 14)."""
+
+    def evaluate(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new = policy(unravel(theta), batch.obs)
+        ratio = likelihood_ratio(new.log_prob(batch.action), batch.log_prob)
+        return jnp.mean((ratio - 1.0) * advantage), jnp.mean(batch.distribution.kl(new))
+
+    return evaluate

@@ -1,0 +1,82 @@
+"""T steps in B environments as one scan: auto-reset, and the statistics of episodes that ended."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.batching import any_run
+from purejaxppo.types import Box, Env, RolloutState, Space, Transition
+
+
+class EpisodeSums(NamedTuple):
+    """Totals over the episodes that ended within a rollout: O(1) memory, however long it is."""
+
+    episodes: jax.Array  # [] how many
+    returns: jax.Array  # [] sum of undiscounted returns
+    lengths: jax.Array  # [] sum of lengths
+
+
+def begin_episodes(key: jax.Array, env: Env, num_envs: int) -> RolloutState:
+    """B fresh episodes."""
+    state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    return RolloutState(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
+
+
+def environment_action(space: Space, action: jax.Array) -> jax.Array:
+    """What the environment receives for the policy's action: shaped as the space is, and clipped to its bounds."""
+    if isinstance(space, Box):
+        return jnp.clip(action.reshape(space.shape), space.low, space.high)
+    return action
+
+
+def rollout(
+    key: jax.Array, env: Env, policy: Callable[[jax.Array], Any], state: RolloutState, num_steps: int
+) -> tuple[RolloutState, Transition, EpisodeSums]:
+    """Let `policy` (obs [B, O] → distribution [B]) act for `num_steps` steps.
+
+    Where an episode ends, the next step starts a fresh one; `Transition.next_obs` keeps what the step really led to.
+    """
+    num_envs = state.episode_length.shape[0]
+
+    def step(
+        carry: tuple[RolloutState, EpisodeSums], keys: jax.Array
+    ) -> tuple[tuple[RolloutState, EpisodeSums], Transition]:
+        state, sums = carry
+        action_key, step_keys, reset_keys = keys[0], keys[1 : 1 + num_envs], keys[1 + num_envs :]
+        distribution = policy(state.obs)
+        action = distribution.sample(action_key)
+
+        def step_env(key: jax.Array, env_state: Any, action: jax.Array) -> Any:
+            return env.step(key, env_state, environment_action(env.action_space, action))
+
+        env_state, next_obs, reward, terminated, truncated = jax.vmap(step_env)(step_keys, state.env, action)
+        done = terminated | truncated
+        transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, distribution)
+
+        returns, lengths = state.episode_return + reward, state.episode_length + 1
+        sums = EpisodeSums(
+            sums.episodes + jnp.sum(done),
+            sums.returns + jnp.sum(jnp.where(done, returns, 0.0)),
+            sums.lengths + jnp.sum(jnp.where(done, lengths, 0)),
+        )
+        env_state, obs = _reset_where(done, reset_keys, env, env_state, next_obs)
+        state = RolloutState(env_state, obs, jnp.where(done, 0.0, returns), jnp.where(done, 0, lengths))
+        return (state, sums), transition
+
+    keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
+    (state, sums), transitions = jax.lax.scan(step, (state, EpisodeSums(*jnp.zeros((3,)))), keys)
+    return state, transitions, sums
+
+
+def _reset_where(done: jax.Array, keys: jax.Array, env: Env, env_state: Any, obs: jax.Array) -> tuple[Any, jax.Array]:
+    """Fresh start states where `done` [B]; the work is skipped in steps where no episode of any run ended."""
+
+    def reset(env_state: Any, obs: jax.Array) -> tuple[Any, jax.Array]:
+        def choose(fresh: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), fresh, old)
+
+        return jax.tree.map(choose, jax.vmap(env.reset)(keys), (env_state, obs))
+
+    return jax.lax.cond(any_run(done), reset, lambda *unchanged: unchanged, env_state, obs)

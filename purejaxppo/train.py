@@ -1,0 +1,181 @@
+"""Training as one pure function of a PRNG key.
+
+key ─► init ─► TrainState ─► ┌ rollout ─► advantages ─► update ┐ ─► TrainState, Metrics
+                             └───── lax.scan, num_updates ─────┘
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
+from purejaxppo.agent import acting, networks, normalize
+from purejaxppo.config import Config
+from purejaxppo.evaluate import evaluate
+from purejaxppo.normalize import RewardNormalizer, RunningStatistics
+from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.rollout import begin_episodes, rollout
+from purejaxppo.types import Batch, Metrics, Params, TrainState, Transition
+
+
+def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
+    """`train(key) -> (TrainState, Metrics)`, the whole of training, to be jitted and vmapped over keys.
+
+    Metrics are [num_updates] each; `eval_return` and `eval_length`, present if `eval_interval` > 0, hold one value per
+    evaluation: every `eval_interval` updates, and after the last. May be called under a trace, with traced numbers.
+
+    Raises:
+        UsageError: the config cannot work.
+    """
+    config.check()
+
+    def train(key: jax.Array) -> tuple[TrainState, Metrics]:
+        return train_updates(config, init(config, key), config.num_updates)
+
+    return train
+
+
+def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[TrainState, Metrics]:
+    """`num_updates` updates from `state` on: any division into calls gives the same bits."""
+
+    def update(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+        return update_step(config, state)
+
+    def period(state: TrainState, length: int) -> tuple[TrainState, tuple[Metrics, Metrics]]:
+        state, metrics = jax.lax.scan(update, state, None, length)
+        return state, (metrics, evaluate(config, state, evaluation_key(state), config.eval_episodes).means())
+
+    if not config.eval_interval:
+        return jax.lax.scan(update, state, None, num_updates)
+    whole, rest = divmod(num_updates, config.eval_interval)
+    state, (metrics, evaluations) = jax.lax.scan(
+        lambda state, _: period(state, config.eval_interval), state, None, whole
+    )
+    metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
+    if rest:
+        state, (last, evaluation) = period(state, rest)
+        metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, last)
+        evaluations = jax.tree.map(jnp.append, evaluations, evaluation)
+    return state, metrics | evaluations
+
+
+def init(config: Config, key: jax.Array) -> TrainState:
+    """The state before the first update."""
+    env = config.environment
+    key, policy_key, critic_key, env_key = jax.random.split(key, 4)
+    episodes = begin_episodes(env_key, env, config.num_envs)
+    policy, critic = networks(config)
+    params, critic_params = policy.init(policy_key, episodes.obs), critic.init(critic_key, episodes.obs)
+    return TrainState(
+        policy=params,
+        critic=critic_params,
+        algorithm=config.algo.init(params),
+        critic_optimizer=MinibatchAdam.init(critic_params),
+        observation_statistics=RunningStatistics.init(env.observation_space.shape),
+        reward_normalizer=RewardNormalizer.init(config.num_envs),
+        rollout=episodes,
+        key=key,
+        update=jnp.zeros((), jnp.int32),
+    )
+
+
+def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]:
+    """One update: rollout → advantages → policy and critic. The normalisers stand still while it lasts."""
+    policy, _ = networks(config)
+    key, rollout_key, policy_key, critic_key = jax.random.split(state.key, 4)
+
+    env, act = config.environment, acting(config, state)
+    episodes, transitions, sums = rollout(rollout_key, env, act, state.rollout, config.num_steps)
+    batch, reward_normalizer = learning_batch(config, state, transitions)
+
+    adam = MinibatchAdam(
+        learning_rate(config, state.update), config.max_grad_norm, config.num_epochs, config.num_minibatches
+    )
+    params, algorithm_state, metrics = config.algo.update(
+        policy_key, policy.apply, state.policy, state.algorithm, batch, adam
+    )
+    critic_params, critic_moments, critic_metrics = adam.minimize(
+        critic_key, value_loss(config), state.critic, state.critic_optimizer, batch
+    )
+
+    metrics |= {
+        "episode_return": sums.returns / sums.episodes,  # NaN where no episode ended
+        "episode_length": sums.lengths / sums.episodes,
+        "episodes": sums.episodes,
+        "entropy": jnp.mean(batch.distribution.entropy()),
+        "value_loss": critic_metrics["value_loss"],
+        "value_grad_norm": critic_metrics["grad_norm"],
+        "explained_variance": explained_variance(batch.value, batch.value_target),
+        "learning_rate": adam.learning_rate,
+    }
+    statistics = state.observation_statistics
+    return state.replace(
+        policy=params,
+        critic=critic_params,
+        algorithm=algorithm_state,
+        critic_optimizer=critic_moments,
+        observation_statistics=statistics.update(transitions.obs) if config.normalize_observations else statistics,
+        reward_normalizer=reward_normalizer,
+        rollout=episodes,
+        key=key,
+        update=state.update + 1,
+    ), metrics
+
+
+def learning_batch(config: Config, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer]:
+    """Advantages and value targets of a rollout, flattened to [T·B], and the reward statistics that went into them."""
+    _, critic = networks(config)
+    obs, next_obs = (normalize(config, state, x) for x in (transitions.obs, transitions.next_obs))
+    values, next_values = critic.apply(state.critic, obs), critic.apply(state.critic, next_obs)
+    log_probs = transitions.distribution.log_prob(transitions.action)
+    terminated, done = transitions.terminated, transitions.terminated | transitions.truncated
+
+    rewards, normalizer = transitions.reward, state.reward_normalizer
+    if config.normalize_rewards:
+        normalizer = normalizer.update(rewards, done, config.gamma)
+        rewards = normalizer.normalize(rewards)
+    rewards = rewards - config.entropy_reward_coef * log_probs
+
+    advantages = gae(rewards, values, next_values, terminated, done, config.gamma, config.gae_lambda)
+    returns = monte_carlo_returns(rewards, next_values, terminated, done, config.gamma)
+    targets = {
+        "lambda-return": advantages + values,
+        "td0": td_targets(rewards, next_values, terminated, config.gamma),
+        "monte-carlo": returns,
+    }
+    batch = Batch(
+        obs=obs,
+        action=transitions.action,
+        log_prob=log_probs,
+        distribution=transitions.distribution,
+        value=values,
+        advantage=advantages if config.advantage_estimator == "gae" else returns - values,
+        value_target=targets[config.value_target],
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), normalizer
+
+
+def value_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
+    """½ mean (V - target)²; with `value_clip_eps`, the larger of it and that of V kept within ±ε of its old value."""
+    _, critic = networks(config)
+
+    def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        values = critic.apply(params, batch.obs)
+        clipped = batch.value + jnp.clip(values - batch.value, -config.value_clip_eps, config.value_clip_eps)
+        errors = jnp.maximum((values - batch.value_target) ** 2, (clipped - batch.value_target) ** 2)
+        value = 0.5 * jnp.mean(errors)
+        return value, {"value_loss": value}
+
+    return loss
+
+
+def learning_rate(config: Config, update: jax.Array) -> jax.Array:
+    """Of update u = 0 … U-1: constant, or annealed as α (1 - u/U), so the first is α and the last α/U."""
+    fraction = 1.0 - update / config.num_updates if config.anneal_learning_rate else jnp.ones(())
+    return jnp.asarray(config.learning_rate * fraction, jnp.float32)
+
+
+def evaluation_key(state: TrainState) -> jax.Array:
+    """A key for an evaluation at this state, which leaves the run's own keys as they are."""
+    return jax.random.fold_in(state.key, 0x6576616C)

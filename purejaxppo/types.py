@@ -1,0 +1,157 @@
+"""The records that data flows through, and the protocols that parts are held to.
+
+Shapes: T steps, B environments, N = T·B samples, O and A the shapes of one observation and one action.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+from flax import struct
+
+Params = Any  # a pytree of float arrays
+Metrics = dict[str, jax.Array]
+AlgorithmState = Any  # a pytree: optimiser moments, β, or () where there is nothing to keep
+EnvState = Any  # a pytree, whatever the environment keeps
+
+
+class UsageError(ValueError):
+    """A request that cannot be met. The message is one line: the value, the rule, the fix."""
+
+
+class Box(NamedTuple):
+    """Real vectors. `low` and `high` broadcast against `shape`; ±inf where there is no bound."""
+
+    low: Any
+    high: Any
+    shape: tuple[int, ...]
+
+
+class Discrete(NamedTuple):
+    """Integers 0 … n-1."""
+
+    n: int
+
+
+Space = Box | Discrete
+
+
+class Env(Protocol):
+    """One environment, unbatched. Pure functions; the time limit is part of it; no auto-reset.
+
+    `terminated`: the process ended, the value of what follows is 0. `truncated`: it was cut off, by a time limit
+    say, and the value of what follows is V(obs) of the observation returned by that very step.
+    """
+
+    @property
+    def observation_space(self) -> Box: ...
+
+    @property
+    def action_space(self) -> Space: ...
+
+    def reset(self, key: jax.Array) -> tuple[EnvState, jax.Array]:
+        """`(state, obs)` of a fresh episode."""
+        ...
+
+    def step(
+        self, key: jax.Array, state: EnvState, action: jax.Array
+    ) -> tuple[EnvState, jax.Array, jax.Array, jax.Array, jax.Array]:
+        """`(state, obs, reward, terminated, truncated)`, `obs` being the one really reached."""
+        ...
+
+
+class Distribution(Protocol):
+    """A batch of distributions over actions; a pytree of its parameters. Results lack the event axis."""
+
+    def sample(self, key: jax.Array) -> jax.Array: ...
+
+    def mode(self) -> jax.Array: ...
+
+    def log_prob(self, action: jax.Array) -> jax.Array: ...
+
+    def entropy(self) -> jax.Array: ...
+
+    def kl(self, other: Any) -> jax.Array:
+        """KL(self ‖ other)."""
+        ...
+
+    def fisher(self, tangent: Any) -> Any:
+        """The Fisher matrix of this distribution's own parameters, times a tangent shaped like the distribution."""
+        ...
+
+
+Policy = Callable[[Params, jax.Array], Any]  # (params, obs [..., O]) -> Distribution [...]
+
+
+class Transition(NamedTuple):
+    """What a rollout records."""
+
+    obs: jax.Array  # [T, B, O] as the environment gave it
+    action: jax.Array  # [T, B, A] as the policy drew it, unclipped
+    reward: jax.Array  # [T, B] as the environment gave it
+    terminated: jax.Array  # [T, B] bool
+    truncated: jax.Array  # [T, B] bool
+    next_obs: jax.Array  # [T, B, O] what the step led to, before any reset
+    distribution: Any  # [T, B, ...] π(·|obs) of the behaviour policy
+
+
+class Batch(NamedTuple):
+    """What an update learns from: one rollout, flattened."""
+
+    obs: jax.Array  # [N, O] normalised, if the run normalises
+    action: jax.Array  # [N, A]
+    log_prob: jax.Array  # [N] log π_old(a|s)
+    distribution: Any  # [N, ...] π_old(·|s)
+    value: jax.Array  # [N] V(s) before the update
+    advantage: jax.Array  # [N]
+    value_target: jax.Array  # [N]
+
+
+class RolloutState(NamedTuple):
+    """Where the environments stand between two rollouts."""
+
+    env: EnvState  # [B, ...]
+    obs: jax.Array  # [B, O]
+    episode_return: jax.Array  # [B] undiscounted, so far
+    episode_length: jax.Array  # [B] int32, so far
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything about a run: save it, and the run can go on bit for bit."""
+
+    policy: Params
+    critic: Params
+    algorithm: AlgorithmState
+    critic_optimizer: Any  # Adam's moments
+    observation_statistics: Any  # RunningStatistics over O
+    reward_normalizer: Any  # RewardNormalizer
+    rollout: RolloutState
+    key: jax.Array  # []
+    update: jax.Array  # [] int32, updates done
+
+
+class Algorithm(Protocol):
+    """A rule that moves the policy. A frozen dataclass of its hyperparameters, with pure methods.
+
+    `published` names the settings of the shared machinery (rollout, critic) that its paper or its reference
+    implementations use; a `Config` takes them where its user says nothing.
+    """
+
+    published: ClassVar[Mapping[str, Any]]
+
+    def init(self, params: Params) -> AlgorithmState: ...
+
+    def update(
+        self, key: jax.Array, policy: Policy, params: Params, state: AlgorithmState, batch: Batch, optimizer: Any
+    ) -> tuple[Params, AlgorithmState, Metrics]: ...
+
+
+def number(default: float | None, interval: str, help: str) -> Any:
+    """A hyperparameter that may be traced, so that one compiled program serves many values of it."""
+    return struct.field(default=default, metadata={"interval": interval, "help": help, "type": float})
+
+
+def static(default: Any, help: str, *, interval: str = "", choices: tuple[str, ...] = ()) -> Any:
+    """A hyperparameter that sets shapes or program structure: another value is another compile."""
+    metadata = {"interval": interval, "choices": choices, "help": help}
+    return struct.field(pytree_node=False, default=default, metadata=metadata)

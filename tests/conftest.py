@@ -1,0 +1,7 @@
+"""Every test runs strictly, on two CPU devices."""
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
