@@ -3,6 +3,7 @@
 from purejaxppo.algorithms import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, PPOPenalty
 from purejaxppo.config import Config
 from purejaxppo.evaluate import evaluate
+from purejaxppo.presets import preset
 from purejaxppo.train import init, make_train, update_step
 
 __version__ = "0.1.0"
@@ -19,5 +20,6 @@ __all__ = [
     "evaluate",
     "init",
     "make_train",
+    "preset",
     "update_step",
 ]

@@ -94,9 +94,10 @@ class Config(struct.PyTreeNode):
         if not isinstance(self.algo, tuple(ALGORITHMS.values())) and not hasattr(self.algo, "update"):
             known = ", ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
             raise UsageError(f"algo = {self.algo!r} is not an algorithm; pass an instance of one: {known}.")
+        usual = {**DEFAULTS, **self.algo.published}
         for owner in (self, self.algo):
             for field in dataclasses.fields(owner):
-                check_field(field, getattr(owner, field.name))
+                check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
         batch = self.num_envs * self.num_steps
         if batch % self.num_minibatches:
             near = sorted(
@@ -115,15 +116,15 @@ class Config(struct.PyTreeNode):
             raise UsageError(f"action_space = {env.action_space!r} is neither Box nor Discrete; adapt the environment.")
 
 
-def check_field(field: "dataclasses.Field[Any]", value: Any) -> None:
-    """Hold one value against the type, interval and choices that its field declares."""
+def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None:
+    """Hold one value against the type, interval and choices that its field declares; `usual` is the way out."""
     if isinstance(value, jax.Array | jax.core.Tracer):  # traced, or one value per run
         return
     choices, interval = field.metadata.get("choices", ()), field.metadata.get("interval", "")
     if choices and value not in choices:
-        raise UsageError(f"{field.name} = {value!r} is not one of: {', '.join(choices)}.")
-    if not choices and isinstance(field.default, bool) and not isinstance(value, bool):
-        raise UsageError(f"{field.name} = {value!r} must be True or False.")
+        raise UsageError(f"{field.name} = {value!r} is not one of: {', '.join(choices)}; the default is {usual}.")
+    if isinstance(usual, bool) and not isinstance(value, bool):
+        raise UsageError(f"{field.name} = {value!r} must be True or False; the default is {usual}.")
     if not interval:
         return
     whole = field.metadata.get("type") is not float
@@ -132,8 +133,7 @@ def check_field(field: "dataclasses.Field[Any]", value: Any) -> None:
         valid = isinstance(x, int if whole else int | float) and not isinstance(x, bool)
         if not valid or not _within(x, interval):
             kind = "a whole number" if whole else "a number"
-            shown = f"; the default is {field.default}" if field.default is not None else ""
-            raise UsageError(f"{field.name} = {x!r} must be {kind} in {interval}{shown}.")
+            raise UsageError(f"{field.name} = {x!r} must be {kind} in {interval}; the default is {usual}.")
 
 
 def _within(x: float, interval: str) -> bool:

@@ -27,7 +27,7 @@ class NPG(struct.PyTreeNode):
     fisher_subsample: int = static(1, "use every k-th sample for the Fisher matrix", interval="[1, inf)")
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
 
-    published: ClassVar[Mapping[str, Any]] = {
+    published: ClassVar[Mapping[str, Any]] = {  # TRPO's
         "num_envs": 2,
         "num_steps": 1024,
         "learning_rate": 1e-3,

@@ -31,7 +31,7 @@ class PPO(struct.PyTreeNode):
         choices=("minibatch", "batch", "none"),
     )
 
-    published: ClassVar[Mapping[str, Any]] = {
+    published: ClassVar[Mapping[str, Any]] = {  # CleanRL's ppo.py
         "num_envs": 4,
         "num_steps": 128,
         "learning_rate": 2.5e-4,

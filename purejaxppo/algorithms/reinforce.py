@@ -22,7 +22,7 @@ class REINFORCE(struct.PyTreeNode):
     normalize_advantages: bool = static(False, "standardise what multiplies the gradient, over the batch")
     entropy_coef: float = number(0.0, "[0, inf)", "weight of the entropy bonus")
 
-    published: ClassVar[Mapping[str, Any]] = {
+    published: ClassVar[Mapping[str, Any]] = {  # no reference implementation: tuned on CartPole
         "num_envs": 8,
         "num_steps": 256,
         "learning_rate": 3e-3,

@@ -53,7 +53,7 @@ class MinibatchAdam(struct.PyTreeNode):
                 moved, new_moments = jax.tree.map(
                     lambda new, old: jnp.where(stopped, old, new), (moved, new_moments), (params, moments)
                 )
-            return (moved, new_moments, stopped), metrics | {"grad_norm": optax.global_norm(gradient)}
+            return (moved, new_moments, stopped), metrics | {"grad_norm": optax.tree.norm(gradient)}
 
         def epoch(carry: Any, key: jax.Array) -> tuple[Any, Metrics]:
             minibatches = jax.tree.map(lambda x: x[None], batch)

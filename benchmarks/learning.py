@@ -1,0 +1,179 @@
+"""Does it learn what the papers report? Trains every claim of the table below and writes data, a table and a figure.
+
+    python benchmarks/learning.py                  # all, about 10 minutes on 2 cores
+    python benchmarks/learning.py --only trpo      # those whose name contains a word; the other results are kept
+
+Each policy is judged by the mean of 100 greedy episodes after training.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from purejaxppo.config import Config
+from purejaxppo.evaluate import evaluate
+from purejaxppo.experiment.devices import over_runs, use_cpu_cores
+from purejaxppo.experiment.logging import versions
+from purejaxppo.experiment.statistics import iqm, iqm_interval
+from purejaxppo.presets import preset, settings_of
+from purejaxppo.train import evaluation_key, make_train
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Claim(NamedTuple):
+    name: str
+    algo: str
+    env: str
+    total_steps: int
+    at_least: float | None  # None: a curve to record, not a score to reach
+    seeds: int = 10
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+CLAIMS = [
+    Claim("reinforce CartPole", "reinforce", "CartPole-v1", 500_000, 450),
+    Claim("a2c CartPole", "a2c", "CartPole-v1", 500_000, 475),
+    Claim("npg CartPole", "npg", "CartPole-v1", 100_000, 475),
+    Claim("trpo CartPole", "trpo", "CartPole-v1", 100_000, 490),
+    Claim("ppo CartPole", "ppo", "CartPole-v1", 500_000, 490),
+    Claim("ppo-penalty adaptive CartPole", "ppo-penalty", "CartPole-v1", 100_000, 470),
+    Claim("ppo-penalty fixed CartPole", "ppo-penalty", "CartPole-v1", 100_000, 470, settings=(("adaptive", False),)),
+    Claim("trpo Acrobot", "trpo", "Acrobot-v1", 100_000, -90),
+    Claim("ppo Acrobot", "ppo", "Acrobot-v1", 500_000, -86),
+    Claim("trpo Pendulum", "trpo", "Pendulum-v1", 300_000, -250),
+    Claim("ppo Pendulum", "ppo", "Pendulum-v1", 300_000, -200),
+    Claim("trpo MountainCarContinuous", "trpo", "MountainCarContinuous-v0", 300_000, 90),
+    Claim("ppo MountainCarContinuous", "ppo", "MountainCarContinuous-v0", 300_000, 90),
+    Claim("ppo Breakout", "ppo", "Breakout-MinAtar", 1_000_000, None, seeds=1),
+    Claim("ppo Asterix", "ppo", "Asterix-MinAtar", 1_000_000, None, seeds=1),
+]
+
+
+def measure(claim: Claim) -> dict[str, Any]:
+    """Train all seeds of a claim as one program; the seeds are 0 … seeds-1."""
+    config = preset(claim.algo, claim.env, total_steps=claim.total_steps, **dict(claim.settings))
+    train = make_train(config)
+
+    def run(key: jax.Array) -> Any:
+        state, metrics = train(key)
+        return evaluate(config, state, evaluation_key(state), 100).returns.mean(), metrics
+
+    devices = jax.devices()
+    devices = devices[: max(n for n in range(1, len(devices) + 1) if claim.seeds % n == 0)]
+    keys = jax.vmap(jax.random.key)(np.arange(claim.seeds))
+    compiled = over_runs(run, devices).lower(keys).compile()
+    began = time.monotonic()
+    scores, metrics = jax.block_until_ready(compiled(keys))
+    seconds = time.monotonic() - began
+    scores = np.asarray(scores, np.float64)
+    low, high = iqm_interval(scores)
+    return {
+        "algo": claim.algo,
+        "env": claim.env,
+        "at_least": claim.at_least,
+        "reached": None if claim.at_least is None else bool(scores.mean() >= claim.at_least),
+        "mean": scores.mean(),
+        "std": scores.std(),
+        "iqm": iqm(scores),
+        "ci_low": low,
+        "ci_high": high,
+        "per_seed": scores.tolist(),
+        "env_steps": config.env_steps,
+        "steps_per_second": claim.seeds * config.env_steps / seconds,
+        "settings": {name: str(value) for name, value in settings_of(config).items()},
+        "curve": curve(config, metrics),
+        "command": f"python benchmarks/learning.py --only {claim.name!r}",
+        "versions": versions(),
+    }
+
+
+def curve(config: Config, metrics: dict[str, jax.Array], points: int = 40) -> dict[str, list[Any]]:
+    """Training returns at `points` places: mean over the episodes that ended since the last one, per seed."""
+    returns, episodes = np.asarray(metrics["episode_return"]), np.asarray(metrics["episodes"])
+    totals = np.where(episodes > 0, returns, 0.0) * episodes
+    edges = np.unique(np.linspace(0, config.num_updates, points + 1).astype(int))
+    count = np.maximum(np.add.reduceat(episodes, edges[:-1], axis=1), 1e-9)
+    means = np.where(count >= 1, np.add.reduceat(totals, edges[:-1], axis=1) / count, np.nan)
+    return {
+        "env_steps": (edges[1:] * config.num_envs * config.num_steps).tolist(),
+        "episode_return": [[None if np.isnan(x) else round(float(x), 2) for x in seed] for seed in means],
+    }
+
+
+def write(results: dict[str, dict[str, Any]]) -> None:
+    """learning.json, learning.md and learning.png under results/."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "learning.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = [
+        "| claim | steps | seeds | mean ± std | IQM [95%] | worst seed | at least | reached |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, r in results.items():
+        interval = f"{r['iqm']:.1f} [{r['ci_low']:.1f}, {r['ci_high']:.1f}]"
+        target = "–" if r["at_least"] is None else f"{r['at_least']:g}"
+        reached = "–" if r["reached"] is None else ("yes" if r["reached"] else "**no**")
+        lines.append(
+            f"| {name} | {r['env_steps']:,} | {len(r['per_seed'])} | {r['mean']:.1f} ± {r['std']:.1f} | "
+            f"{interval} | {min(r['per_seed']):.1f} | {target} | {reached} |"
+        )
+    header = "# Learning\n\nMade by `python benchmarks/learning.py`; mean of 100 greedy episodes per final policy.\n\n"
+    (RESULTS / "learning.md").write_text(header + "\n".join(lines) + "\n")
+    draw(results)
+
+
+def draw(results: dict[str, dict[str, Any]]) -> None:
+    """One panel per environment: IQM over seeds of the training return, with a 95% bootstrap band."""
+    envs = list(dict.fromkeys(r["env"] for r in results.values()))
+    rows = -(-len(envs) // 3)
+    figure = Figure(figsize=(12, 3.4 * rows), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, 3, squeeze=False).ravel()
+    colors = dict(zip(("reinforce", "a2c", "npg", "trpo", "ppo", "ppo-penalty"), OKABE_ITO, strict=True))
+    for axes, env in zip(panels, envs, strict=False):
+        for name, r in results.items():
+            if r["env"] != env:
+                continue
+            x = r["curve"]["env_steps"]
+            y = np.array([[np.nan if v is None else v for v in seed] for seed in r["curve"]["episode_return"]])
+            style = "--" if "fixed" in name else "-"
+            label = name.removesuffix(" " + name.split()[-1])
+            axes.plot(x, [iqm(column) for column in y.T], style, color=colors[r["algo"]], label=label, linewidth=1.5)
+            low, high = np.transpose([iqm_interval(column) for column in y.T])
+            axes.fill_between(x, low, high, color=colors[r["algo"]], alpha=0.15, linewidth=0)
+        axes.set(title=env, xlabel="environment steps per seed", ylabel="episode return in training")
+        axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:,.0f}k")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8)
+    for axes in panels[len(envs) :]:
+        axes.remove()
+    figure.savefig(RESULTS / "learning.png")
+
+
+OKABE_ITO = ("#999999", "#E69F00", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="only claims whose name contains this")
+    only = parser.parse_args().only
+    use_cpu_cores()
+    path = RESULTS / "learning.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for claim in CLAIMS:
+        if only in claim.name:
+            known[claim.name] = result = measure(claim)
+            print(f"{claim.name}: {result['mean']:.1f} ± {result['std']:.1f}, at least {claim.at_least}", flush=True)
+            write({c.name: known[c.name] for c in CLAIMS if c.name in known})
+    return 0 if all(r["reached"] is not False for r in known.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Runs laid out over devices."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from purejaxppo.types import UsageError
+
+
+def use_cpu_cores() -> None:
+    """Make every CPU core a JAX device. Has an effect only before JAX's first use, and if the user has not chosen."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    except RuntimeError:  # JAX is already in use in this process, with the devices that it has
+        return
+
+
+def choose_devices(wanted: int | None) -> list[jax.Device]:
+    """The first `wanted` devices, or all."""
+    devices = jax.devices()
+    if wanted is not None and not 1 <= wanted <= len(devices):
+        raise UsageError(f"devices = {wanted} must be within 1 … {len(devices)}, the number of devices here.")
+    return devices[:wanted]
+
+
+def over_runs(fn: Callable[..., Any], devices: Sequence[jax.Device], shared: int = 0, donate: bool = False) -> Any:
+    """`fn` for one run, jitted for many: vmapped over the leading axis of its arguments and sharded over devices.
+
+    The last `shared` arguments are the same for all runs. The number of runs must be a multiple of the number of
+    devices. No device waits for another: the program has no collectives.
+    """
+
+    def many(*args: Any) -> Any:
+        own = len(args) - shared
+        return jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)(*args)
+
+    def specs(*args: Any) -> tuple[PartitionSpec, ...]:
+        return (PartitionSpec("run"),) * (len(args) - shared) + (PartitionSpec(),) * shared
+
+    mesh = Mesh(np.asarray(devices), ("run",), axis_types=(AxisType.Auto,))
+
+    def sharded(*args: Any) -> Any:
+        return jax.shard_map(many, mesh=mesh, in_specs=specs(*args), out_specs=PartitionSpec("run"), check_vma=False)(
+            *args
+        )
+
+    return jax.jit(sharded, donate_argnums=(0,) if donate else ())
+
+
+def available_bytes(device: jax.Device) -> int | None:
+    """Free memory for arrays on a device, where it can be known."""
+    if device.platform != "cpu":
+        stats = device.memory_stats()
+        return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None

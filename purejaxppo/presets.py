@@ -1,0 +1,85 @@
+"""Settings by algorithm and environment, as plain data."""
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.config import Config
+from purejaxppo.types import UsageError
+
+_MINATAR = {  # purejaxrl's settings for MinAtar
+    "num_envs": 64,
+    "num_minibatches": 8,
+    "learning_rate": 5e-3,
+    "activation": "relu",
+    "total_steps": 10_000_000,
+}
+_SPARSE_REWARD = {"gamma": 0.999, "normalize_observations": True, "normalize_rewards": True, "total_steps": 300_000}
+
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("npg", "CartPole-v1"): {"total_steps": 100_000},
+    ("trpo", "CartPole-v1"): {"total_steps": 100_000},
+    ("ppo-penalty", "CartPole-v1"): {"total_steps": 100_000},
+    ("trpo", "Acrobot-v1"): {"total_steps": 100_000},
+    ("trpo", "Pendulum-v1"): {"total_steps": 300_000},
+    ("ppo", "Pendulum-v1"): {
+        "num_steps": 512,
+        "gamma": 0.97,
+        "learning_rate": 1e-3,
+        "num_epochs": 10,
+        "num_minibatches": 32,
+        "value_clip_eps": math.inf,
+        "normalize_rewards": True,
+        "entropy_coef": 0.0,
+        "total_steps": 300_000,
+    },
+    ("trpo", "MountainCarContinuous-v0"): _SPARSE_REWARD,
+    ("ppo", "MountainCarContinuous-v0"): {
+        **_SPARSE_REWARD,
+        "num_envs": 8,
+        "num_steps": 256,
+        "learning_rate": 3e-4,
+        "num_epochs": 10,
+        "num_minibatches": 16,
+    },
+    ("ppo", "Asterix-MinAtar"): _MINATAR,
+    ("ppo", "Breakout-MinAtar"): _MINATAR,
+    ("ppo", "Freeway-MinAtar"): _MINATAR,
+    ("ppo", "Seaquest-MinAtar"): _MINATAR,
+    ("ppo", "SpaceInvaders-MinAtar"): _MINATAR,
+}
+
+
+def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
+    """A `Config` from flat settings: those given, else the preset of (algo, env), else as published.
+
+    Raises:
+        UsageError: an unknown algorithm or setting; the settings' values are judged by `Config.check`.
+    """
+    if algo not in ALGORITHMS:
+        raise UsageError(f"algo = {algo!r} is not one of: {', '.join(ALGORITHMS)}{_did_you_mean(algo, ALGORITHMS)}.")
+    known = {field.name for field in dataclasses.fields(Config)} - {"algo", "env"}
+    own = {field.name for field in dataclasses.fields(ALGORITHMS[algo])}  # type: ignore[arg-type]
+    name = env.removeprefix("gymnax/") if isinstance(env, str) else ""
+    chosen = {**PRESETS.get((algo, name), {}), **settings}
+    for unknown in chosen.keys() - known - own:
+        hint = _did_you_mean(unknown, known | own)
+        raise UsageError(f"{unknown!r} is not a setting of {algo}{hint}; its own are: {', '.join(sorted(own))}.")
+    algorithm = ALGORITHMS[algo](**{name: value for name, value in chosen.items() if name in own})
+    return Config(env=env, algo=algorithm, **{name: value for name, value in chosen.items() if name in known})
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The flat settings that `preset` takes: `preset(**settings_of(config))` is `config` again."""
+    algo = {cls: name for name, cls in ALGORITHMS.items()}[type(config.algo)]
+    settings: dict[str, Any] = {"algo": algo}
+    for owner in (config, config.algo):
+        settings |= {f.name: getattr(owner, f.name) for f in dataclasses.fields(owner) if f.name != "algo"}
+    return settings
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

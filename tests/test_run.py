@@ -1,0 +1,291 @@
+"""The command line: what it leaves on disk, what it prints, and how it refuses."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purejaxppo import make_train
+from purejaxppo.experiment.checkpoint import restore
+from purejaxppo.experiment.devices import over_runs
+from purejaxppo.experiment.logging import write_json
+from purejaxppo.experiment.loop import _stops
+from purejaxppo.experiment.statistics import iqm, iqm_interval
+from purejaxppo.presets import PRESETS, preset, settings_of
+from purejaxppo.run import main
+from purejaxppo.types import Box, Discrete
+
+SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 200, "num_minibatches": 2, "hidden_sizes": (8,)}
+FLAGS = "--num-envs 2 --num-steps 16 --total-steps 200 --num-minibatches 2 --hidden-sizes 8 --num-seeds 3".split()
+
+
+class RewardTurnsNaN:
+    """A user's environment whose reward is NaN from the 20th step of an episode on."""
+
+    observation_space = Box(-math.inf, math.inf, (1,))
+    action_space = Discrete(2)
+
+    def reset(self, key):
+        return jnp.zeros((), jnp.int32), jnp.zeros(1)
+
+    def step(self, key, state, action):
+        state = state + 1
+        reward = jnp.where(state < 20, 1.0, jnp.nan)
+        return state, state[None].astype(jnp.float32), reward, jnp.zeros((), bool), state >= 50
+
+
+class DictActions(RewardTurnsNaN):
+    action_space = {"left": 1}
+
+
+class DeepObservations(RewardTurnsNaN):
+    observation_space = Box(0.0, 1.0, (2, 2, 2, 2))
+
+
+class NoSpaces:
+    def reset(self, key):
+        return key
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of 3 seeds on 2 devices, with evaluations at intervals."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    code = main(
+        [*FLAGS, "--algo", "trpo", "--seed", "5", "--out", str(out), "--log-interval", "3", "--eval-interval", "4"]
+    )
+    assert code == 0
+    return out
+
+
+def test_the_run_directory_holds_what_is_promised(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints"}
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["224"]  # 7 updates of 32 steps
+    assert (finished / "learning_curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_summary_holds_the_contracts_keys_and_agrees_with_itself(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary) == {
+        *("algo", "env", "num_seeds", "env_steps", "eval_return", "steps_per_second"),
+        *("compile_seconds", "run_seconds", "device"),
+    }
+    assert (summary["algo"], summary["env"], summary["num_seeds"], summary["env_steps"]) == (
+        "trpo",
+        "CartPole-v1",
+        3,
+        224,
+    )
+    returns = summary["eval_return"]
+    assert len(returns["per_seed"]) == 3
+    assert returns["mean"] == pytest.approx(np.mean(returns["per_seed"]))
+    assert returns["ci_low"] <= returns["iqm"] <= returns["ci_high"]
+    assert summary["steps_per_second"] == pytest.approx(3 * 224 / summary["run_seconds"])
+
+
+def test_metrics_have_a_row_per_seed_and_interval(finished):
+    rows = list(csv.DictReader((finished / "metrics.csv").open()))
+    assert list(rows[0])[:3] == ["seed", "update", "env_steps"]
+    assert [(int(row["seed"]), int(row["update"])) for row in rows] == [(s, u) for u in (3, 4, 6, 7) for s in (5, 6, 7)]
+    assert all(int(row["env_steps"]) == 32 * int(row["update"]) for row in rows)
+    evaluated = {int(row["update"]) for row in rows if row["eval_return"]}
+    assert evaluated == {4, 7}
+    wanted = {"episode_return", "episode_length", "episodes", "policy_loss", "value_loss", "entropy", "kl", "grad_norm"}
+    wanted |= {"explained_variance", "learning_rate", "predicted_kl", "predicted_gain", "gain", "cg_residual", "xFx"}
+    assert wanted | {"step_norm", "backtracks", "accepted"} <= set(rows[0])
+
+
+def test_config_json_makes_the_same_config_again(finished):
+    stored = json.loads((finished / "config.json").read_text())
+    settings = {name: float(x) if x == "inf" else x for name, x in stored["settings"].items()}
+    settings["hidden_sizes"] = tuple(settings["hidden_sizes"])
+    assert preset(**settings) == preset("trpo", "CartPole-v1", **SMALL, eval_interval=4)
+    assert stored["seeds"] == [5, 6, 7]
+    assert stored["versions"]["jax"] == jax.__version__
+    assert stored["prng_implementation"] == "threefry2x32"
+
+
+def test_the_checkpoint_is_the_state_of_the_bare_train_bit_for_bit(finished):
+    config = preset("trpo", "CartPole-v1", **SMALL)
+    keys = jax.vmap(jax.random.key)(np.array([5, 6, 7, 7], np.uint32))
+    state, _ = over_runs(make_train(config), jax.devices())(keys)
+    state = jax.tree.map(lambda x: x[:3], state)
+    saved = restore(finished / "checkpoints" / "224", state)
+    bits = [jax.random.key_data(x) if x.dtype == keys.dtype else x for x in jax.tree.leaves((state, saved))]
+    half = len(bits) // 2
+    assert half > 20
+    for expected, actual in zip(bits[:half], bits[half:], strict=True):
+        assert expected.dtype == actual.dtype
+        np.testing.assert_array_equal(expected, actual)
+
+
+def test_a_person_reads_stages_rounding_and_a_table(tmp_path, capsys):
+    assert main([*FLAGS, "--algo", "a2c", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "total_steps = 200 is rounded up to 224: 7 updates of 32 steps." in printed
+    for part in (
+        "compiling",
+        "training",
+        "evaluating",
+        "a2c on CartPole-v1",
+        "IQM",
+        "95% interval",
+        "steps per second",
+    ):
+        assert part in printed
+
+
+def test_quiet_prints_nothing(tmp_path, capsys):
+    assert main([*FLAGS, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+BAD = {
+    "--algo trp": ["'trp'", "reinforce, a2c, npg, trpo, ppo, ppo-penalty", "did you mean trpo"],
+    "--algo": ["--algo", "Missing value"],
+    "--env CartPole": ["'CartPole'", "did you mean", "CartPole-v1"],
+    "--env nowhere:Env": ["'nowhere:Env'", "No module named", "PYTHONPATH"],
+    "--env test_run:Missing": ["'test_run:Missing'", "Missing"],
+    "--env test_run:NoSpaces": ["'test_run:NoSpaces'", "step, observation_space, action_space"],
+    "--env test_run:DictActions": ["action_space", "neither Box nor Discrete"],
+    "--env test_run:DeepObservations": ["observation_space", "rank"],
+    "--num-envs 0": ["num_envs = 0", "[1, inf)", "default is 4"],
+    "--num-envs -3": ["num_envs = -3", "[1, inf)"],
+    "--num-envs abc": ["--num-envs", "'abc'"],
+    "--num-steps 1.5": ["--num-steps", "'1.5'"],
+    "--total-steps 0": ["total_steps = 0", "[1, inf)"],
+    "--num-minibatches 7": ["num_minibatches = 7", "512", "nearest", "8"],
+    "--num-epochs 0": ["num_epochs = 0"],
+    "--learning-rate 0": ["learning_rate = 0.0", "(0, inf)", "default is 0.00025"],
+    "--learning-rate nan": ["learning_rate = nan"],
+    "--learning-rate inf": ["learning_rate = inf"],
+    "--gamma 1.01": ["gamma = 1.01", "[0, 1]"],
+    "--gamma nan": ["gamma = nan"],
+    "--gae-lambda -0.1": ["gae_lambda = -0.1", "[0, 1]"],
+    "--clip-eps 0": ["clip_eps = 0.0", "(0, inf]"],
+    "--dual-clip 1": ["dual_clip = 1.0", "(1, inf]"],
+    "--entropy-coef -1": ["entropy_coef = -1.0", "[0, inf)"],
+    "--max-grad-norm 0": ["max_grad_norm = 0.0"],
+    "--activation elu": ["elu", "tanh", "relu"],
+    "--hidden-sizes 64 0": ["hidden_sizes = 0", "[1, inf)"],
+    "--max-kl 0.1": ["--max-kl", "--algo npg or trpo"],
+    "--lerning-rate 1": ["--lerning-rate", "did you mean --learning-rate"],
+    "--algo trpo --max-kl 0": ["max_kl = 0.0", "(0, inf)"],
+    "--algo trpo --damping -1": ["damping = -1.0"],
+    "--algo trpo --cg-iterations 0": ["cg_iterations = 0"],
+    "--algo trpo --region cube": ["cube", "kl", "ball"],
+    "--algo ppo-penalty --kl-target 0": ["kl_target = 0.0"],
+    "--num-seeds 0": ["num_seeds = 0"],
+    "--seed -1": ["seed = -1"],
+    "--devices 0": ["devices = 0"],
+    "--devices 99": ["devices = 99", "number of devices"],
+    "--log-interval 0": ["log_interval = 0"],
+    "--final-episodes 0": ["final_episodes = 0"],
+    "--eval-interval -1": ["eval_interval = -1"],
+    "--num-envs 100000000": ["GiB", "lower --num-seeds"],
+    "--out /dev/null/run": ["/dev/null/run", "cannot be written", "--out"],
+    "surplus": ["surplus"],
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input_is_one_line_and_exit_code_2_before_compilation(flags, tmp_path, monkeypatch, capsys):
+    def no_compilation(*args):
+        raise AssertionError("compiled before the input was checked")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("purejaxppo.experiment.loop.compile_program", no_compilation)
+    assert main(flags.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    for part in BAD[flags]:
+        assert part in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_with_files_is_never_written_over(tmp_path, capsys):
+    (tmp_path / "precious").write_text("mine")
+    assert main([*FLAGS, "--quiet", "--out", str(tmp_path)]) == 2
+    assert "already holds files" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_reward_that_turns_nan_ends_the_run_with_seed_and_update_and_keeps_the_log(tmp_path, capsys):
+    code = main(
+        [*FLAGS, "--env", "test_run:RewardTurnsNaN", "--log-interval", "1", "--quiet", "--out", str(tmp_path / "run")]
+    )
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.count("\n") == 1
+    assert "nan for seed 0 at update 2" in error  # steps 17 … 32 of each environment
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 2 * 3
+
+
+def test_help_of_an_algorithm_shows_its_own_flags_with_their_defaults():
+    result = run_module("--algo", "trpo", "--help")
+    assert result.returncode == 0
+    for part in ("--max-kl", "--damping", "--cg-iterations", "--num-envs", "--learning-rate", "0.01)"):
+        assert part in result.stdout
+    assert "--clip-eps" not in result.stdout
+
+
+def test_an_error_in_a_process_of_its_own_has_no_traceback():
+    result = run_module("--gamma", "2")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: gamma = 2.0 must be a number in [0, 1]; the default is 0.99.\n"
+
+
+def test_list_envs_prints_every_name():
+    result = run_module("--list-envs")
+    assert result.returncode == 0
+    assert {"CartPole-v1", "Pendulum-v1", "Breakout-MinAtar"} <= set(result.stdout.split())
+
+
+def run_module(*flags):
+    command = [sys.executable, "-m", "purejaxppo.run", *flags]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parent.parent
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=root, check=False)
+
+
+@pytest.mark.parametrize(("algo", "env"), PRESETS)
+def test_presets_are_valid_and_flat_settings_round_trip(algo, env):
+    config = preset(algo, env)
+    config.check()
+    assert preset(**settings_of(config)) == config
+    for name, value in PRESETS[algo, env].items():
+        assert settings_of(config)[name] == value
+
+
+def test_stops_are_every_multiple_and_the_last():
+    assert _stops(10, 4, 0) == [4, 8, 10]
+    assert _stops(10, 4, 5) == [4, 5, 8, 10]
+    assert _stops(3, 10) == [3]
+
+
+def test_iqm_is_the_mean_of_the_middle_half():
+    assert iqm([0, 1, 2, 3, 4, 5, 6, 700]) == 3.5
+    assert iqm([1.0, math.nan, 3.0]) == 2.0
+    assert math.isnan(iqm([math.nan]))
+
+
+def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = [low <= 0 <= high for low, high in (iqm_interval(rng.normal(size=24)) for _ in range(300))]
+    assert 0.85 <= np.mean(covered) <= 0.99
+
+
+def test_json_holds_infinities_as_strings(tmp_path):
+    write_json(tmp_path / "x.json", {"a": math.inf, "b": (1, np.float32(2.5)), "c": None})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": "inf", "b": [1, 2.5], "c": None}
