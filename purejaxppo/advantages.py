@@ -25,7 +25,8 @@ def gae(
     A_t = δ_t + γλ (1 - done_t) A_{t+1},   δ_t = r_t + γ (1 - terminated_t) V(s'_t) - V(s_t),   A_T = 0
 
     Returns:
-        Advantages [T, B]. With λ = 1 they are `monte_carlo_returns - values`; with λ = 0, the TD errors.
+        Advantages [T, B]. With λ = 0 they are the TD errors; with λ = 1, where `next_values[t]` is `values[t+1]`
+        within episodes, `monte_carlo_returns - values`.
 
     Raises:
         UsageError: where the shapes differ.
@@ -74,7 +75,9 @@ def cut(next_values: jax.Array, done: jax.Array) -> jax.Array:
 
 def standardize(x: jax.Array) -> jax.Array:
     """(x - mean) / (std + 1e-8) over all entries."""
-    return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
+    centred = x - jnp.mean(x)
+    centred = centred - jnp.mean(centred)  # the first mean's rounding, which 1e-8 would blow up where x is constant
+    return centred / (jnp.std(centred) + 1e-8)
 
 
 def explained_variance(values: jax.Array, targets: jax.Array) -> jax.Array:

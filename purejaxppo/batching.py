@@ -1,4 +1,6 @@
-"""Decisions taken once for all runs of a vmapped program."""
+"""What `vmap` over runs must be told."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,3 +19,22 @@ def any_run(flags: jax.Array) -> jax.Array:
 @any_run.def_vmap
 def _any_run_batched(axis_size: int, in_batched: list[bool], flags: jax.Array) -> tuple[jax.Array, bool]:
     return any_run(flags), False
+
+
+@jax.custom_batching.custom_vmap
+def as_argument(tree: Any) -> Any:
+    """The same values, as if they had been passed into the program: no constants, and under `vmap` one of each per run.
+
+    An initial state holds zeros that XLA would fold into the updates and that `vmap` would leave unbatched. With this,
+    an update compiles alike, and has the same bits, whether its state was made in the same program or outside it.
+    """
+    return jax.lax.optimization_barrier(tree)
+
+
+@as_argument.def_vmap
+def _as_argument_batched(axis_size: int, in_batched: list[Any], tree: Any) -> tuple[Any, Any]:
+    def spread(batched: bool, x: jax.Array) -> jax.Array:
+        return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+    tree = jax.tree.map(spread, in_batched[0], tree)
+    return as_argument(tree), jax.tree.map(lambda _: True, tree)

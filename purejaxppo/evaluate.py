@@ -15,11 +15,11 @@ from purejaxppo.types import Metrics, RolloutState, TrainState
 class Evaluation(NamedTuple):
     """One entry per episode, each complete from its start to its end."""
 
-    returns: jax.Array  # [E] undiscounted
-    lengths: jax.Array  # [E] steps
+    returns: jax.Array  # [..., E] undiscounted
+    lengths: jax.Array  # [..., E] steps
 
     def means(self) -> Metrics:
-        return {"eval_return": jnp.mean(self.returns), "eval_length": jnp.mean(self.lengths)}
+        return {"eval_return": jnp.mean(self.returns, axis=-1), "eval_length": jnp.mean(self.lengths, axis=-1)}
 
 
 def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: int) -> Evaluation:

@@ -8,14 +8,14 @@ from flax import struct
 class RunningStatistics(struct.PyTreeNode):
     """Mean and population variance of all samples seen so far."""
 
-    count: jax.Array  # [] float32
+    count: jax.Array  # [O] float32
     mean: jax.Array  # [O]
     variance: jax.Array  # [O]
 
     @classmethod
     def init(cls, shape: tuple[int, ...]) -> "RunningStatistics":
         """Before any sample: mean 0, variance 1."""
-        return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+        return cls(jnp.zeros(shape), jnp.zeros(shape), jnp.ones(shape))
 
     def update(self, samples: jax.Array) -> "RunningStatistics":
         """Merge samples [..., O] (Chan et al., 1979). What would make an entry non-finite leaves that entry alone."""
@@ -30,7 +30,7 @@ class RunningStatistics(struct.PyTreeNode):
         variance = within + delta**2 * (self.count / total) * (size / total)
         finite = jnp.isfinite(mean) & jnp.isfinite(variance)
         return RunningStatistics(
-            count=total,
+            count=jnp.where(finite, total, self.count),
             mean=jnp.where(finite, mean, self.mean),
             variance=jnp.where(finite, variance, self.variance),
         )

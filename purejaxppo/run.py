@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
             return 0
         config, options = parse(argv)
         options.check()
+        config.check()
         seeds = list(range(options.seed, options.seed + options.num_seeds))
         stamp = time.strftime("%Y%m%d-%H%M%S")
         out = Path(options.out or f"runs/{options.env.replace('/', '-')}-{options.algo}-seed{options.seed}-{stamp}")

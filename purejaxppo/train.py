@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
 from purejaxppo.agent import acting, networks, normalize
+from purejaxppo.batching import as_argument
 from purejaxppo.config import Config
 from purejaxppo.evaluate import evaluate
 from purejaxppo.normalize import RewardNormalizer, RunningStatistics
@@ -31,7 +32,7 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
     config.check()
 
     def train(key: jax.Array) -> tuple[TrainState, Metrics]:
-        return train_updates(config, init(config, key), config.num_updates)
+        return train_updates(config, as_argument(init(config, key)), config.num_updates)
 
     return train
 
@@ -172,7 +173,8 @@ def value_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Met
 
 def learning_rate(config: Config, update: jax.Array) -> jax.Array:
     """Of update u = 0 … U-1: constant, or annealed as α (1 - u/U), so the first is α and the last α/U."""
-    fraction = 1.0 - update / config.num_updates if config.anneal_learning_rate else jnp.ones(())
+    updates = config.num_updates
+    fraction = (updates - update) / updates if config.anneal_learning_rate else 1.0
     return jnp.asarray(config.learning_rate * fraction, jnp.float32)
 
 

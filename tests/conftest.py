@@ -1,7 +1,17 @@
-"""Every test runs strictly, on two CPU devices."""
+"""Every test runs strictly, on two CPU devices; slow ones only where `-m` speaks of them."""
 
 import jax
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked `slow`, unless `-m` says something about it."""
+    if "slow" in config.getoption("markexpr"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]

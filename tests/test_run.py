@@ -93,7 +93,7 @@ def test_summary_holds_the_contracts_keys_and_agrees_with_itself(finished):
 
 
 def test_metrics_have_a_row_per_seed_and_interval(finished):
-    rows = list(csv.DictReader((finished / "metrics.csv").open()))
+    rows = list(csv.DictReader((finished / "metrics.csv").read_text().splitlines()))
     assert list(rows[0])[:3] == ["seed", "update", "env_steps"]
     assert [(int(row["seed"]), int(row["update"])) for row in rows] == [(s, u) for u in (3, 4, 6, 7) for s in (5, 6, 7)]
     assert all(int(row["env_steps"]) == 32 * int(row["update"]) for row in rows)

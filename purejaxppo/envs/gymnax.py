@@ -34,8 +34,9 @@ class GymnaxEnv:
             raise UsageError(f"env = {name!r} cannot be made: gymnax says {error}; choose another one.") from error
         self._params: Any = defaults.replace(**params)
         self.name = name
-        self.action_space = _convert(name, self._env.action_space(self._params))
-        observed = _convert(name, self._env.observation_space(self._params))
+        with jax.ensure_compile_time_eval():  # this may be the first use of the environment, and under a trace
+            self.action_space = _convert(name, self._env.action_space(self._params))
+            observed = _convert(name, self._env.observation_space(self._params))
         self._one_hot = isinstance(observed, Discrete)
         self.observation_space = Box(0.0, 1.0, (observed.n,)) if isinstance(observed, Discrete) else observed
 

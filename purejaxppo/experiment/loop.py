@@ -123,11 +123,10 @@ def run_experiment(
     runs = -(-len(seeds) // len(devices)) * len(devices)  # a device left over trains a copy of the last seed
     check_memory(config, runs, devices)
     new_directory(out)
-    settings = settings_of(config)
-    settings_file = {"settings": settings, "seeds": seeds, "versions": versions()}
-    write_json(
-        out / "config.json", settings_file | {"prng_implementation": str(jax.random.key_impl(jax.random.key(0)))}
-    )
+    settings, batch = settings_of(config), config.num_envs * config.num_steps
+    prng = str(jax.random.key_impl(jax.random.key(0)))
+    about = {"settings": settings, "seeds": seeds, "versions": versions(), "prng_implementation": prng}
+    write_json(out / "config.json", about)
 
     interval = log_interval or -(-config.num_updates // 100)
     stops = _stops(config.num_updates, interval, config.eval_interval)
@@ -137,12 +136,13 @@ def run_experiment(
         if config.env_steps != config.total_steps:
             progress.say(
                 f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
-                f"updates of {config.num_envs * config.num_steps:,} steps."
+                f"updates of {batch:,} steps."
             )
         progress.stage("compiling")
         began = time.monotonic()
         program = compile_program(config, devices, keys, interval, final_episodes)
         compiled = time.monotonic()
+
         progress.stage("training")
         state, done = program.init(keys), 0
         for stop in stops:
@@ -151,41 +151,28 @@ def run_experiment(
             row = _over_interval(history)
             if config.eval_interval:
                 due = stop % config.eval_interval == 0 or stop == config.num_updates
-                means = program.evaluate(state).means() if due else {}
-                blank = np.full(runs, np.nan)
-                row |= {
-                    name: np.asarray(means.get(name, blank))[: len(seeds)] for name in ("eval_return", "eval_length")
-                }
-            env_steps = stop * config.num_envs * config.num_steps
-            log.write(stop, env_steps, row)
+                evaluation = program.evaluate(state).means() if due else _NOT_EVALUATED
+                row |= {name: np.broadcast_to(x, runs)[: len(seeds)] for name, x in evaluation.items()}
+            log.write(stop, stop * batch, row)
             curve.append(row["episode_return"])
-            progress.advance(env_steps * len(seeds), iqm(row["episode_return"]))
+            progress.advance(stop * batch * len(seeds), iqm(row["episode_return"]))
             _refuse_non_finite(history, seeds, done, out)
             done = stop
         trained = time.monotonic()
+
         progress.stage("evaluating")
         returns = np.asarray(program.final(state).returns)[: len(seeds)].mean(axis=1)
     checkpoint.save(out / "checkpoints" / str(config.env_steps), jax.tree.map(lambda x: x[: len(seeds)], state))
     env = config.env if isinstance(config.env, str) else repr(config.env)
-    learning_curve(
-        out / "learning_curve.png",
-        f"{settings['algo']} on {env}",
-        [stop * config.num_envs * config.num_steps for stop in stops],
-        curve,
-    )
+    learning_curve(out / "learning_curve.png", f"{settings['algo']} on {env}", [stop * batch for stop in stops], curve)
     low, high = iqm_interval(returns)
+    scores = {"mean": float(returns.mean()), "iqm": iqm(returns), "ci_low": low, "ci_high": high}
     summary = {
         "algo": settings["algo"],
         "env": env,
         "num_seeds": len(seeds),
         "env_steps": config.env_steps,
-        "eval_return": {
-            "mean": float(returns.mean()),
-            "iqm": iqm(returns),
-            "ci_low": low,
-            "ci_high": high,
-            "per_seed": [float(x) for x in returns],
-        },
+        "eval_return": scores | {"per_seed": returns.astype(float).tolist()},
         "steps_per_second": config.env_steps * len(seeds) / (trained - compiled),
         "compile_seconds": compiled - began,
         "run_seconds": trained - compiled,
@@ -193,6 +180,9 @@ def run_experiment(
     }
     write_json(out / "summary.json", summary)
     return summary
+
+
+_NOT_EVALUATED = {"eval_return": np.nan, "eval_length": np.nan}
 
 
 def _stops(num_updates: int, *intervals: int) -> list[int]:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from purejaxppo.types import Metrics
 
+Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
 
 def conjugate_gradient(
     product: Callable[[jax.Array], jax.Array], b: jax.Array, iterations: int, tolerance: float = 1e-10
@@ -14,8 +16,9 @@ def conjugate_gradient(
     """Solve A x = b for symmetric positive semi-definite A, given v ↦ A v (Hestenes and Stiefel, 1952).
 
     A scan of fixed length, begun at x = 0, that freezes for good when ‖r‖² ≤ tolerance · ‖b‖², when the curvature
-    p·Ap is not above 1e-12 p·p (a singular or indefinite A), or when anything is not finite. So it stands still
-    where the textbook loop divides by 0, and under `vmap` all seeds take equally long.
+    p·Ap / p·p is not above 1e-6 of the largest seen (in float32 that is 0: A is singular or indefinite), or when
+    anything is not finite. So it stands still where the textbook loop divides by 0, and under `vmap` all seeds take
+    equally long.
 
     Args:
         product: the map v [P] ↦ A v [P].
@@ -30,23 +33,21 @@ def conjugate_gradient(
     b = jnp.where(jnp.all(jnp.isfinite(b)), b, 0.0)
     target = tolerance * (b @ b)
 
-    def step(
-        carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], _: None
-    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], None]:
-        x, r, p, rr, active = carry
+    def step(carry: Carry, _: None) -> tuple[Carry, None]:
+        x, r, p, rr, largest, active = carry
         ap = product(p)
-        curvature = p @ ap
-        active = active & (rr > target) & (curvature > 1e-12 * (p @ p))
+        curvature, pp = p @ ap, p @ p
+        active = active & (rr > target) & (curvature > 0) & (curvature > 1e-6 * largest * pp)
         alpha = rr / jnp.where(active, curvature, 1.0)
         new_x, new_r = x + alpha * p, r - alpha * ap
         new_rr = new_r @ new_r
         active = active & jnp.isfinite(new_rr) & jnp.isfinite(new_x @ new_x)
         new_p = new_r + (new_rr / jnp.where(active, rr, 1.0)) * p
-        new = (new_x, new_r, new_p, new_rr)
-        x, r, p, rr = (jnp.where(active, n, o) for n, o in zip(new, (x, r, p, rr), strict=True))
-        return (x, r, p, rr, active), None
+        new = (new_x, new_r, new_p, new_rr, jnp.maximum(largest, curvature / jnp.where(active, pp, 1.0)))
+        x, r, p, rr, largest = (jnp.where(active, n, o) for n, o in zip(new, (x, r, p, rr, largest), strict=True))
+        return (x, r, p, rr, largest, active), None
 
-    start = (jnp.zeros_like(b), b, b, b @ b, jnp.isfinite(b @ b))
+    start = (jnp.zeros_like(b), b, b, b @ b, jnp.zeros_like(b[0]), jnp.isfinite(b @ b))
     (x, residual, *_), _ = jax.lax.scan(step, start, None, iterations)
     return x, residual
 

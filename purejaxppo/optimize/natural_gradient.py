@@ -30,13 +30,15 @@ def natural_gradient_step(
         The step [P], 0 where g is 0 or not finite, and metrics; of them `predicted_kl` is ½ sᵀFs, without the
         damping, `predicted_gain` is g·s, `step_norm` ‖s‖.
     """
+    norm = jnp.linalg.norm(gradient)
+    gradient = jnp.where(jnp.isfinite(norm), gradient, 0.0)
     x, residual = conjugate_gradient(product, gradient, iterations)
     metrics = solution_metrics(x, gradient, residual)
     curvature = metrics["xFx"]
     step = jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / jnp.where(curvature > 0, curvature, 1.0)), 0.0) * x
     predicted_kl = jnp.where(curvature > 0, max_kl, 0.0) - 0.5 * damping * (step @ step)
     return step, metrics | {
-        "grad_norm": jnp.linalg.norm(gradient),
+        "grad_norm": norm,
         "predicted_kl": predicted_kl,
         "predicted_gain": gradient @ step,
         "step_norm": jnp.linalg.norm(step),

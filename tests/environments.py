@@ -1,0 +1,199 @@
+"""Small environments with known answers; each probes one thing. Frozen dataclasses, so equal ones compile once."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.types import Box, Discrete, Space
+
+REAL_LINE = (-jnp.inf, jnp.inf)
+
+
+class Count(NamedTuple):
+    """A state that knows only how many steps its episode has had."""
+
+    steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCounter:
+    """Reward 1 each step; the observation is the step counter; after `limit` steps it is cut off, or ends."""
+
+    limit: int = 5
+    terminates: bool = False
+
+    @property
+    def observation_space(self) -> Box:
+        return Box(*REAL_LINE, (1,))
+
+    @property
+    def action_space(self) -> Space:
+        return Discrete(2)
+
+    def observe(self, steps):
+        return steps.astype(jnp.float32)[None]
+
+    def reset(self, key):
+        steps = jnp.zeros((), jnp.int32)
+        return Count(steps), self.observe(steps)
+
+    def step(self, key, state, action):
+        steps = state.steps + 1
+        over = steps >= self.limit
+        never = jnp.zeros((), bool)
+        ends = (over, never) if self.terminates else (never, over)
+        return Count(steps), self.observe(steps), jnp.ones(()), *ends
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantReward(StepCounter):
+    """The same, but the observation is always 1: nothing in it tells how much time is left."""
+
+    def observe(self, steps):
+        return jnp.ones(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHotCounter(StepCounter):
+    """The same, with the step counter as a one-hot vector."""
+
+    @property
+    def observation_space(self) -> Box:
+        return Box(0.0, 1.0, (self.limit + 1,))
+
+    def observe(self, steps):
+        return jax.nn.one_hot(steps, self.limit + 1)
+
+
+class Drawn(NamedTuple):
+    """A state that remembers what its episode drew at the start."""
+
+    drawn: jax.Array
+    steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomStart:
+    """Observation (start, steps), with the start drawn from the reset key and kept until the time limit."""
+
+    limit: int = 4
+
+    @property
+    def observation_space(self) -> Box:
+        return Box(*REAL_LINE, (2,))
+
+    @property
+    def action_space(self) -> Space:
+        return Discrete(2)
+
+    def observe(self, state):
+        return jnp.stack([state.drawn, state.steps.astype(jnp.float32)])
+
+    def reset(self, key):
+        state = Drawn(jax.random.uniform(key), jnp.zeros((), jnp.int32))
+        return state, self.observe(state)
+
+    def step(self, key, state, action):
+        state = state._replace(steps=state.steps + 1)
+        return state, self.observe(state), jnp.ones(()), jnp.zeros((), bool), state.steps >= self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomLength(RandomStart):
+    """Ends after a number of steps, 1 … `limit`, drawn at the start; the reward of step t is t, so R = L (L + 1) / 2.
+
+    Every other length is a truncation.
+    """
+
+    limit: int = 6
+
+    def reset(self, key):
+        state = Drawn(jax.random.randint(key, (), 1, self.limit + 1).astype(jnp.float32), jnp.zeros((), jnp.int32))
+        return state, self.observe(state)
+
+    def step(self, key, state, action):
+        state = state._replace(steps=state.steps + 1)
+        over, odd = state.steps >= state.drawn, state.drawn % 2 == 1
+        return state, self.observe(state), state.steps.astype(jnp.float32), over & odd, over & ~odd
+
+
+@dataclasses.dataclass(frozen=True)
+class Bandit(StepCounter):
+    """One step; reward 1 for action 1, else 0."""
+
+    limit: int = 1
+    terminates: bool = True
+
+    def step(self, key, state, action):
+        state, obs, _, terminated, truncated = super().step(key, state, action)
+        return state, obs, (action == 1).astype(jnp.float32), terminated, truncated
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionRecorder:
+    """The observation is the action that the environment received, which the bounds keep within ±½."""
+
+    limit: int = 8
+
+    @property
+    def observation_space(self) -> Box:
+        return Box(*REAL_LINE, (2,))
+
+    @property
+    def action_space(self) -> Space:
+        return Box(-0.5, 0.5, (2,))
+
+    def reset(self, key):
+        return Count(jnp.zeros((), jnp.int32)), jnp.zeros(2)
+
+    def step(self, key, state, action):
+        steps = state.steps + 1
+        return Count(steps), action, -jnp.sum(action**2), jnp.zeros((), bool), steps >= self.limit
+
+
+class Position(NamedTuple):
+    """Where a walker stands, and since when."""
+
+    x: jax.Array
+    steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """A noisy walk on a line, with everything that an option can bear on.
+
+    Observation (x, steps); x starts within ±0.1, moves by the action, is rewarded by x and the action; beyond ±1 the
+    episode ends, at `limit` steps it is cut off. Discrete actions 0 and 1, or one in ±1.
+    """
+
+    limit: int = 9
+    continuous: bool = False
+
+    @property
+    def observation_space(self) -> Box:
+        return Box(*REAL_LINE, (2,))
+
+    @property
+    def action_space(self) -> Space:
+        return Box(-1.0, 1.0, (1,)) if self.continuous else Discrete(2)
+
+    def observe(self, state):
+        return jnp.stack([state.x, state.steps.astype(jnp.float32)])
+
+    def reset(self, key):
+        state = Position(jax.random.uniform(key, minval=-0.1, maxval=0.1), jnp.zeros((), jnp.int32))
+        return state, self.observe(state)
+
+    def step(self, key, state, action):
+        force = action[0] if self.continuous else 2.0 * action - 1.0
+        x = state.x + 0.25 * force + 0.1 * jax.random.normal(key)
+        state = Position(x, state.steps + 1)
+        terminated = jnp.abs(x) > 1.0
+        return state, self.observe(state), 1.0 + x - 0.1 * force, terminated, (state.steps >= self.limit) & ~terminated
+
+
+def returns_of(lengths):
+    """The return of a complete `RandomLength` episode of each length."""
+    return lengths * (lengths + 1) / 2

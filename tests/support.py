@@ -1,0 +1,46 @@
+"""What several tests share: quick compilation, and how pytrees are compared."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# For programs that run for milliseconds: compiled in a quarter of the time, to code that is a little slower.
+quick_jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+    },
+)
+
+
+def arrays(tree):
+    """The leaves as numpy arrays; PRNG keys as the words they are made of."""
+
+    def array(x):
+        return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    return [array(x) for x in jax.tree.leaves(tree)]
+
+
+def assert_same_bits(actual, expected):
+    """Equal structure, shapes, types and bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(arrays(actual), arrays(expected), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert a.tobytes() == b.tobytes()
+
+
+def largest_difference(a, b):
+    """max |a - b| over all leaves; inf where structures or shapes differ, or one is NaN and the other not."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return np.inf
+    differences = [0.0]
+    for x, y in zip(arrays(a), arrays(b), strict=True):
+        if x.shape != y.shape or not np.array_equal(np.isnan(x), np.isnan(y)):
+            return np.inf
+        differences.append(np.nanmax(np.abs(x.astype(np.float64) - y.astype(np.float64)), initial=0.0))
+    return max(differences)

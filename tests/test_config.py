@@ -1,0 +1,302 @@
+"""`Config`: every setting does something, numbers may be traced, defaults are the published, nonsense is refused."""
+
+import dataclasses
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from environments import RandomStart, StepCounter, Walk
+from support import arrays, largest_difference, quick_jit
+
+from purejaxppo import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, init, make_train, update_step
+from purejaxppo.config import DEFAULTS
+from purejaxppo.types import Box, Discrete, UsageError
+
+KEY = jax.random.key(0)
+SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 2 * 32, "hidden_sizes": (8,), "num_minibatches": 1}
+UPDATES = {"learning_rate": 0.02, "gae_lambda": 0.9, "num_epochs": 2, "anneal_learning_rate": False}
+
+# For each field a change that must show in a run of two updates. With a pair of dicts, the first is what else is set.
+SHARED = {
+    "env": {"env": RandomStart()},
+    "algo": {"algo": NPG()},
+    "num_envs": {"num_envs": 4},
+    "num_steps": {"num_steps": 8},
+    "total_steps": ({"anneal_learning_rate": True}, {"total_steps": 3 * 32}),
+    "gamma": {"gamma": 0.5},
+    "gae_lambda": {"gae_lambda": 0.2},
+    "advantage_estimator": {"advantage_estimator": "monte-carlo"},
+    "value_target": {"value_target": "td0"},
+    "entropy_reward_coef": {"entropy_reward_coef": 0.5},
+    "learning_rate": {"learning_rate": 0.005},
+    "anneal_learning_rate": {"anneal_learning_rate": True},
+    "max_grad_norm": {"max_grad_norm": 1e-4},
+    "num_epochs": {"num_epochs": 3},
+    "num_minibatches": {"num_minibatches": 2},
+    "value_clip_eps": {"value_clip_eps": 1e-3},
+    "hidden_sizes": {"hidden_sizes": (8, 8)},
+    "activation": {"activation": "relu"},
+    "normalize_observations": {"normalize_observations": True},
+    "normalize_rewards": {"normalize_rewards": True},
+    "eval_interval": ({"eval_episodes": 3}, {"eval_interval": 2}),
+    "eval_episodes": ({"eval_interval": 2, "eval_episodes": 3}, {"eval_episodes": 5}),
+    "eval_greedy": ({"eval_interval": 2, "eval_episodes": 3}, {"eval_greedy": False}),
+}
+OWN = {
+    REINFORCE: {"baseline": False, "normalize_advantages": True, "entropy_coef": 0.5},
+    A2C: {"entropy_coef": 0.5, "normalize_advantages": True},
+    NPG: {"max_kl": 0.1, "damping": 1.0, "cg_iterations": 1, "fisher_subsample": 2, "normalize_advantages": False},
+    TRPO: {
+        "max_kl": 0.5,
+        "damping": 1.0,
+        "cg_iterations": 1,
+        "backtrack_factor": 0.5,
+        "max_backtracks": 0,
+        "fisher_subsample": 2,
+        "region": "ball",
+        "normalize_advantages": False,
+    },
+    PPO: {
+        "clip_eps": 0.01,
+        "dual_clip": 1.01,
+        "entropy_coef": 0.5,
+        "target_kl": 1e-6,
+        "normalize_advantages": ({"num_minibatches": 2}, "batch"),
+    },
+    PPOPenalty: {
+        "kl_coef": 50.0,
+        "adaptive": False,
+        "kl_target": 10.0,
+        "entropy_coef": 0.5,
+        "normalize_advantages": ({"num_minibatches": 2}, "batch"),
+    },
+}
+BASE = {  # where each option matters: TRPO has to backtrack, for instance
+    algorithm: Config(env=Walk(), algo=algorithm(), **SMALL, **UPDATES) for algorithm in OWN
+} | {TRPO: Config(env=Walk(), algo=TRPO(max_kl=3.0, damping=1e-3), **SMALL, **UPDATES)}
+
+traces = []
+
+
+@quick_jit
+def begin(config, key):
+    """`init`, with the config's numbers traced."""
+    traces.append(config)
+    return init(config, key)
+
+
+@quick_jit
+def update(config, state):
+    """`update_step`, one compiled program for all values of a config's numbers."""
+    traces.append(config)
+    return update_step(config, state)
+
+
+@quick_jit
+def train(config, key):
+    """The whole of training, likewise."""
+    traces.append(config)
+    return make_train(config)(key)
+
+
+def outcome(config):
+    """Everything that a run of two updates gives and that its settings may change."""
+    if config.eval_interval:
+        state, metrics = train(config, KEY)
+    else:
+        numbers = {f.name: getattr(config.algo, f.name) for f in dataclasses.fields(config.algo) if is_number(f)}
+        parts = {"env": config.env, "num_envs": config.num_envs, "hidden_sizes": config.hidden_sizes}
+        state = begin(Config(algo=type(config.algo)(**numbers), **parts), KEY)  # nothing else matters to it
+        state, first = update(config, state)
+        state, second = update(config, state)
+        metrics = jax.tree.map(lambda *x: jnp.stack(x), first, second)
+    assert all(np.all(np.isfinite(x)) for x in arrays((state, metrics)))
+    return state.policy, state.critic, state.algorithm, metrics
+
+
+def is_number(field):
+    """Whether values of the field are traced."""
+    return field.metadata.get("type") is float
+
+
+def all_fields():
+    """(class, field) of every setting there is, from the classes themselves."""
+    return [
+        pytest.param(owner, field, id=f"{owner.__name__}.{field.name}")
+        for owner in (Config, *ALGORITHMS.values())
+        for field in dataclasses.fields(owner)
+    ]
+
+
+@pytest.mark.parametrize(("owner", "field"), all_fields())
+def test_every_setting_does_something(owner, field):
+    """Another value of it changes parameters, metrics or shapes; that of a number without another compilation."""
+    changes = SHARED if owner is Config else OWN[owner]
+    assert field.name in changes, f"no change of {owner.__name__}.{field.name} is listed: add one that must show"
+    base, change = BASE[A2C if owner is Config else owner], changes[field.name]
+    if isinstance(change, tuple):
+        base, change = base.replace(**change[0]), change[1]
+    changed = (
+        base.replace(**change) if owner is Config else base.replace(algo=base.algo.replace(**{field.name: change}))
+    )
+    before = outcome(base)
+    compiled = len(traces)
+    assert largest_difference(outcome(changed), before) > 1e-4
+    assert len(traces) == compiled or not is_number(field)
+
+
+def test_list_of_changes_names_no_stranger():
+    """Every entry of the lists above is a setting that exists."""
+    assert set(SHARED) == {field.name for field in dataclasses.fields(Config)}
+    for algorithm, changes in OWN.items():
+        assert set(changes) == {field.name for field in dataclasses.fields(algorithm)}
+
+
+@pytest.mark.parametrize(
+    ("algo", "field", "values"),
+    [(TRPO(), "max_kl", [0.001, 0.01, 0.1]), (PPO(), "learning_rate", [1e-4, 1e-3, 1e-2])],
+    ids=["max_kl", "learning_rate"],
+)
+def test_vmap_over_a_hyperparameter_gives_what_lone_runs_give(algo, field, values):
+    """One program for three values at once, and one for each alone: the same parameters after the first update."""
+    config = Config(env=Walk(), algo=algo, **SMALL, num_epochs=2)
+    state = begin(config, KEY)
+
+    def first_update(value):
+        if field == "learning_rate":
+            return update_step(config.replace(learning_rate=value), state)[0].policy
+        return update_step(config.replace(algo=algo.replace(**{field: value})), state)[0].policy
+
+    together = quick_jit(jax.vmap(first_update))(jnp.asarray(values))
+    lone = [quick_jit(first_update)(value) for value in values]
+    for i, policy in enumerate(lone):
+        assert largest_difference(jax.tree.map(lambda x, i=i: x[i], together), policy) <= 1e-5
+    assert largest_difference(lone[0], lone[1]) > 1e-4
+    assert largest_difference(lone[1], lone[2]) > 1e-4
+
+
+def test_training_is_traced_once_for_all_numbers():
+    """Other numbers, of the config or of its algorithm, never compile `make_train` again."""
+    counted = quick_jit(chex.assert_max_traces(lambda config, key: make_train(config)(key), n=1))
+    config = BASE[A2C]
+    finals = [
+        counted(config, KEY),
+        counted(config.replace(gamma=0.5), KEY),
+        counted(config.replace(learning_rate=1e-3, max_grad_norm=math.inf), KEY),
+        counted(config.replace(algo=A2C(entropy_coef=0.3)), jax.random.key(1)),
+    ]
+    assert min(largest_difference(final, finals[0]) for final in finals[1:]) > 1e-4
+
+
+def test_published_defaults_fill_what_is_left_open():
+    """Each algorithm brings its published settings, the common ones fill the rest, and explicit values win."""
+    for algorithm in ALGORITHMS.values():
+        config = Config(algo=algorithm())
+        for name, value in {**DEFAULTS, **algorithm.published}.items():
+            assert getattr(config, name) == value, name
+        assert None not in [getattr(config, field.name) for field in dataclasses.fields(config)]
+        explicit = Config(algo=algorithm(), num_envs=3, learning_rate=0.5, gae_lambda=0.1, value_target="td0")
+        assert (explicit.num_envs, explicit.learning_rate) == (3, 0.5)
+        assert (explicit.gae_lambda, explicit.value_target) == (0.1, "td0")
+        config.check()
+    trpo, ppo = Config(algo=TRPO()), Config()
+    assert (trpo.num_envs * trpo.num_steps, trpo.anneal_learning_rate, trpo.value_clip_eps) == (2048, False, math.inf)
+    assert (ppo.num_envs * ppo.num_steps, ppo.anneal_learning_rate, ppo.value_clip_eps) == (512, True, 0.2)
+
+
+def test_steps_are_rounded_up_to_whole_updates():
+    """`env_steps` is the least whole number of updates' steps that is at least `total_steps`."""
+    for total, updates in ((1, 1), (32, 1), (33, 2), (64, 2)):
+        config = Config(num_envs=2, num_steps=16, total_steps=total)
+        assert (config.num_updates, config.env_steps) == (updates, 32 * updates)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spaces(StepCounter):
+    """An environment with any spaces at all."""
+
+    observation_space: object = Box(-1.0, 1.0, (1,))
+    action_space: object = Discrete(2)
+
+
+BAD = [  # (settings, what the message must contain)
+    ({"env": "CartPole-v2"}, ["env = 'CartPole-v2'", "CartPole-v1"]),
+    ({"env": "cartpole"}, ["env = 'cartpole'", "CartPole-v1"]),
+    ({"env": "gymnax/Breakout"}, ["env = 'gymnax/Breakout'", "Breakout-MinAtar"]),
+    ({"env": "no_such_module:Env"}, ["env = 'no_such_module:Env'"]),
+    ({"env": "environments:NoSuchClass"}, ["env = 'environments:NoSuchClass'"]),
+    ({"env": "fractions:Fraction"}, ["env = 'fractions:Fraction'", "reset"]),
+    ({"env": 5}, ["env = 5"]),
+    ({"env": None}, ["env = None"]),
+    ({"env": Spaces(observation_space=Discrete(3))}, ["observation_space = Discrete(n=3)"]),
+    ({"env": Spaces(observation_space=Box(0.0, 1.0, (2, 2, 2, 2)))}, ["observation_space = Box", "(2, 2, 2, 2)"]),
+    ({"env": Spaces(action_space=(Discrete(2), Discrete(2)))}, ["action_space = (Discrete(n=2), Discrete(n=2))"]),
+    ({"algo": "ppo"}, ["algo = 'ppo'", "PPO"]),
+    ({"algo": None}, ["algo = None"]),
+    ({"algo": PPO}, ["algo = <class"]),
+    ({"num_envs": 0}, ["num_envs = 0", "[1, inf)"]),
+    ({"num_envs": "4"}, ["num_envs = '4'"]),
+    ({"num_envs": 2.5}, ["num_envs = 2.5"]),
+    ({"num_steps": -8}, ["num_steps = -8"]),
+    ({"num_steps": True}, ["num_steps = True"]),
+    ({"total_steps": 0}, ["total_steps = 0"]),
+    ({"total_steps": 1e6}, ["total_steps = 1000000.0"]),
+    ({"num_minibatches": 3}, ["num_minibatches = 3", "512", "2, 4"]),
+    ({"num_epochs": 0}, ["num_epochs = 0"]),
+    ({"gamma": 1.5}, ["gamma = 1.5", "[0, 1]", "0.99"]),
+    ({"gamma": -0.1}, ["gamma = -0.1"]),
+    ({"gamma": math.nan}, ["gamma = nan"]),
+    ({"gamma": True}, ["gamma = True"]),
+    ({"gae_lambda": "0.9"}, ["gae_lambda = '0.9'"]),
+    ({"learning_rate": 0}, ["learning_rate = 0"]),
+    ({"learning_rate": math.inf}, ["learning_rate = inf"]),
+    ({"max_grad_norm": 0.0}, ["max_grad_norm = 0.0", "(0, inf]"]),
+    ({"value_clip_eps": -1.0}, ["value_clip_eps = -1.0"]),
+    ({"entropy_reward_coef": -0.1}, ["entropy_reward_coef = -0.1"]),
+    ({"advantage_estimator": "vtrace"}, ["advantage_estimator = 'vtrace'", "gae, monte-carlo"]),
+    ({"value_target": "td1"}, ["value_target = 'td1'", "td0"]),
+    ({"activation": "gelu"}, ["activation = 'gelu'", "tanh"]),
+    ({"hidden_sizes": (64, 0)}, ["hidden_sizes = ", "0"]),
+    ({"hidden_sizes": 64}, ["hidden_sizes = 64"]),
+    ({"hidden_sizes": [64, 64]}, ["hidden_sizes = [64, 64]"]),
+    ({"normalize_observations": 1}, ["normalize_observations = 1", "True or False"]),
+    ({"normalize_rewards": "no"}, ["normalize_rewards = 'no'"]),
+    ({"anneal_learning_rate": "no"}, ["anneal_learning_rate = 'no'", "True or False"]),
+    ({"eval_interval": -1}, ["eval_interval = -1"]),
+    ({"eval_episodes": 0}, ["eval_episodes = 0"]),
+    ({"eval_greedy": None}, ["eval_greedy = None"]),
+    ({"algo": PPO(clip_eps=0.0)}, ["clip_eps = 0.0"]),
+    ({"algo": PPO(dual_clip=1.0)}, ["dual_clip = 1.0", "(1, inf]"]),
+    ({"algo": PPO(normalize_advantages=True)}, ["normalize_advantages = True", "minibatch, batch, none"]),
+    ({"algo": PPOPenalty(adaptive="yes")}, ["adaptive = 'yes'"]),
+    ({"algo": TRPO(max_kl=-0.01)}, ["max_kl = -0.01"]),
+    ({"algo": TRPO(max_kl=None)}, ["max_kl = None"]),
+    ({"algo": TRPO(backtrack_factor=1.0)}, ["backtrack_factor = 1.0", "(0, 1)"]),
+    ({"algo": TRPO(region="sphere")}, ["region = 'sphere'", "kl, ball"]),
+    ({"algo": NPG(cg_iterations=0)}, ["cg_iterations = 0"]),
+    ({"algo": NPG(damping=math.nan)}, ["damping = nan"]),
+    ({"algo": A2C(normalize_advantages="batch")}, ["normalize_advantages = 'batch'"]),
+    ({"algo": REINFORCE(baseline=0)}, ["baseline = 0"]),
+]
+
+
+@pytest.mark.parametrize(("settings", "parts"), BAD, ids=lambda x: None if isinstance(x, list) else str(x)[:60])
+def test_nonsense_is_refused_in_one_line(settings, parts):
+    """Before anything is traced; the message names the setting, the value and what would do."""
+    with pytest.raises(UsageError) as caught:
+        make_train(Config(**settings))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_bounds_themselves_are_allowed():
+    """The closed ends of the intervals, and inf where it switches something off."""
+    Config(gamma=1, gae_lambda=0, max_grad_norm=math.inf, value_clip_eps=math.inf, hidden_sizes=()).check()
+    Config(gamma=0.0, algo=PPO(clip_eps=math.inf, dual_clip=math.inf, target_kl=math.inf, entropy_coef=0)).check()
+    Config(algo=TRPO(damping=0.0, max_backtracks=0)).check()
+    Config(gamma=jnp.asarray([0.9, 0.99]), algo=NPG(max_kl=np.float64(0.1))).check()

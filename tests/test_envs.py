@@ -1,0 +1,164 @@
+"""Every registered environment keeps the promises of `types.Env`, and trains."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from environments import Walk
+from support import quick_jit
+
+from purejaxppo import PPO, Config, init, make_train, update_step
+from purejaxppo.distributions import Categorical, DiagonalGaussian
+from purejaxppo.envs import env_names, make_env
+from purejaxppo.rollout import begin_episodes, rollout
+from purejaxppo.types import Box, Discrete, UsageError
+
+KEY = jax.random.key(0)
+BATCH, STEPS = 3, 20
+NEEDS_DOWNLOAD = {"MNISTBandit-bsuite"}
+BROADCASTS = {"Swimmer-misc"}  # its own code relies on implicit rank promotion
+PLAYABLE = [name for name in env_names() if name not in NEEDS_DOWNLOAD]
+
+
+def random_policy(space, obs):
+    """Actions that owe nothing to the observation."""
+    batch_shape = obs.shape[:1]
+    if isinstance(space, Discrete):
+        return Categorical(jnp.zeros((*batch_shape, space.n)))
+    return DiagonalGaussian(*jnp.zeros((2, *batch_shape, *space.shape)))
+
+
+def avals(tree):
+    """(shape, type, weakly typed) of each leaf of abstract values."""
+    return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("name", PLAYABLE)
+def test_environment_keeps_the_protocol(name):
+    """Shapes and types stay as reset gave them, none weak; 20 random steps of a batch are finite, with sane flags."""
+    with jax.numpy_rank_promotion("allow" if name in BROADCASTS else "raise"):
+        check_types(make_env(name))
+        check_play(make_env(name))
+
+
+def check_types(env):
+    """What reset and step return, abstractly."""
+    discrete = isinstance(env.action_space, Discrete)
+    action = jnp.zeros((), jnp.int32) if discrete else jnp.zeros(env.action_space.shape)
+    state, obs = jax.eval_shape(env.reset, KEY)
+    next_state, next_obs, reward, terminated, truncated = jax.eval_shape(env.step, KEY, state, action)
+    assert jax.tree.structure(next_state) == jax.tree.structure(state)
+    assert avals(next_state) == avals(state)
+    assert not any(weak for *_, weak in avals((state, obs, next_obs, reward, terminated, truncated)))
+    assert isinstance(env.observation_space, Box)
+    assert (obs.shape, obs.dtype) == (next_obs.shape, next_obs.dtype) == (env.observation_space.shape, jnp.float32)
+    assert (reward.shape, reward.dtype) == ((), jnp.float32)
+    assert (terminated.shape, terminated.dtype) == (truncated.shape, truncated.dtype) == ((), jnp.bool_)
+
+
+def check_play(env):
+    """A rollout of random actions, with resets."""
+
+    def play(key):
+        episodes = begin_episodes(key, env, BATCH)
+        return rollout(key, env, functools.partial(random_policy, env.action_space), episodes, STEPS)
+
+    after, transitions, sums = quick_jit(play)(KEY)
+    assert transitions.obs.shape == transitions.next_obs.shape == (STEPS, BATCH, *env.observation_space.shape)
+    for x in (transitions.obs, transitions.next_obs, transitions.reward, after.obs):
+        assert np.all(np.isfinite(x))
+    assert not np.any(transitions.terminated & transitions.truncated)
+    done = np.asarray(transitions.terminated | transitions.truncated)
+    assert sums.episodes == np.sum(done)
+    np.testing.assert_array_equal(transitions.obs[1:][~done[:-1]], transitions.next_obs[:-1][~done[:-1]])
+
+
+KINDS = {
+    "vector, discrete": "CartPole-v1",
+    "vector, box": "PointRobot-misc",
+    "image": "Breakout-MinAtar",
+    "one-hot": "FrozenLake-misc",
+    "matrix": "Catch-bsuite",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_update_is_finite_with_each_kind_of_space(kind):
+    """PPO with both normalisers, on observations of ranks 1 to 3 and on both kinds of action."""
+    env = make_env(KINDS[kind])
+    rank = {"image": 3, "matrix": 2}.get(kind, 1)
+    assert len(env.observation_space.shape) == rank
+    assert isinstance(env.action_space, Box if kind == "vector, box" else Discrete)
+    options = {"normalize_observations": True, "normalize_rewards": True, "hidden_sizes": (8,)}
+    config = Config(env=env, algo=PPO(), num_envs=2, num_steps=16, num_minibatches=1, num_epochs=2, **options)
+    before = quick_jit(init)(config, KEY)
+    after, metrics = quick_jit(update_step)(config, before)
+    for name, value in metrics.items():
+        assert np.isfinite(value) or (name.startswith("episode_") and metrics["episodes"] == 0), name
+    for part in ("policy", "critic"):
+        old, new = (jax.flatten_util.ravel_pytree(getattr(state, part))[0] for state in (before, after))
+        assert np.all(np.isfinite(new))
+        assert np.any(new != old)
+
+
+def test_one_hot_observations():
+    """FrozenLake's position is one of 16."""
+    env = make_env("FrozenLake-misc")
+    _, obs = env.reset(KEY)
+    np.testing.assert_array_equal(obs, np.eye(16)[0])
+
+
+def test_missing_download_is_a_usage_error(monkeypatch):
+    """MNISTBandit, whose data cannot be fetched here, says so in one line."""
+    from gymnax.utils import load_mnist
+
+    def unreachable(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(load_mnist, "load_mnist", unreachable)
+    make_env.cache_clear()
+    with pytest.raises(UsageError) as caught:
+        make_train(Config(env="MNISTBandit-bsuite"))
+    assert "env = 'MNISTBandit-bsuite'" in str(caught.value)
+    assert "no network" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("cartpole", "CartPole-v1"), ("Cartpole-v0", "CartPole-v1"), ("breakout", "Breakout-MinAtar")],
+)
+def test_unknown_name_suggests_close_ones(name, close):
+    """Whatever the case."""
+    with pytest.raises(UsageError, match=f"did you mean .*{close}"):
+        make_env(name)
+
+
+def test_unknown_name_without_close_ones_says_where_to_look():
+    """Nothing is near: the list is."""
+    with pytest.raises(UsageError, match="--list-envs"):
+        make_env("zzz")
+
+
+def test_names_with_suite_and_of_own_classes():
+    """`gymnax/…` is the registered one, `module:Class` an own one, made once."""
+    assert make_env("gymnax/CartPole-v1").name == make_env("CartPole-v1").name == "CartPole-v1"
+    assert make_env("environments:Walk") == Walk()
+    assert make_env("CartPole-v1") is make_env("CartPole-v1")
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Acrobot-v1", "DeepSea-bsuite"])
+def test_environment_first_made_under_a_trace_can_be_used_later(name):
+    """`make_train` may be called while tracing: nothing of that trace stays behind in the environment."""
+    make_env.cache_clear()
+
+    def train(key):
+        return make_train(Config(env=name, num_envs=2, num_steps=16, total_steps=32))(key)
+
+    first = jax.eval_shape(train, KEY)
+    again = jax.eval_shape(train, KEY)
+    assert jax.tree.structure(first) == jax.tree.structure(again)
+    make_env(name).reset(KEY)
+    make_env.cache_clear()

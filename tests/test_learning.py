@@ -1,0 +1,32 @@
+"""The algorithms learn, from scratch and for many seeds."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from purejaxppo import PPO, TRPO, Config, evaluate, make_train
+from purejaxppo.train import evaluation_key
+
+SEEDS = 8
+CONFIGS = {
+    "ppo": Config(env="CartPole-v1", algo=PPO(), total_steps=100_000, learning_rate=1e-3),
+    "trpo": Config(env="CartPole-v1", algo=TRPO(), total_steps=100_000),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cartpole_is_learnt(name):
+    """After 1e5 steps, the mean return over 8 seeds and 20 episodes each is at least 450 of 500."""
+    config = CONFIGS[name]
+    train = make_train(config)
+
+    def final_return(key):
+        state, _ = train(key)
+        return evaluate(config, state, evaluation_key(state), 20).means()["eval_return"]
+
+    mesh = jax.make_mesh((2,), ("run",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.shard_map(jax.vmap(final_return), mesh=mesh, in_specs=P("run"), out_specs=P("run"), check_vma=False)
+    returns = np.asarray(jax.jit(spread)(jax.random.split(jax.random.key(0), SEEDS)))
+    assert returns.shape == (SEEDS,)
+    assert np.mean(returns) >= 450, returns
