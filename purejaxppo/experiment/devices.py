@@ -10,6 +10,9 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from purejaxppo.types import UsageError
 
+# LLVM's level 1 instead of 3: PPO on CartPole compiled in 6.4 s instead of 12.0 s and ran as fast (2.7 s, 2.8 s)
+QUICK_COMPILATION = {"xla_backend_optimization_level": 1}
+
 
 def use_cpu_cores() -> None:
     """Make every CPU core a JAX device. Has an effect only before JAX's first use, and if the user has not chosen."""
@@ -50,7 +53,8 @@ def over_runs(fn: Callable[..., Any], devices: Sequence[jax.Device], shared: int
             *args
         )
 
-    return jax.jit(sharded, donate_argnums=(0,) if donate else ())
+    options = QUICK_COMPILATION if devices[0].platform == "cpu" else None
+    return jax.jit(sharded, donate_argnums=(0,) if donate else (), compiler_options=options)
 
 
 def available_bytes(device: jax.Device) -> int | None:
