@@ -54,11 +54,7 @@ def td_targets(
 
 
 def monte_carlo_returns(
-    rewards: jax.Array,
-    next_values: jax.Array,
-    terminated: jax.Array,
-    done: jax.Array,
-    gamma: jax.Array | float,
+    rewards: jax.Array, next_values: jax.Array, terminated: jax.Array, done: jax.Array, gamma: jax.Array | float
 ) -> jax.Array:
     """Discounted returns G_t = r_t + γ G_{t+1}; an episode cut off, by a limit or the rollout's end, adds γ V(s').
 

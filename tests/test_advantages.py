@@ -5,14 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo.advantages import (
-    cut,
-    explained_variance,
-    gae,
-    monte_carlo_returns,
-    standardize,
-    td_targets,
-)
+from purejaxppo.advantages import cut, explained_variance, gae, monte_carlo_returns, standardize, td_targets
 from purejaxppo.types import UsageError
 
 T, B = 13, 10_000

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 from environments import Walk
-from support import arrays, assert_same_bits, quick_jit
+from support import assert_same_bits
 
-from purejaxppo import PPO, TRPO, Config, init, update_step
+from purejaxppo import PPO, TRPO, Config, init, make_train, update_step
 from purejaxppo.train import train_updates
 
 SEEDS, UPDATES = 4, 4
+KEYS = jax.random.split(jax.random.key(0), SEEDS)
 ALGORITHMS = pytest.mark.parametrize("name", ["ppo", "trpo"])
 ROOT = pathlib.Path(__file__).parent
 
@@ -48,22 +49,25 @@ def config_of(name):
 
 
 @functools.cache
-def starts(name):
-    """Initial states of some seeds."""
-    keys = jax.random.split(jax.random.key(0), SEEDS)
-    return quick_jit(jax.vmap(functools.partial(init, config_of(name))))(keys)
+def vmapped(function, name):
+    """A function of a config and a key or state, compiled for all seeds."""
+    return jax.jit(jax.vmap(functools.partial(function, config_of(name))))
 
 
-@functools.cache
-def program(name, updates):
-    """So many updates of all seeds as one scan."""
-    return jax.jit(jax.vmap(lambda state: train_updates(config_of(name), state, updates)))
+def train(config, key):
+    """All of training in one program."""
+    return make_train(config)(key)
+
+
+def half(config, state):
+    """Half of it."""
+    return train_updates(config, state, UPDATES // 2)
 
 
 @functools.cache
 def whole(name):
-    """All updates in one call."""
-    return program(name, UPDATES)(starts(name))
+    """Final states and metrics of all seeds, made in one call."""
+    return vmapped(train, name)(KEYS)
 
 
 def test_fresh_processes_give_equal_bits():
@@ -82,29 +86,22 @@ def test_fresh_processes_give_equal_bits():
 
 @ALGORITHMS
 def test_division_into_calls_gives_equal_bits(name):
-    """4 updates in one scan, as 2 + 2, and one jitted update at a time: states and metrics of all seeds."""
-    state, chunks = starts(name), []
-    for updates in (2, 2):
-        state, metrics = program(name, updates)(state)
-        chunks.append(metrics)
+    """4 updates in one program with `init`; as `init`, 2 and 2; one jitted update at a time: all seeds, all bits."""
     final, final_metrics = whole(name)
-    assert_same_bits(state, final)
-    assert_same_bits(jax.tree.map(lambda *x: np.concatenate(x, axis=1), *chunks), final_metrics)
-
-    state, steps = starts(name), []
-    update = jax.jit(jax.vmap(functools.partial(update_step, config_of(name))))
-    for _ in range(UPDATES):
-        state, metrics = update(state)
-        steps.append(metrics)
-    assert_same_bits(state, final)
-    assert_same_bits(jax.tree.map(lambda *x: np.stack(x, axis=1), *steps), final_metrics)
+    for function, combine in ((half, np.concatenate), (update_step, np.stack)):
+        state, parts = vmapped(init, name)(KEYS), []
+        while int(state.update[0]) < UPDATES:
+            state, metrics = vmapped(function, name)(state)
+            parts.append(metrics)
+        assert_same_bits(state, final)
+        metrics = {key: combine([part[key] for part in parts], axis=1) for key in final_metrics}
+        assert_same_bits(metrics, final_metrics)
 
 
 @ALGORITHMS
 def test_seeds_do_not_know_their_neighbours(name):
     """Permuting the seeds permutes the results, bit for bit; and no two are alike."""
     order = np.asarray([2, 0, 3, 1])
-    permuted = program(name, UPDATES)(jax.tree.map(lambda x: x[order], starts(name)))
+    permuted = vmapped(train, name)(KEYS[order])
     assert_same_bits(permuted, jax.tree.map(lambda x: x[order], whole(name)))
-    returns = arrays(whole(name)[1]["episode_return"])[0]
-    assert np.unique(returns, axis=0).shape == (SEEDS, UPDATES)
+    assert np.unique(whole(name)[1]["episode_return"], axis=0).shape == (SEEDS, UPDATES)

@@ -127,8 +127,7 @@ def test_missing_download_is_a_usage_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "close"),
-    [("cartpole", "CartPole-v1"), ("Cartpole-v0", "CartPole-v1"), ("breakout", "Breakout-MinAtar")],
+    ("name", "close"), [("cartpole", "CartPole-v1"), ("Cartpole-v0", "CartPole-v1"), ("breakout", "Breakout-MinAtar")]
 )
 def test_unknown_name_suggests_close_ones(name, close):
     """Whatever the case."""

@@ -55,7 +55,4 @@ def conjugate_gradient(
 def solution_metrics(x: jax.Array, b: jax.Array, residual: jax.Array) -> Metrics:
     """How well CG did: ‖b - A x‖ / ‖b‖, and xᵀAx = x·(b - r)."""
     norm = jnp.linalg.norm(b)
-    return {
-        "cg_residual": jnp.linalg.norm(residual) / jnp.where(norm > 0, norm, 1.0),
-        "xFx": x @ (b - residual),
-    }
+    return {"cg_residual": jnp.linalg.norm(residual) / jnp.where(norm > 0, norm, 1.0), "xFx": x @ (b - residual)}
