@@ -58,7 +58,7 @@ def monte_carlo_returns(
 ) -> jax.Array:
     """Discounted returns G_t = r_t + γ G_{t+1}; an episode cut off, by a limit or the rollout's end, adds γ V(s').
 
-    [T, B]. This is GAE with λ = 1 and V(s_t) = 0 in the first term (Sutton and Barto, 2018, eq. 3.8).
+    [T, B]. This is GAE with λ = 1 and V(s_t) = 0 in the first term (Sutton and Barto, 2018, eq. 3.9).
     """
     return gae(rewards, jnp.zeros_like(rewards), cut(next_values, done), terminated, done, gamma, 1.0)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,9 @@ import jax
 from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, PPO
-from purejaxppo.envs import make_env
+from purejaxppo.envs import check_env, make_env
 from purejaxppo.networks import ACTIVATIONS
-from purejaxppo.types import Box, Discrete, Env, UsageError, number, static
+from purejaxppo.types import Env, UsageError, number, static
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-4,
@@ -27,7 +28,8 @@ class Config(struct.PyTreeNode):
     """What one training run is made of. Numbers are leaves and may be traced; the rest is static.
 
     A field left at None takes the value that the algorithm's source uses (`algo.published`), else the common one
-    (`DEFAULTS`): so `Config(algo=TRPO())` is TRPO as published, and every field of it shows its value.
+    (`DEFAULTS`): so `Config(algo=TRPO())` is TRPO as published, and every field of it shows its value. That happens
+    when a config is made; `replace(algo=...)` keeps all other fields as they are.
 
     `learning_rate`, `max_grad_norm`, `num_epochs` and `num_minibatches` rule every use of Adam: the critic's in all
     methods, and the policy's in the first-order ones (one step per rollout in REINFORCE and A2C).
@@ -64,6 +66,8 @@ class Config(struct.PyTreeNode):
     eval_greedy: bool = static(True, "evaluate the policy's mode; otherwise its samples")
 
     def __post_init__(self) -> None:
+        if isinstance(self.hidden_sizes, list):
+            object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
         if not isinstance(getattr(self.algo, "published", None), Mapping):
             return  # JAX rebuilds the tree with placeholders for algorithms; `check` refuses what is none
         for name, value in {**DEFAULTS, **self.algo.published}.items():
@@ -91,7 +95,7 @@ class Config(struct.PyTreeNode):
         Raises:
             UsageError: one line that names the value, the rule and the fix. Traced numbers are not checked.
         """
-        if not isinstance(self.algo, tuple(ALGORITHMS.values())) and not hasattr(self.algo, "update"):
+        if isinstance(self.algo, type) or not hasattr(self.algo, "published") or not hasattr(self.algo, "update"):
             known = ", ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
             raise UsageError(f"algo = {self.algo!r} is not an algorithm; pass an instance of one: {known}.")
         usual = {**DEFAULTS, **self.algo.published}
@@ -107,30 +111,33 @@ class Config(struct.PyTreeNode):
                 f"num_envs × num_steps = {batch} is not divisible by num_minibatches = {self.num_minibatches}; "
                 f"the nearest that are: {', '.join(map(str, sorted(near[:3])))}."
             )
-        env = self.environment
-        if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) > 3:
+        if batch == self.num_minibatches and getattr(self.algo, "normalize_advantages", "") == "minibatch":
             raise UsageError(
-                f"observation_space = {env.observation_space!r} is no Box of rank ≤ 3; flatten it in the env."
+                f"num_minibatches = {batch} leaves one sample each, whose standardised advantage is 0; halve it."
             )
-        if not isinstance(env.action_space, Box | Discrete):
-            raise UsageError(f"action_space = {env.action_space!r} is neither Box nor Discrete; adapt the environment.")
+        if isinstance(self.env, type):
+            raise UsageError(f"env = {self.env!r} is a class; pass an instance, {self.env.__name__}().")
+        check_env(self.environment, repr(self.env))
 
 
 def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None:
     """Hold one value against the type, interval and choices that its field declares; `usual` is the way out."""
-    if isinstance(value, jax.Array | jax.core.Tracer):  # traced, or one value per run
-        return
     choices, interval = field.metadata.get("choices", ()), field.metadata.get("interval", "")
+    whole = field.metadata.get("type") is not float
+    if isinstance(value, jax.Array):
+        if whole and interval:
+            raise UsageError(f"{field.name} = {value!r} is static and cannot be an array; pass a Python number.")
+        return  # traced, or one value per run
     if choices and value not in choices:
         raise UsageError(f"{field.name} = {value!r} is not one of: {', '.join(choices)}; the default is {usual}.")
     if isinstance(usual, bool) and not isinstance(value, bool):
         raise UsageError(f"{field.name} = {value!r} must be True or False; the default is {usual}.")
     if not interval:
         return
-    whole = field.metadata.get("type") is not float
-    values = value if field.name == "hidden_sizes" and isinstance(value, tuple) else (value,)
-    for x in values:
-        valid = isinstance(x, int if whole else int | float) and not isinstance(x, bool)
+    if isinstance(usual, tuple) and not isinstance(value, tuple):
+        raise UsageError(f"{field.name} = {value!r} must be a tuple; the default is {usual}.")
+    for x in value if isinstance(value, tuple) else (value,):
+        valid = isinstance(x, numbers.Integral if whole else numbers.Real) and not isinstance(x, bool)
         if not valid or not _within(x, interval):
             kind = "a whole number" if whole else "a number"
             raise UsageError(f"{field.name} = {x!r} must be {kind} in {interval}; the default is {usual}.")

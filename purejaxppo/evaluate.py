@@ -1,6 +1,6 @@
 """Compiled evaluation of a policy."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from purejaxppo.agent import acting
 from purejaxppo.batching import any_run
 from purejaxppo.config import Config
-from purejaxppo.rollout import begin_episodes, environment_action
+from purejaxppo.rollout import begin_episodes, step_envs
 from purejaxppo.types import Metrics, RolloutState, TrainState
 
 
@@ -25,8 +25,9 @@ class Evaluation(NamedTuple):
 def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: int) -> Evaluation:
     """Play exactly `num_episodes` episodes, in as many environments at once, with the policy and normalisers frozen.
 
-    Each environment plays one episode: to stop after E episodes of a few environments would favour short ones.
-    Greedy (the policy's mode) or sampled, as `config.eval_greedy` says. Nothing of `state` is changed.
+    Each environment plays one episode: to stop after E episodes of a few environments would favour short ones. All
+    must end: an environment without a time limit may keep this waiting. Greedy (the policy's mode) or sampled, as
+    `config.eval_greedy` says. Nothing of `state` is changed.
     """
     env, policy = config.environment, acting(config, state)
     start_key, play_key = jax.random.split(key)
@@ -37,12 +38,8 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
         key, action_key, step_key = jax.random.split(key, 3)
         distribution = policy(episodes.obs)
         action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
-
-        def step_env(key: jax.Array, env_state: Any, action: jax.Array) -> Any:
-            return env.step(key, env_state, environment_action(env.action_space, action))
-
         keys = jax.random.split(step_key, num_episodes)
-        env_state, obs, reward, terminated, truncated = jax.vmap(step_env)(keys, episodes.env, action)
+        env_state, obs, reward, terminated, truncated = step_envs(keys, env, episodes.env, action)
         returns = episodes.episode_return + jnp.where(playing, reward, 0.0)
         lengths = episodes.episode_length + playing
         return RolloutState(env_state, obs, returns, lengths), playing & ~(terminated | truncated), key

@@ -64,13 +64,14 @@ def parse(argv: list[str]) -> tuple[Config, RunOptions]:
 
 
 def _peek(argv: list[str], flag: str, default: str) -> str:
-    """The value of one flag, needed before the others can be known."""
+    """The value of one flag, the last if it is repeated; needed before the others can be known."""
+    value = default
     for this, following in zip(argv, [*argv[1:], default], strict=True):
         if this == f"--{flag}":
-            return following
-        if this.startswith(f"--{flag}="):
-            return this.partition("=")[2]
-    return default
+            value = following
+        elif this.startswith(f"--{flag}="):
+            value = this.partition("=")[2]
+    return value
 
 
 def _flags(owner: Any, without: tuple[str, ...]) -> Any:

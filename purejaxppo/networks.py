@@ -1,5 +1,6 @@
 """Policy and value networks, and their orthogonal initialisation."""
 
+import math
 from typing import Any
 
 import jax
@@ -77,9 +78,7 @@ class PolicyNetwork(nn.Module):
         x = Torso(self.rank, self.hidden_sizes, self.activation)(obs)
         if isinstance(self.action_space, Discrete):
             return Categorical(dense(self.action_space.n, 0.01)(x))
-        size = 1
-        for axis in self.action_space.shape:
-            size *= axis
+        size = math.prod(self.action_space.shape)
         mean = dense(size, 0.01)(x)
         log_std = self.param("log_std", nn.initializers.zeros, (size,))
         return DiagonalGaussian(mean, jnp.broadcast_to(log_std, mean.shape))

@@ -1,5 +1,7 @@
 """Running statistics of observations and returns."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -20,9 +22,7 @@ class RunningStatistics(struct.PyTreeNode):
     def update(self, samples: jax.Array) -> "RunningStatistics":
         """Merge samples [..., O] (Chan et al., 1979). What would make an entry non-finite leaves that entry alone."""
         axes = tuple(range(samples.ndim - self.mean.ndim))
-        size = 1
-        for axis in axes:
-            size *= samples.shape[axis]
+        size = math.prod(samples.shape[: len(axes)])
         total = self.count + size
         delta = jnp.mean(samples, axis=axes) - self.mean
         mean = self.mean + delta * (size / total)

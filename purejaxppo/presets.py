@@ -73,7 +73,8 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """The flat settings that `preset` takes: `preset(**settings_of(config))` is `config` again."""
-    algo = {cls: name for name, cls in ALGORITHMS.items()}[type(config.algo)]
+    names = {cls: name for name, cls in ALGORITHMS.items()}
+    algo = names.get(type(config.algo), type(config.algo).__name__)
     settings: dict[str, Any] = {"algo": algo}
     for owner in (config, config.algo):
         settings |= {f.name: getattr(owner, f.name) for f in dataclasses.fields(owner) if f.name != "algo"}

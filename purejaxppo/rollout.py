@@ -27,8 +27,14 @@ def begin_episodes(key: jax.Array, env: Env, num_envs: int) -> RolloutState:
 def environment_action(space: Space, action: jax.Array) -> jax.Array:
     """What the environment receives for the policy's action: shaped as the space is, and clipped to its bounds."""
     if isinstance(space, Box):
-        return jnp.clip(action.reshape(space.shape), space.low, space.high)
+        return jnp.clip(action.reshape(space.shape), jnp.asarray(space.low), jnp.asarray(space.high))
     return action
+
+
+def step_envs(keys: jax.Array, env: Env, env_state: Any, action: jax.Array) -> Any:
+    """One step in each of B environments: `Env.step` with a leading axis B everywhere."""
+    bounded = jax.vmap(lambda action: environment_action(env.action_space, action))(action)
+    return jax.vmap(env.step)(keys, env_state, bounded)
 
 
 def rollout(
@@ -47,11 +53,7 @@ def rollout(
         action_key, step_keys, reset_keys = keys[0], keys[1 : 1 + num_envs], keys[1 + num_envs :]
         distribution = policy(state.obs)
         action = distribution.sample(action_key)
-
-        def step_env(key: jax.Array, env_state: Any, action: jax.Array) -> Any:
-            return env.step(key, env_state, environment_action(env.action_space, action))
-
-        env_state, next_obs, reward, terminated, truncated = jax.vmap(step_env)(step_keys, state.env, action)
+        env_state, next_obs, reward, terminated, truncated = step_envs(step_keys, env, state.env, action)
         done = terminated | truncated
         transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, distribution)
 

@@ -23,8 +23,14 @@ from purejaxppo.types import Batch, Metrics, Params, TrainState, Transition
 def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
     """`train(key) -> (TrainState, Metrics)`, the whole of training, to be jitted and vmapped over keys.
 
-    Metrics are [num_updates] each; `eval_return` and `eval_length`, present if `eval_interval` > 0, hold one value per
-    evaluation: every `eval_interval` updates, and after the last. May be called under a trace, with traced numbers.
+    Metrics are a dict of arrays [num_updates]. In all methods: `episode_return`, `episode_length` (means over the
+    episodes that ended, NaN where none did), `episodes`, `policy_loss`, `value_loss`, `entropy`, `kl` (mean
+    KL(π_old ‖ π_new) over the batch), `grad_norm`, `value_grad_norm`, `explained_variance`, `learning_rate`. In PPO
+    `clip_fraction`; in PPO-penalty `kl_coef`; in NPG and TRPO `predicted_kl`, `predicted_gain`, `gain`, `step_norm`,
+    `xFx`, `cg_residual`, `accepted`; in TRPO `backtracks`. `eval_return` and `eval_length`, present if
+    `eval_interval` > 0, hold one value per evaluation: every `eval_interval` updates, and after the last.
+
+    May be called under a trace, with traced numbers.
 
     Raises:
         UsageError: the config cannot work.
@@ -38,7 +44,10 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
 
 
 def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[TrainState, Metrics]:
-    """`num_updates` updates from `state` on: any division into calls gives the same bits."""
+    """`num_updates` updates from `state` on. Any division into calls leads to the same state, bit for bit.
+
+    Evaluations are counted from where the call begins.
+    """
 
     def update(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         return update_step(config, state)
@@ -174,7 +183,7 @@ def value_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Met
 def learning_rate(config: Config, update: jax.Array) -> jax.Array:
     """Of update u = 0 … U-1: constant, or annealed as α (1 - u/U), so the first is α and the last α/U."""
     updates = config.num_updates
-    fraction = (updates - update) / updates if config.anneal_learning_rate else 1.0
+    fraction = jnp.maximum(updates - update, 0) / updates if config.anneal_learning_rate else 1.0
     return jnp.asarray(config.learning_rate * fraction, jnp.float32)
 
 

@@ -16,6 +16,9 @@ quick_jit = functools.partial(
     },
 )
 
+# Fusions as users get them, without LLVM's slowest passes: for bits, many seeds and longer runs.
+level_1_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+
 
 def arrays(tree):
     """The leaves as numpy arrays; PRNG keys as the words they are made of."""

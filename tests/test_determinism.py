@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from environments import Walk
-from support import assert_same_bits
+from support import assert_same_bits, level_1_jit
 
 from purejaxppo import PPO, TRPO, Config, init, make_train, update_step
 from purejaxppo.train import train_updates
@@ -51,7 +51,7 @@ def config_of(name):
 @functools.cache
 def vmapped(function, name):
     """A function of a config and a key or state, compiled for all seeds."""
-    return jax.jit(jax.vmap(functools.partial(function, config_of(name))))
+    return level_1_jit(jax.vmap(functools.partial(function, config_of(name))))
 
 
 def train(config, key):

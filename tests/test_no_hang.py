@@ -16,14 +16,15 @@ import sys
 import conftest, jax, numpy as np
 from jax.sharding import PartitionSpec as P
 from purejaxppo import Config, init, make_train
+from support import level_1_jit
 assert jax.device_count() == 2
-config = Config(env="CartPole-v1", num_envs=4, num_steps=16, total_steps=2 * 64)
+config = Config(env="CartPole-v1", num_envs=4, num_steps=16, total_steps=2 * 64, num_epochs=1, num_minibatches=1)
 train, start = jax.vmap(make_train(config)), jax.vmap(lambda key: init(config, key))
 if sys.argv[1] == "shard_map":
     mesh = jax.make_mesh((2,), ("run",), axis_types=(jax.sharding.AxisType.Auto,))
     options = {"mesh": mesh, "in_specs": P("run"), "out_specs": P("run"), "check_vma": False}
     train, start = jax.shard_map(train, **options), jax.shard_map(start, **options)
-train, start = jax.jit(train), jax.jit(start)
+train, start = level_1_jit(train), level_1_jit(start)
 for seed in sys.argv[2:]:
     keys = jax.random.split(jax.random.key(int(seed)), 64)
     jax.block_until_ready(start(keys))

@@ -18,10 +18,11 @@ from environments import (
     Walk,
     returns_of,
 )
-from support import assert_same_bits, quick_jit
+from support import assert_same_bits, level_1_jit, quick_jit
 
 from purejaxppo import A2C, Config, evaluate, init, make_train
 from purejaxppo.agent import acting, networks
+from purejaxppo.batching import any_run
 from purejaxppo.envs import GymnaxEnv
 from purejaxppo.rollout import rollout
 from purejaxppo.train import evaluation_key, learning_batch, update_step
@@ -165,8 +166,8 @@ def test_evaluation_leaves_training_alone():
         env=Walk(), algo=A2C(), normalize_observations=True, normalize_rewards=True, total_steps=7 * 60, **SMALL
     )
     evaluating = config.replace(eval_interval=3, eval_episodes=5)
-    plain, metrics = jax.jit(make_train(config))(KEY)
-    state, with_evaluations = jax.jit(make_train(evaluating))(KEY)
+    plain, metrics = level_1_jit(make_train(config))(KEY)
+    state, with_evaluations = level_1_jit(make_train(evaluating))(KEY)
     assert_same_bits(state, plain)
     assert set(with_evaluations) - set(metrics) == {"eval_return", "eval_length"}
     assert_same_bits({name: with_evaluations[name] for name in metrics}, metrics)
@@ -177,6 +178,23 @@ def test_evaluation_leaves_training_alone():
     assert_same_bits(state, before)
     np.testing.assert_allclose(with_evaluations["eval_return"][-1], np.mean(again.returns), rtol=1e-6)
     np.testing.assert_allclose(with_evaluations["eval_length"][-1], np.mean(again.lengths), rtol=1e-6)
+
+
+def test_evaluations_play_different_episodes():
+    """Each run and each update has its own key for evaluation, which is none of those that training uses."""
+    config = Config(env=Walk(), algo=A2C(), **SMALL)
+    state, other = fresh(config, KEY), fresh(config, jax.random.key(1))
+    keys = [evaluation_key(s) for s in (state, other, update(config, state)[0])]
+    keys += [state.key, *jax.random.split(state.key, 4)]
+    assert np.unique([jax.random.key_data(key) for key in keys], axis=0).shape[0] == len(keys)
+
+
+def test_decisions_for_all_runs_stay_scalar_under_vmap():
+    """`any_run` has one answer for all runs, so that resets and loops remain real branches; `vmap` nests."""
+    flags = jnp.zeros((2, 3, 4), bool)
+    both = jax.vmap(jax.vmap(any_run, out_axes=None), out_axes=None)  # refused where the answer is one per run
+    assert not both(flags)
+    assert both(flags.at[1, 2, 3].set(True))
 
 
 @pytest.mark.parametrize(("updates", "interval"), [(7, 1), (6, 3), (7, 3), (2, 5)])

@@ -50,6 +50,28 @@ class DeepObservations(RewardTurnsNaN):
     observation_space = Box(0.0, 1.0, (2, 2, 2, 2))
 
 
+class FourResults(RewardTurnsNaN):
+    def step(self, key, state, action):
+        return super().step(key, state, action)[:4]
+
+
+class FloatFlags(RewardTurnsNaN):
+    def step(self, key, state, action):
+        state, obs, reward, terminated, truncated = super().step(key, state, action)
+        return state, obs, reward, terminated.astype(jnp.float32), truncated
+
+
+class WrongShape(RewardTurnsNaN):
+    def step(self, key, state, action):
+        state, _, *rest = super().step(key, state, action)
+        return state, jnp.zeros(2), *rest
+
+
+class Raises:
+    def __init__(self):
+        raise KeyError("no such level")
+
+
 class NoSpaces:
     def reset(self, key):
         return key
@@ -155,8 +177,12 @@ BAD = {
     "--env CartPole": ["'CartPole'", "did you mean", "CartPole-v1"],
     "--env nowhere:Env": ["'nowhere:Env'", "No module named", "PYTHONPATH"],
     "--env test_run:Missing": ["'test_run:Missing'", "Missing"],
-    "--env test_run:NoSpaces": ["'test_run:NoSpaces'", "step, observation_space, action_space"],
-    "--env test_run:DictActions": ["action_space", "neither Box nor Discrete"],
+    "--env test_run:Raises": ["'test_run:Raises'", "KeyError"],
+    "--env test_run:FourResults": ["step must return (state, obs, reward, terminated, truncated)"],
+    "--env test_run:FloatFlags": ["terminated is float32[] but must be bool[]"],
+    "--env test_run:WrongShape": ["obs", "float32[2]", "float32[1]"],
+    "--env test_run:NoSpaces": ["'test_run:NoSpaces'", "no step, observation_space, action_space"],
+    "--env test_run:DictActions": ["action_space", "neither a purejaxppo Box nor Discrete"],
     "--env test_run:DeepObservations": ["observation_space", "rank"],
     "--num-envs 0": ["num_envs = 0", "[1, inf)", "default is 4"],
     "--num-envs -3": ["num_envs = -3", "[1, inf)"],

@@ -149,7 +149,7 @@ def jacobian(params, obs):
 
 
 def gradient_and_fisher(params, batch, every=1):
-    """∇ of the surrogate at θ [RUNS, P], and F [RUNS, P, P] over every k-th sample."""
+    """∇ of the surrogate at θ [RUNS, P], and F [RUNS, P, P] over one sample in k."""
     out, _, log_std = forward(params, batch.obs)
     J = jacobian(params, batch.obs)
     advantage = standardized(batch.advantage)
@@ -164,7 +164,8 @@ def gradient_and_fisher(params, batch, every=1):
         metric = np.broadcast_to(np.exp(-2 * log_std)[..., None] * np.eye(K), (*out.shape, K))
         gradient = np.einsum("rnk,rnkp,rn->rp", z / np.exp(log_std), J, advantage) / N
         gradient[:, -K:] = np.einsum("rnk,rn->rk", z**2 - 1, advantage) / N
-    J, metric = J[:, ::every], metric[:, ::every]
+    drawn = np.asarray(jax.random.permutation(jax.random.key(0), N))[: N // every]  # `compiled` passes this key
+    J, metric = J[:, drawn], metric[:, drawn]
     fisher = np.swapaxes(J, 2, 3) @ metric @ J
     fisher = fisher.mean(1)
     if log_std is not None:
@@ -319,7 +320,7 @@ def test_the_quadratic_kl_of_npg_is_max_kl(kind):
 @both
 @pytest.mark.parametrize("every", [1, 2])
 def test_the_step_of_npg_is_the_closed_form(kind, every):
-    """s = √(2δ / gᵀA⁻¹g) A⁻¹g with gradient and Fisher matrix in float64, the latter on every k-th sample."""
+    """s = √(2δ / gᵀA⁻¹g) A⁻¹g with gradient and Fisher matrix in float64, the latter from one sample in k."""
     params, batch = problems(kind)
     npg = per_run(NPG(max_kl=0.01, damping=0.1, cg_iterations=30, fisher_subsample=every))
     new, _, _ = compiled(kind)(npg, params, batch)

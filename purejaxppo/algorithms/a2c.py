@@ -15,7 +15,7 @@ from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
 class A2C(struct.PyTreeNode):
     """Advantage actor-critic, the synchronous form of A3C (Mnih et al., 2016, arXiv:1602.01783).
 
-    θ ← θ + α · mean(∇ log π(a|s) · A + c · ∇H(π(·|s))),   one step per batch; A by GAE.
+    One step of Adam per batch along mean(∇ log π(a|s) · A + c · ∇H(π(·|s))), A by GAE.
     """
 
     entropy_coef: float = number(0.01, "[0, inf)", "weight of the entropy bonus")

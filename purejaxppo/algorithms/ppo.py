@@ -18,13 +18,15 @@ class PPO(struct.PyTreeNode):
 
     L = mean min(r A, clip(r, 1-ε, 1+ε) A) + c · H,   r = π(a|s) / π_old(a|s); Adam, K epochs × M minibatches.
 
-    Dual clip (Ye et al., 2020, arXiv:1912.09729, eq. 6): where A < 0 the term is at least `dual_clip` · A.
+    Dual clip (Ye et al., 2020, arXiv:1912.09729): where A < 0 the term is at least `dual_clip` · A.
     """
 
     clip_eps: float = number(0.2, "(0, inf]", "ε, how far the ratio may leave 1; inf is the unclipped surrogate")
     dual_clip: float = number(float("inf"), "(1, inf]", "bound on the ratio where the advantage is negative")
     entropy_coef: float = number(0.01, "[0, inf)", "weight of the entropy bonus")
-    target_kl: float = number(float("inf"), "(0, inf]", "stop the epochs once a minibatch's mean KL exceeds this")
+    target_kl: float = number(
+        float("inf"), "(0, inf]", "the policy's epochs stop once a minibatch's mean KL exceeds this"
+    )
     normalize_advantages: str = static(
         "minibatch",
         "standardise the advantages per minibatch, per batch or not",
@@ -61,7 +63,10 @@ class PPO(struct.PyTreeNode):
             }
             return metrics["policy_loss"] - self.entropy_coef * jnp.mean(distribution.entropy()), metrics
 
-        return optimizer.minimize(key, loss, params, state, batch, stop=lambda metrics: metrics["kl"] > self.target_kl)
+        params, state, metrics = optimizer.minimize(
+            key, loss, params, state, batch, stop=lambda metrics: metrics["kl"] > self.target_kl
+        )
+        return params, state, metrics | {"kl": jnp.mean(batch.distribution.kl(policy(params, batch.obs)))}
 
     def clipped_surrogate(self, ratio: jax.Array, advantage: jax.Array) -> jax.Array:
         """The pessimistic bound for each sample of one minibatch, [N]."""

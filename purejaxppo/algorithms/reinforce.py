@@ -13,9 +13,10 @@ from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
 
 
 class REINFORCE(struct.PyTreeNode):
-    """Monte-Carlo policy gradient (Williams, 1992; Sutton and Barto, 2018, section 13.4).
+    """Monte-Carlo policy gradient (Williams, 1992; Sutton and Barto, 2018, eq. 13.11, without its factor γᵗ).
 
-    θ ← θ + α · mean ∇ log π(a|s) · (G - b(s)),   one step per batch; b = V with the baseline, else 0.
+    One step of Adam per batch along mean ∇ log π(a|s) · (G - b(s)); b = V with the baseline, else 0. Where an episode
+    is cut off, by a limit or the end of the rollout, the return G goes on with V, with or without the baseline.
     """
 
     baseline: bool = static(True, "subtract the critic's V(s) from the return")

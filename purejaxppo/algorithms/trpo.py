@@ -6,13 +6,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.flatten_util import ravel_pytree
 
 from purejaxppo.advantages import standardize
-from purejaxppo.optimize.fisher import fisher_vector_product
 from purejaxppo.optimize.line_search import backtrack
+from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.natural_gradient import natural_gradient_step
-from purejaxppo.optimize.surrogate import surrogate_and_kl
 from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
 
 
@@ -20,7 +18,8 @@ class TRPO(struct.PyTreeNode):
     """Trust-region policy optimization (Schulman et al., 2015, arXiv:1502.05477, eq. 14 and appendix C).
 
     maximise mean(r A) subject to mean KL(π_old ‖ π) ≤ δ: the natural-gradient step √(2δ / xᵀFx) · x with F x = g,
-    then the first of its fractions 1, β, β², … whose true KL is ≤ δ and whose surrogate is up; none, and θ stays.
+    F being the Fisher matrix plus damping · I; then the first of its fractions 1, β, β², … whose true KL is ≤ δ and
+    whose surrogate is up; none, and θ stays.
 
     With `region="ball"` the constraint is ½ ‖Δθ‖² ≤ δ, a Euclidean ball: F becomes the identity, the step is
     √(2δ) g/‖g‖, and the KL is not constrained. It shows what measuring distance in behaviour is good for.
@@ -31,7 +30,7 @@ class TRPO(struct.PyTreeNode):
     cg_iterations: int = static(15, "conjugate-gradient iterations at most", interval="[1, inf)")
     backtrack_factor: float = number(0.8, "(0, 1)", "β, by which the line search shortens the step")
     max_backtracks: int = static(10, "times that the step is shortened at most", interval="[0, inf)")
-    fisher_subsample: int = static(1, "use every k-th sample for the Fisher matrix", interval="[1, inf)")
+    fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, inf)")
     region: str = static("kl", "the region: mean KL, or a Euclidean ball in the parameters", choices=("kl", "ball"))
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
 
@@ -49,18 +48,14 @@ class TRPO(struct.PyTreeNode):
     def update(
         self, key: jax.Array, policy: Policy, params: Params, state: tuple[()], batch: Batch, optimizer: Any
     ) -> tuple[Params, tuple[()], Metrics]:
-        theta, unravel = ravel_pytree(params)
         advantage = standardize(batch.advantage) if self.normalize_advantages else batch.advantage
-        evaluate = surrogate_and_kl(policy, unravel, batch, advantage)
-        gradient = jax.grad(lambda theta: evaluate(theta)[0])(theta)
-        sample = batch.obs[:: self.fisher_subsample]
-        product = fisher_vector_product(lambda theta: policy(unravel(theta), sample), theta, self.damping)
-        bound, damping = self.max_kl, self.damping
+        model = local_model(key, policy, params, batch, advantage, self.damping, self.fisher_subsample)
+        product, bound, damping = model.product, self.max_kl, self.damping
         if self.region == "ball":
-            product, bound, damping = lambda v: v, jnp.inf, 0.0
-        step, metrics = natural_gradient_step(gradient, product, self.max_kl, damping, self.cg_iterations)
+            product, bound, damping = (lambda v: v), jnp.inf, 0.0
+        step, metrics = natural_gradient_step(model.gradient, product, self.max_kl, damping, self.cg_iterations)
 
-        theta, found = backtrack(evaluate, theta, step, bound, self.backtrack_factor, self.max_backtracks)
+        theta, found = backtrack(model.evaluate, model.theta, step, bound, self.backtrack_factor, self.max_backtracks)
         taken = jnp.where(found.accepted, found.fraction, 0.0)  # all metrics are of the step really taken
         metrics |= {
             "predicted_kl": metrics["predicted_kl"] * taken**2,
@@ -72,4 +67,4 @@ class TRPO(struct.PyTreeNode):
             "accepted": found.accepted.astype(jnp.float32),
             "backtracks": found.backtracks.astype(jnp.float32),
         }
-        return unravel(theta), state, metrics
+        return model.unravel(theta), state, metrics

@@ -5,10 +5,13 @@ import functools
 import importlib
 from typing import Any
 
-from purejaxppo.envs.gymnax import GymnaxEnv, gymnax_names
-from purejaxppo.types import Env, UsageError
+import jax
+import jax.numpy as jnp
 
-__all__ = ["GymnaxEnv", "env_names", "make_env"]
+from purejaxppo.envs.gymnax import GymnaxEnv, gymnax_names
+from purejaxppo.types import Box, Discrete, Env, UsageError
+
+__all__ = ["GymnaxEnv", "check_env", "env_names", "make_env"]
 
 
 def env_names() -> list[str]:
@@ -37,13 +40,54 @@ def make_env(name: str) -> Env:
 def _user_env(name: str) -> Env:
     module, _, attribute = name.partition(":")
     try:
-        factory: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        return getattr(importlib.import_module(module), attribute)()
+    except Exception as error:  # whatever the user's code raises
         raise UsageError(
-            f"env = {name!r} cannot be imported ({error}); give module:Class with the module on PYTHONPATH."
+            f"env = {name!r} cannot be made ({type(error).__name__}: {error}); "
+            "give module:Class, with the module on PYTHONPATH and a class that needs no arguments."
         ) from error
-    env = factory()
+
+
+def check_env(env: Any, name: str) -> None:
+    """Hold an environment against the protocol, without running it.
+
+    Raises:
+        UsageError: a part is missing, a space is not supported, or `step` does not return what it should.
+    """
     missing = [part for part in ("reset", "step", "observation_space", "action_space") if not hasattr(env, part)]
     if missing:
-        raise UsageError(f"env = {name!r} has no {', '.join(missing)}; an environment needs the parts of types.Env.")
-    return env
+        raise UsageError(f"env = {name} has no {', '.join(missing)}; give a name, or what types.Env describes.")
+    seen, acted = env.observation_space, env.action_space
+    if not isinstance(seen, Box) or len(seen.shape) > 3 or (len(seen.shape) == 3 and min(seen.shape[:2]) < 3):
+        raise UsageError(f"observation_space = {seen!r} is no Box of rank ≤ 3, images at least 3 × 3; flatten it.")
+    if not isinstance(acted, Box | Discrete):
+        raise UsageError(f"action_space = {acted!r} is neither a purejaxppo Box nor Discrete; adapt the environment.")
+    key = jax.random.key(0)
+    action = jnp.zeros(acted.shape) if isinstance(acted, Box) else jnp.zeros((), jnp.int32)
+    try:
+        state, obs = jax.eval_shape(env.reset, key)
+        returned = jax.eval_shape(env.step, key, state, action)
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(
+            f"env = {name}: reset or step fails under jax.jit ({type(error).__name__}: {error})."
+        ) from error
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        raise UsageError(f"env = {name}: step must return (state, obs, reward, terminated, truncated); see types.Env.")
+    flag, scalar = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.float32)
+    expected = (state, jax.ShapeDtypeStruct(seen.shape, obs.dtype), scalar, flag, flag)
+    for part, actual, wanted in zip(
+        ("state", "obs", "reward", "terminated", "truncated"), returned, expected, strict=True
+    ):
+        if _shapes(actual) != _shapes(wanted):
+            raise UsageError(
+                f"env = {name}: step's {part} is {_shapes(actual)} but must be {_shapes(wanted)}, as in reset and the "
+                "spaces; cast or reshape it."
+            )
+    if obs.shape != seen.shape:
+        raise UsageError(
+            f"env = {name}: reset's obs has shape {obs.shape} but its space {seen.shape}; make them agree."
+        )
+
+
+def _shapes(tree: Any) -> str:
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))

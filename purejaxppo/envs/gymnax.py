@@ -28,20 +28,20 @@ class GymnaxEnv:
     def __init__(self, name: str, **params: Any) -> None:
         import gymnax
 
-        try:
-            self._env, defaults = gymnax.make(name)
-        except Exception as error:
-            raise UsageError(f"env = {name!r} cannot be made: gymnax says {error}; choose another one.") from error
-        self._params: Any = defaults.replace(**params)
-        self.name = name
         with jax.ensure_compile_time_eval():  # this may be the first use of the environment, and under a trace
+            try:
+                self._env, defaults = gymnax.make(name)
+            except Exception as error:
+                raise UsageError(f"env = {name!r} cannot be made: gymnax says {error}; choose another one.") from error
+            self._params: Any = defaults.replace(**params)
             self.action_space = _convert(name, self._env.action_space(self._params))
             observed = _convert(name, self._env.observation_space(self._params))
+        self.name, self._replaced = name, [f"{key}={value!r}" for key, value in params.items()]
         self._one_hot = isinstance(observed, Discrete)
         self.observation_space = Box(0.0, 1.0, (observed.n,)) if isinstance(observed, Discrete) else observed
 
     def __repr__(self) -> str:
-        return f"GymnaxEnv({self.name!r})"
+        return f"GymnaxEnv({', '.join([repr(self.name), *self._replaced])})"
 
     def reset(self, key: jax.Array) -> tuple[Any, jax.Array]:
         obs, state = self._env.reset_env(key, self._params)

@@ -1,7 +1,9 @@
 """Runs laid out over devices."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +20,9 @@ def use_cpu_cores() -> None:
     """Make every CPU core a JAX device. Has an effect only before JAX's first use, and if the user has not chosen."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError:  # JAX is already in use in this process, with the devices that it has
         return
 
@@ -38,23 +41,17 @@ def over_runs(fn: Callable[..., Any], devices: Sequence[jax.Device], shared: int
     The last `shared` arguments are the same for all runs. The number of runs must be a multiple of the number of
     devices. No device waits for another: the program has no collectives.
     """
+    mesh = Mesh(np.asarray(devices), ("run",), axis_types=(AxisType.Auto,))
+    run, same = PartitionSpec("run"), PartitionSpec()
 
     def many(*args: Any) -> Any:
         own = len(args) - shared
-        return jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)(*args)
-
-    def specs(*args: Any) -> tuple[PartitionSpec, ...]:
-        return (PartitionSpec("run"),) * (len(args) - shared) + (PartitionSpec(),) * shared
-
-    mesh = Mesh(np.asarray(devices), ("run",), axis_types=(AxisType.Auto,))
-
-    def sharded(*args: Any) -> Any:
-        return jax.shard_map(many, mesh=mesh, in_specs=specs(*args), out_specs=PartitionSpec("run"), check_vma=False)(
-            *args
-        )
+        mapped = jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)
+        specs = (run,) * own + (same,) * shared
+        return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=run, check_vma=False)(*args)
 
     options = QUICK_COMPILATION if devices[0].platform == "cpu" else None
-    return jax.jit(sharded, donate_argnums=(0,) if donate else (), compiler_options=options)
+    return jax.jit(many, donate_argnums=(0,) if donate else (), compiler_options=options)
 
 
 def available_bytes(device: jax.Device) -> int | None:
@@ -63,6 +60,7 @@ def available_bytes(device: jax.Device) -> int | None:
         stats = device.memory_stats()
         return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
         return None
+    return int(found[1]) * 1024 if found else None

@@ -128,7 +128,7 @@ def run_experiment(
     about = {"settings": settings, "seeds": seeds, "versions": versions(), "prng_implementation": prng}
     write_json(out / "config.json", about)
 
-    interval = log_interval or -(-config.num_updates // 100)
+    interval = min(log_interval or -(-config.num_updates // 100), config.num_updates)
     stops = _stops(config.num_updates, interval, config.eval_interval)
     keys = jax.vmap(jax.random.key)(np.asarray(seeds + seeds[-1:] * (runs - len(seeds)), np.uint32))
     curve: list[np.ndarray] = []
@@ -203,7 +203,7 @@ def _over_interval(history: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _refuse_non_finite(history: dict[str, np.ndarray], seeds: list[int], done: int, out: Path) -> None:
-    for name in ("policy_loss", "value_loss", "grad_norm", "value_grad_norm"):
+    for name in history.keys() & {"policy_loss", "value_loss", "grad_norm", "value_grad_norm"}:
         sick = np.argwhere(~np.isfinite(history[name]))
         if sick.size:
             seed, update = sick[np.argmin(sick[:, 1])]

@@ -53,6 +53,6 @@ def conjugate_gradient(
 
 
 def solution_metrics(x: jax.Array, b: jax.Array, residual: jax.Array) -> Metrics:
-    """How well CG did: ‖b - A x‖ / ‖b‖, and xᵀAx = x·(b - r)."""
+    """How well CG did: ‖b - A x‖ / ‖b‖, and xᵀAx = x·(b - r), with A = F + damping · I in NPG and TRPO."""
     norm = jnp.linalg.norm(b)
     return {"cg_residual": jnp.linalg.norm(residual) / jnp.where(norm > 0, norm, 1.0), "xFx": x @ (b - residual)}

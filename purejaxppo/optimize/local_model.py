@@ -1,0 +1,41 @@
+"""What a natural-gradient step needs to know about the objective near the present policy."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.flatten_util import ravel_pytree
+
+from purejaxppo.optimize.fisher import fisher_vector_product
+from purejaxppo.optimize.surrogate import surrogate_and_kl
+from purejaxppo.types import Batch, Params, Policy
+
+
+class LocalModel(NamedTuple):
+    """The surrogate to first order, the KL to second, and both exactly; all in the flat parameters θ [P]."""
+
+    theta: jax.Array  # [P]
+    unravel: Callable[[jax.Array], Params]
+    gradient: jax.Array  # [P] of the surrogate at θ
+    product: Callable[[jax.Array], jax.Array]  # v [P] ↦ (F + damping · I) v
+    evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # θ' ↦ surrogate gain, mean KL
+
+
+def local_model(
+    key: jax.Array,
+    policy: Policy,
+    params: Params,
+    batch: Batch,
+    advantage: jax.Array,
+    damping: jax.Array | float,
+    subsample: int,
+) -> LocalModel:
+    """Linearise at `params`. F is estimated from one sample in `subsample`, drawn without replacement."""
+    theta, unravel = ravel_pytree(params)
+    evaluate = surrogate_and_kl(policy, unravel, batch, advantage)
+    gradient = jax.grad(lambda theta: evaluate(theta)[0])(theta)
+    obs, size = batch.obs, batch.obs.shape[0]
+    if subsample > 1:
+        obs = obs[jax.random.permutation(key, size)[: max(size // subsample, 1)]]
+    product = fisher_vector_product(lambda theta: policy(unravel(theta), obs), theta, damping)
+    return LocalModel(theta, unravel, gradient, product, evaluate)
