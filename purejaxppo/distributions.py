@@ -1,4 +1,9 @@
-"""Distributions over actions: sampling, densities, divergences, Fisher matrices."""
+"""Distributions over actions: sampling, densities, divergences, Fisher matrices.
+
+Each is a pytree of its parameters, with any leading axes, and has `sample(key)`, `mode()`, `log_prob(action)`,
+`entropy()`, `kl(other)` = KL(self ‖ other), and `fisher(tangent)`: the Fisher matrix of its own parameters times a
+tangent of its own shape, so that natural-gradient methods work with all of them.
+"""
 
 import math
 

@@ -60,27 +60,7 @@ class Env(Protocol):
         ...
 
 
-class Distribution(Protocol):
-    """A batch of distributions over actions; a pytree of its parameters. Results lack the event axis."""
-
-    def sample(self, key: jax.Array) -> jax.Array: ...
-
-    def mode(self) -> jax.Array: ...
-
-    def log_prob(self, action: jax.Array) -> jax.Array: ...
-
-    def entropy(self) -> jax.Array: ...
-
-    def kl(self, other: Any) -> jax.Array:
-        """KL(self ‖ other)."""
-        ...
-
-    def fisher(self, tangent: Any) -> Any:
-        """The Fisher matrix of this distribution's own parameters, times a tangent shaped like the distribution."""
-        ...
-
-
-Policy = Callable[[Params, jax.Array], Any]  # (params, obs [..., O]) -> Distribution [...]
+Policy = Callable[[Params, jax.Array], Any]  # (params, obs [..., O]) -> a distribution [...], see distributions.py
 
 
 class Transition(NamedTuple):

@@ -222,6 +222,28 @@ class Spaces(StepCounter):
     action_space: object = Discrete(2)
 
 
+class Branching(StepCounter):
+    """An environment that looks at a value while it is traced."""
+
+    def step(self, key, state, action):
+        return super().step(key, state, action if action > 0 else -action)
+
+
+class FourResults(StepCounter):
+    """An environment that does not tell truncation from termination."""
+
+    def step(self, key, state, action):
+        return super().step(key, state, action)[:4]
+
+
+class WholeReward(StepCounter):
+    """An environment whose reward is an integer."""
+
+    def step(self, key, state, action):
+        state, obs, _, terminated, truncated = super().step(key, state, action)
+        return state, obs, jnp.ones((), jnp.int32), terminated, truncated
+
+
 BAD = [  # (settings, what the message must contain)
     ({"env": "CartPole-v2"}, ["env = 'CartPole-v2'", "CartPole-v1"]),
     ({"env": "cartpole"}, ["env = 'cartpole'", "CartPole-v1"]),
@@ -234,17 +256,25 @@ BAD = [  # (settings, what the message must contain)
     ({"env": Spaces(observation_space=Discrete(3))}, ["observation_space = Discrete(n=3)"]),
     ({"env": Spaces(observation_space=Box(0.0, 1.0, (2, 2, 2, 2)))}, ["observation_space = Box", "(2, 2, 2, 2)"]),
     ({"env": Spaces(action_space=(Discrete(2), Discrete(2)))}, ["action_space = (Discrete(n=2), Discrete(n=2))"]),
+    ({"env": Spaces(observation_space=Box(0.0, 1.0, (2, 2, 3)))}, ["observation_space = Box", "(2, 2, 3)"]),
+    ({"env": Spaces(observation_space=Box(-1.0, 1.0, (2,)))}, ["env = Spaces", "(2,)"]),
+    ({"env": StepCounter}, ["env = <class", "StepCounter()"]),
+    ({"env": Branching()}, ["env = Branching"]),
+    ({"env": FourResults()}, ["env = FourResults", "truncated"]),
+    ({"env": WholeReward()}, ["env = WholeReward", "reward", "int32"]),
     ({"algo": "ppo"}, ["algo = 'ppo'", "PPO"]),
     ({"algo": None}, ["algo = None"]),
     ({"algo": PPO}, ["algo = <class"]),
     ({"num_envs": 0}, ["num_envs = 0", "[1, inf)"]),
     ({"num_envs": "4"}, ["num_envs = '4'"]),
     ({"num_envs": 2.5}, ["num_envs = 2.5"]),
+    ({"num_envs": jnp.asarray(4)}, ["num_envs = Array(4"]),
     ({"num_steps": -8}, ["num_steps = -8"]),
     ({"num_steps": True}, ["num_steps = True"]),
     ({"total_steps": 0}, ["total_steps = 0"]),
     ({"total_steps": 1e6}, ["total_steps = 1000000.0"]),
     ({"num_minibatches": 3}, ["num_minibatches = 3", "512", "2, 4"]),
+    ({"num_minibatches": 512}, ["num_minibatches = 512"]),
     ({"num_epochs": 0}, ["num_epochs = 0"]),
     ({"gamma": 1.5}, ["gamma = 1.5", "[0, 1]", "0.99"]),
     ({"gamma": -0.1}, ["gamma = -0.1"]),
