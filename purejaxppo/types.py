@@ -19,6 +19,11 @@ class UsageError(ValueError):
     """A request that cannot be met. The message is one line: the value, the rule, the fix."""
 
 
+def reason(error: Exception) -> str:
+    """What another's exception says, in one line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 class Box(NamedTuple):
     """Real vectors. `low` and `high` broadcast against `shape`; ±inf where there is no bound."""
 

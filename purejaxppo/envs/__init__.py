@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.envs.gymnax import GymnaxEnv, gymnax_names
-from purejaxppo.types import Box, Discrete, Env, UsageError
+from purejaxppo.types import Box, Discrete, Env, UsageError, reason
 
 __all__ = ["GymnaxEnv", "check_env", "env_names", "make_env"]
 
@@ -43,7 +43,7 @@ def _user_env(name: str) -> Env:
         return getattr(importlib.import_module(module), attribute)()
     except Exception as error:  # whatever the user's code raises
         raise UsageError(
-            f"env = {name!r} cannot be made ({type(error).__name__}: {error}); "
+            f"env = {name!r} cannot be made ({reason(error)}); "
             "give module:Class, with the module on PYTHONPATH and a class that needs no arguments."
         ) from error
 
@@ -68,9 +68,7 @@ def check_env(env: Any, name: str) -> None:
         state, obs = jax.eval_shape(env.reset, key)
         returned = jax.eval_shape(env.step, key, state, action)
     except Exception as error:  # whatever the user's code raises
-        raise UsageError(
-            f"env = {name}: reset or step fails under jax.jit ({type(error).__name__}: {error})."
-        ) from error
+        raise UsageError(f"env = {name}: reset or step fails under jax.jit ({reason(error)}).") from error
     if not isinstance(returned, tuple) or len(returned) != 5:
         raise UsageError(f"env = {name}: step must return (state, obs, reward, terminated, truncated); see types.Env.")
     flag, scalar = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.float32)

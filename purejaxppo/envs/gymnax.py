@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.types import Box, Discrete, Space, UsageError
+from purejaxppo.types import Box, Discrete, Space, UsageError, reason
 
 
 def gymnax_names() -> list[str]:
@@ -32,7 +32,9 @@ class GymnaxEnv:
             try:
                 self._env, defaults = gymnax.make(name)
             except Exception as error:
-                raise UsageError(f"env = {name!r} cannot be made: gymnax says {error}; choose another one.") from error
+                raise UsageError(
+                    f"env = {name!r} cannot be made: gymnax raised {reason(error)}; choose another one."
+                ) from error
             self._params: Any = defaults.replace(**params)
             self.action_space = _convert(name, self._env.action_space(self._params))
             observed = _convert(name, self._env.observation_space(self._params))
