@@ -16,7 +16,7 @@ from purejaxppo.types import UsageError
 
 
 def main(argv: list[str]) -> int:
-    """Run, and return the exit code: 0, or 2 for what cannot be done, told in one line on stderr."""
+    """Run, and return the exit code: 0, 2 for what cannot be done, told in one line on stderr, 130 after Ctrl-C."""
     console = Console(highlight=False)
     try:
         use_cpu_cores()
@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
     except UsageError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; what is written so far stays in the run directory", file=sys.stderr)
+        return 130
     if not options.quiet:
         console.print(table(summary, seeds, out))
     return 0

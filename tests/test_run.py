@@ -240,6 +240,15 @@ def test_bad_input_is_one_line_and_exit_code_2_before_compilation(flags, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("purejaxppo.run.run_experiment", interrupted)
+    assert main([]) == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+
+
 def test_a_directory_with_files_is_never_written_over(tmp_path, capsys):
     (tmp_path / "precious").write_text("mine")
     assert main([*FLAGS, "--quiet", "--out", str(tmp_path)]) == 2
