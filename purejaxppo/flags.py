@@ -66,7 +66,7 @@ def parse(argv: list[str]) -> tuple[Config, RunOptions]:
 def _peek(argv: list[str], flag: str, default: str) -> str:
     """The value of one flag, the last if it is repeated; needed before the others can be known."""
     value = default
-    for this, following in zip(argv, [*argv[1:], default], strict=True):
+    for this, following in zip(argv, [*argv[1:], default], strict=False):
         if this == f"--{flag}":
             value = following
         elif this.startswith(f"--{flag}="):
