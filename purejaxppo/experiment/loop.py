@@ -48,7 +48,8 @@ def compile_program(
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, buffers = carry
             state, metrics = update_step(config, state)
-            return state, jax.tree.map(lambda buffer, x: buffer.at[i].set(x), buffers, metrics)
+            put = jax.lax.dynamic_update_index_in_dim  # under `vmap`, `.at[i].set` would be a scatter
+            return state, jax.tree.map(lambda buffer, x: put(buffer, x, i, 0), buffers, metrics)
 
         _, shapes = jax.eval_shape(lambda state: update_step(config, state), state)
         buffers = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), shapes)
@@ -147,7 +148,7 @@ def run_experiment(
         state, done = program.init(keys), 0
         for stop in stops:
             state, metrics = program.advance(state, np.int32(stop - done))
-            history = {name: np.asarray(x)[: len(seeds), : stop - done] for name, x in metrics.items()}
+            history = {name: x[: len(seeds), : stop - done] for name, x in jax.device_get(metrics).items()}
             row = _over_interval(history)
             if config.eval_interval:
                 due = stop % config.eval_interval == 0 or stop == config.num_updates
