@@ -8,7 +8,10 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from purejaxppo import Config, init
 
 ROOT = pathlib.Path(__file__).parent
 PROGRAM = """
@@ -41,6 +44,13 @@ def finishes(kind, *seeds):
     done = subprocess.run(command, env=environment, timeout=120, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["128", "True"] * len(seeds)  # 64 runs × 2 updates, all different
+
+
+def test_initialisation_calls_no_lapack():
+    """What hung was LAPACK on a batch: there is none of it in the program, batched or not."""
+    text = jax.jit(jax.vmap(lambda key: init(Config(), key))).lower(jax.random.split(jax.random.key(0), 64)).as_text()
+    assert "stablehlo" in text
+    assert "lapack" not in text
 
 
 @KINDS
