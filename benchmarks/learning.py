@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from purejaxppo.config import Config
-from purejaxppo.evaluate import evaluate
+from purejaxppo.evaluation import evaluate
 from purejaxppo.experiment.devices import over_runs, use_cpu_cores
 from purejaxppo.experiment.logging import versions
 from purejaxppo.experiment.statistics import iqm, iqm_interval

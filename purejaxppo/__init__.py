@@ -1,14 +1,28 @@
 """The trust-region family of policy-gradient methods, compiled end to end in JAX."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from purejaxppo.algorithms import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, PPOPenalty
 from purejaxppo.config import Config
 from purejaxppo.envs import GymnaxEnv
-from purejaxppo.evaluate import evaluate
+from purejaxppo.evaluation import evaluate
 from purejaxppo.presets import preset
 from purejaxppo.train import init, make_train, update_step
 from purejaxppo.types import Box, Discrete, UsageError
 
+if TYPE_CHECKING:
+    from purejaxppo.experiment.trained import Trained
+
 __version__ = "0.1.0"
+
+
+def load(directory: str | Path, seed: int | str = "best", checkpoint: int | str = "last", env: Any = None) -> "Trained":
+    """One seed of a run directory, with its config, its state and a ready `act(obs, key=None)`; see `Trained`."""
+    from purejaxppo.experiment.trained import load
+
+    return load(directory, seed, checkpoint, env)
+
 
 __all__ = [
     "A2C",
@@ -25,6 +39,7 @@ __all__ = [
     "UsageError",
     "evaluate",
     "init",
+    "load",
     "make_train",
     "preset",
     "update_step",

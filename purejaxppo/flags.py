@@ -1,17 +1,18 @@
-"""The command line's flags, made from the fields of `Config`, the algorithm and `RunOptions`."""
+"""The flags of a run, made from the fields of `Config`, the algorithm and the options of the host."""
 
-import contextlib
 import dataclasses
-import difflib
-import io
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.command import closest_flag, flag_name, parse_flags
 from purejaxppo.config import Config
+from purejaxppo.experiment.options import Flag, HostOptions
 from purejaxppo.presets import preset
 from purejaxppo.types import UsageError
+
+_PROG = "purejaxppo.run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,27 +24,45 @@ class RunOptions:
     seed: Annotated[int, tyro.conf.arg(help="the first seed")] = 0
     num_seeds: Annotated[int, tyro.conf.arg(help="seeds seed … seed + num_seeds - 1, trained as one program")] = 8
     out: Annotated[str | None, tyro.conf.arg(help="run directory; must be new. None: runs/ENV-ALGO-seedS-TIME")] = None
+    resume: Annotated[
+        str | None, tyro.conf.arg(help="go on with the run in this directory; --resume DIR --help shows its flags")
+    ] = None
     devices: Annotated[
         int | None, tyro.conf.arg(help="devices to spread the seeds over. None: all; cores are devices")
     ] = None
-    log_interval: Annotated[int | None, tyro.conf.arg(help="updates per row of metrics.csv. None: 100 rows")] = None
-    final_episodes: Annotated[int, tyro.conf.arg(help="episodes per seed of the evaluation after training")] = 100
-    quiet: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="print errors only")] = False
-    list_envs: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="print the environments' names")] = (
+    debug: Annotated[Flag, tyro.conf.arg(help="stop when a seed's numbers turn non-finite, and name the operation")] = (
         False
     )
+    quiet: Annotated[Flag, tyro.conf.arg(help="print errors only")] = False
+    list_envs: Annotated[Flag, tyro.conf.arg(help="print the environments' names")] = False
 
     def check(self) -> None:
         """Raises: UsageError."""
         if not 0 <= self.seed <= 2**32 - self.num_seeds:
             raise UsageError(f"seed = {self.seed} must be within 0 … 2³² - num_seeds; the default is 0.")
-        for name in ("num_seeds", "log_interval", "final_episodes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} = {value} must be a whole number in [1, inf); pass a positive one.")
+        if self.num_seeds < 1:
+            raise UsageError(f"num_seeds = {self.num_seeds} must be a whole number in [1, inf); pass a positive one.")
 
 
-def parse(argv: list[str]) -> tuple[Config, RunOptions]:
+@dataclasses.dataclass(frozen=True)
+class ResumeOptions:
+    """What may be said of a run that goes on."""
+
+    resume: Annotated[str, tyro.conf.arg(help="the run's directory")]
+    total_steps: Annotated[
+        int | None, tyro.conf.arg(help="train longer than was planned; not if the learning rate is annealed")
+    ] = None
+    env: Annotated[
+        str | None, tyro.conf.arg(help="needed again where it is module:Class: a file is not trusted to run code")
+    ] = None
+    devices: Annotated[int | None, tyro.conf.arg(help="None: as many as before; others change the last digits")] = None
+    debug: Annotated[Flag, tyro.conf.arg(help="stop when a seed's numbers turn non-finite, and name the operation")] = (
+        False
+    )
+    quiet: Annotated[Flag, tyro.conf.arg(help="print errors only")] = False
+
+
+def parse(argv: list[str]) -> tuple[Config, RunOptions, HostOptions]:
     """Flags → config and options. `--help` and errors show the flags and defaults of the `--algo` and `--env` given.
 
     Raises:
@@ -53,14 +72,31 @@ def parse(argv: list[str]) -> tuple[Config, RunOptions]:
     algo, env = _peek(argv, "algo", "ppo"), _peek(argv, "env", "CartPole-v1")
     base = preset(algo, env)
     options = RunOptions(algo=algo, env=env)  # type: ignore[arg-type]
-    groups = {"run": options, "config": _flags(base, ("env", "algo")), algo.replace("-", "_"): _flags(base.algo, ())}
+    groups = {
+        "run": options,
+        "host": HostOptions(),
+        "config": _flags(base, ("env", "algo")),
+        algo.replace("-", "_"): _flags(base.algo, ()),
+    }
     known = {field.name.replace("_", "-") for group in groups.values() for field in dataclasses.fields(group)}
     _refuse_unknown_flags(argv, known | {"help"}, algo)
     flags = dataclasses.make_dataclass("Flags", [(name, type(group)) for name, group in groups.items()], frozen=True)
-    parsed = _parse_in_one_line(flags, flags(**groups), argv)
-    chosen, *settings = (getattr(parsed, name) for name in groups)
+    about = "Train one algorithm on many seeds, as one compiled program."
+    parsed = parse_flags(flags, argv, _PROG, about, flags(**groups))
+    chosen, host, *settings = (getattr(parsed, name) for name in groups)
     numbers = {f.name: getattr(group, f.name) for group in settings for f in dataclasses.fields(group)}
-    return preset(algo, env, **numbers), chosen
+    return preset(algo, env, **numbers), chosen, host
+
+
+def parse_resume(argv: list[str]) -> ResumeOptions:
+    """Raises: UsageError, a flag that a run cannot change; SystemExit after `--help`."""
+    known = {field.name.replace("_", "-") for field in dataclasses.fields(ResumeOptions)}
+    for token in argv:
+        if (name := flag_name(token)) and name not in known | {"help"}:
+            raise UsageError(
+                f"--{name} cannot be changed on --resume; what can: {', '.join(f'--{x}' for x in sorted(known))}."
+            )
+    return parse_flags(ResumeOptions, argv, _PROG, "Go on exactly where a run was.")
 
 
 def _peek(argv: list[str], flag: str, default: str) -> str:
@@ -90,37 +126,9 @@ def _flags(owner: Any, without: tuple[str, ...]) -> Any:
 def _refuse_unknown_flags(argv: list[str], known: set[str], algo: str) -> None:
     """Name a flag that is none here, and the one that was meant or the algorithms that it belongs to."""
     for token in argv:
-        flag = token.partition("=")[0].replace("_", "-")
-        bare = flag.removeprefix("--").removeprefix("no-")
-        if not flag.startswith("--") or bare in known:
+        if not (name := flag_name(token)) or name in known:
             continue
-        name = bare.replace("-", "_")
-        owners = [other for other, cls in ALGORITHMS.items() if name in {f.name for f in dataclasses.fields(cls)}]  # type: ignore[arg-type]
-        close = difflib.get_close_matches(bare, known, n=1)
-        hint = f"did you mean --{close[0]}?" if close else "--help shows all."
-        if owners:
-            hint = f"it belongs to --algo {' or '.join(owners)}."
-        raise UsageError(f"{flag} is not a flag of --algo {algo}; {hint}")
-
-
-def _parse_in_one_line(flags: Any, default: Any, argv: list[str]) -> Any:
-    """tyro's parsing, its boxed errors turned into one line."""
-    boxed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(boxed):
-            return tyro.cli(
-                flags,
-                prog="python -m purejaxppo.run",
-                description="Train one algorithm on many seeds, as one compiled program.",
-                default=default,
-                args=argv,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    _, *lines = (line.strip(" │╭╮╰╯─┃") for line in boxed.getvalue().splitlines())
-    text = " ".join(line for line in lines if line)
-    for aside in ("Argument helptext:", "For full helptext"):
-        text = text.partition(aside)[0]
-    raise UsageError(f"{text.strip().rstrip('.')}; --help shows what each flag takes.")
+        field = name.replace("-", "_")
+        owners = [other for other, cls in ALGORITHMS.items() if field in {f.name for f in dataclasses.fields(cls)}]  # type: ignore[arg-type]
+        hint = f"it belongs to --algo {' or '.join(owners)}." if owners else closest_flag(name, known)
+        raise UsageError(f"{token.partition('=')[0]} is not a flag of --algo {algo}; {hint}")

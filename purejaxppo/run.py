@@ -7,53 +7,68 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from purejaxppo.command import exit_code, leave
 from purejaxppo.envs import env_names
 from purejaxppo.experiment.devices import choose_devices, use_cpu_cores
-from purejaxppo.experiment.loop import Summary, run_experiment
+from purejaxppo.experiment.loop import Summary, resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine
-from purejaxppo.flags import parse
+from purejaxppo.flags import parse, parse_resume
 from purejaxppo.types import UsageError
 
 
 def main(argv: list[str]) -> int:
-    """Run, and return the exit code: 0, 2 for what cannot be done, told in one line on stderr, 130 after Ctrl-C."""
+    """Run, and return the exit code, see `exit_code`."""
     console = Console(highlight=False)
-    try:
+
+    def command() -> None:
         use_cpu_cores()
         if "--list-envs" in argv:
             console.print("\n".join(env_names()))
-            return 0
-        config, options = parse(argv)
-        options.check()
-        config.check()
-        seeds = list(range(options.seed, options.seed + options.num_seeds))
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        out = Path(options.out or f"runs/{options.env.replace('/', '-')}-{options.algo}-seed{options.seed}-{stamp}")
-        progress = ProgressLine(console, config.env_steps * len(seeds), options.quiet)
-        summary = run_experiment(
-            config, seeds, out, choose_devices(options.devices), progress, options.log_interval, options.final_episodes
-        )
-    except UsageError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what is written so far stays in the run directory", file=sys.stderr)
-        return 130
+        elif any(token.partition("=")[0] == "--resume" for token in argv):
+            resume(argv, console)
+        else:
+            begin(argv, console)
+
+    return exit_code(command)
+
+
+def begin(argv: list[str], console: Console) -> None:
+    """A new run."""
+    config, options, host = parse(argv)
+    options.check()
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    out = Path(options.out or f"runs/{options.env.replace('/', '-')}-{options.algo}-seed{options.seed}-{stamp}")
+    seeds = list(range(options.seed, options.seed + options.num_seeds))
+    progress = ProgressLine(console, options.quiet)
+    summary = run_experiment(config, seeds, out, choose_devices(options.devices), progress, host, options.debug)
     if not options.quiet:
-        console.print(table(summary, seeds, out))
-    return 0
+        console.print(table(summary, out))
 
 
-def table(summary: Summary, seeds: list[int], out: Path) -> Table:
+def resume(argv: list[str], console: Console) -> None:
+    """A run that was interrupted, or that is to go on for longer."""
+    options = parse_resume(argv)
+    out = Path(options.resume)
+    if not out.is_dir():
+        raise UsageError(f"resume = {options.resume!r} is no directory; give that of a run.")
+    progress = ProgressLine(console, options.quiet)
+    summary = resume_experiment(out, options.devices, progress, options.total_steps, options.env, options.debug)
+    if not options.quiet:
+        console.print(table(summary, out))
+
+
+def table(summary: Summary, out: Path) -> Table:
     """What came of a run."""
     evaluation = summary["eval_return"]
     rows = Table(title=f"{summary['algo']} on {summary['env']}", show_header=False, title_justify="left")
     interval = f"95% interval {evaluation['ci_low']:.1f} … {evaluation['ci_high']:.1f}"
     rows.add_row("final return", f"IQM {evaluation['iqm']:.1f}, {interval}, mean {evaluation['mean']:.1f}")
-    shown = [f"{seed}: {score:.1f}" for seed, score in zip(seeds, evaluation["per_seed"], strict=True)]
+    shown = [f"{seed}: {score:.1f}" for seed, score in zip(summary["seeds"], evaluation["per_seed"], strict=True)]
     rows.add_row(
         "per seed", "  ".join(shown[:16]) + (f"  … {len(shown) - 16} more in summary.json" if shown[16:] else "")
     )
+    for sick in summary["sick_seeds"][:8]:
+        rows.add_row("sick seed", f"{sick['seed']}: {sick['cause']} not finite in update {sick['update']:,}; frozen")
     rows.add_row("steps", f"{summary['env_steps']:,} per seed, {summary['num_seeds']} seeds")
     rows.add_row("steps per second", f"{summary['steps_per_second']:,.0f}, all seeds, on {summary['device']}")
     rows.add_row("seconds", f"{summary['compile_seconds']:.1f} compiling, {summary['run_seconds']:.1f} running")
@@ -62,4 +77,4 @@ def table(summary: Summary, seeds: list[int], out: Path) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -13,18 +13,20 @@ from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, 
 from purejaxppo.agent import acting, networks, normalize
 from purejaxppo.batching import as_argument
 from purejaxppo.config import Config
-from purejaxppo.evaluate import evaluate
+from purejaxppo.evaluation import evaluate
+from purejaxppo.health import cause_of_failure, freeze
 from purejaxppo.normalize import RewardNormalizer, RunningStatistics
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.types import Batch, Metrics, Params, TrainState, Transition
+from purejaxppo.types import Batch, Failure, Metrics, Params, TrainState, Transition
 
 
 def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
     """`train(key) -> (TrainState, Metrics)`, the whole of training, to be jitted and vmapped over keys.
 
     Metrics are a dict of arrays [num_updates]. In all methods: `episode_return`, `episode_length` (means over the
-    episodes that ended, NaN where none did), `episodes`, `policy_loss`, `value_loss`, `entropy`, `kl` (mean
+    episodes that ended, NaN where none did), `episodes`, `alive` (0 from the update on in which a number turned
+    non-finite, see `health`; all others are then NaN), `policy_loss`, `value_loss`, `entropy`, `kl` (mean
     KL(π_old ‖ π_new) over the batch), `grad_norm`, `value_grad_norm`, `explained_variance`, `learning_rate`. In PPO
     `clip_fraction`; in PPO-penalty `kl_coef`; in NPG and TRPO `predicted_kl`, `predicted_gain`, `gain`, `step_norm`,
     `xFx`, `cg_residual`, `accepted`; in TRPO `backtracks`. `eval_return` and `eval_length`, present if
@@ -87,11 +89,15 @@ def init(config: Config, key: jax.Array) -> TrainState:
         rollout=episodes,
         key=key,
         update=jnp.zeros((), jnp.int32),
+        failure=Failure(*jnp.zeros((2,), jnp.int32)),
     )
 
 
 def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]:
-    """One update: rollout → advantages → policy and critic. The normalisers stand still while it lasts."""
+    """One update: rollout → advantages → policy and critic. The normalisers stand still while it lasts.
+
+    If a number turns non-finite, the state stays as it was, but for `failure`, which says so.
+    """
     policy, _ = networks(config)
     key, rollout_key, policy_key, critic_key = jax.random.split(state.key, 4)
 
@@ -120,7 +126,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         "learning_rate": adam.learning_rate,
     }
     statistics = state.observation_statistics
-    return state.replace(
+    updated = state.replace(
         policy=params,
         critic=critic_params,
         algorithm=algorithm_state,
@@ -130,7 +136,8 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         rollout=episodes,
         key=key,
         update=state.update + 1,
-    ), metrics
+    )
+    return freeze(state, updated, metrics, cause_of_failure(transitions, batch, metrics, updated))
 
 
 def learning_batch(config: Config, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer]:

@@ -101,6 +101,13 @@ class RolloutState(NamedTuple):
     episode_length: jax.Array  # [B] int32, so far
 
 
+class Failure(NamedTuple):
+    """When and why a run's numbers turned non-finite; its state is then the last finite one."""
+
+    update: jax.Array  # [] int32, the update that could not be made, counted from 1; 0 is none
+    cause: jax.Array  # [] int32, see health.CAUSES; 0 is none
+
+
 class TrainState(struct.PyTreeNode):
     """Everything about a run: save it, and the run can go on bit for bit."""
 
@@ -113,6 +120,7 @@ class TrainState(struct.PyTreeNode):
     rollout: RolloutState
     key: jax.Array  # []
     update: jax.Array  # [] int32, updates done
+    failure: Failure
 
 
 class Algorithm(Protocol):

@@ -38,8 +38,8 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
 def over_runs(fn: Callable[..., Any], devices: Sequence[jax.Device], shared: int = 0, donate: bool = False) -> Any:
     """`fn` for one run, jitted for many: vmapped over the leading axis of its arguments and sharded over devices.
 
-    The last `shared` arguments are the same for all runs. The number of runs must be a multiple of the number of
-    devices. No device waits for another: the program has no collectives.
+    The last `shared` arguments are the same for all runs; with `donate`, the first is used up. The number of runs must
+    be a multiple of the number of devices. No device waits for another: the program has no collectives.
     """
     mesh = Mesh(np.asarray(devices), ("run",), axis_types=(AxisType.Auto,))
     run, same = PartitionSpec("run"), PartitionSpec()

@@ -1,85 +1,174 @@
-"""The files of a run directory: config.json, metrics.csv, summary.json."""
+"""Where the rows of a run's log go: metrics.csv, TensorBoard, Weights & Biases."""
 
 import csv
-import importlib.metadata
-import json
+import io
 import math
-import platform
+import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
-import jax
 import numpy as np
 
-from purejaxppo import __version__
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.statistics import iqm
 from purejaxppo.types import UsageError
 
-
-def new_directory(out: Path) -> Path:
-    """Create the run directory; what is there already is never written over.
-
-    Raises:
-        UsageError: it exists and holds something, or cannot be created.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise UsageError(
-                f"out = {str(out)!r} already holds files, and a run needs a new one; choose another --out."
-            )
-        (out / "config.json").touch()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"out = {str(out)!r} cannot be written ({reason}); choose another --out.") from error
-    return out
+Row = Mapping[str, np.ndarray]  # each metric [seeds]
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Strict JSON; infinities and NaN, which JSON lacks, as the strings that Python's `float` reads."""
-    path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+class Sink(Protocol):
+    """Somewhere that rows go."""
 
+    def write(self, update: int, env_steps: int, row: Row) -> None: ...
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _plain(np.asarray(value).tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
-
-
-def versions() -> dict[str, str]:
-    """What a run's numbers depend on beside its settings."""
-    packages = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-    found = {package: importlib.metadata.version(package) for package in packages}
-    return {"purejaxppo": __version__, "python": platform.python_version(), **found}
+    def close(self) -> None: ...
 
 
 class MetricsFile:
     """metrics.csv: tidy, one row per seed and log interval, flushed as it grows, so that it can be read meanwhile."""
 
-    def __init__(self, path: Path, seeds: list[int]) -> None:
-        self._file = path.open("w", newline="")
-        self._writer = csv.writer(self._file)
+    def __init__(self, path: Path, seeds: list[int], done: int = 0) -> None:
+        """`done` updates stand in the file already; rows after them are dropped, to be written again."""
+        self._columns = _drop_rows_after(path, done) if done else []
+        self._file = path.open("a" if done else "w", newline="")
         self._seeds = seeds
-        self._columns: list[str] = []
 
-    def write(self, update: int, env_steps: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """One row per seed of metrics [seeds]. The first call fixes the columns; NaN becomes an empty cell."""
+    def write(self, update: int, env_steps: int, row: Row) -> None:
+        """One row per seed. The first call fixes the columns; NaN becomes an empty cell."""
+        text = io.StringIO()
+        writer = csv.writer(text)
         if not self._columns:
-            self._columns = sorted(metrics)
-            self._writer.writerow(["seed", "update", "env_steps", *self._columns])
+            self._columns = sorted(row)
+            writer.writerow(["seed", "update", "env_steps", *self._columns])
         for i, seed in enumerate(self._seeds):
-            cells = [float(metrics[name][i]) for name in self._columns]
-            self._writer.writerow([seed, update, env_steps, *("" if math.isnan(x) else f"{x:.7g}" for x in cells)])
+            cells = [float(row[name][i]) for name in self._columns]
+            writer.writerow([seed, update, env_steps, *("" if math.isnan(x) else f"{x:.7g}" for x in cells)])
+        self._file.write(text.getvalue())
         self._file.flush()
 
-    def __enter__(self) -> "MetricsFile":
+    def close(self) -> None:
+        self._file.close()
+
+
+def _drop_rows_after(path: Path, done: int) -> list[str]:
+    """Keep the header and the rows of updates up to `done`, and return the metrics' names."""
+    try:
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        kept = [row for row in rows if len(row) == len(header) and int(row[1]) <= done]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({error}); restore it, or move it away to begin it anew.") from error
+    draft = path.with_name(".metrics.csv.saving")
+    with draft.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
+    os.replace(draft, path)
+    return header[3:]
+
+
+def read_metrics(path: Path, name: str, num_seeds: int) -> tuple[list[int], list[np.ndarray]]:
+    """Environment steps, and one metric [seeds] at each, of a metrics.csv."""
+    steps: list[int] = []
+    values: list[float] = []
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            steps.append(int(row["env_steps"]))
+            values.append(float(row[name] or "nan"))
+    return steps[::num_seeds], list(np.asarray(values).reshape(-1, num_seeds))
+
+
+class TensorBoard:
+    """OUT/tensorboard: one run of the IQM over seeds, or one for each seed."""
+
+    def __init__(self, out: Path, seeds: list[int], per_seed: bool, begin: int) -> None:
+        """Steps from `begin` on, which an interrupted run may have left, are purged."""
+        from tensorboardX import SummaryWriter
+
+        names = [f"seed_{seed}" for seed in seeds] if per_seed else ["iqm"]
+        self._writers = [SummaryWriter(str(out / "tensorboard" / name), purge_step=begin or None) for name in names]
+        self._per_seed = per_seed
+
+    def write(self, update: int, env_steps: int, row: Row) -> None:
+        for writer, values in zip(self._writers, _values(row, self._per_seed), strict=True):
+            for name, value in values.items():
+                writer.add_scalar(name, value, env_steps)
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+class WeightsAndBiases:
+    """One group, with one run of the IQM over seeds, or one for each seed. A resumed run goes on in the same ones."""
+
+    def __init__(self, out: Path, seeds: list[int], options: HostOptions, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UsageError('--wandb needs Weights & Biases; pip install "purejaxppo[wandb]".') from error
+        self._per_seed = options.run_per_seed
+        self._runs = [
+            wandb.init(
+                project=options.wandb_project,
+                group=out.name,
+                name=f"{out.name}-{name}",
+                id=f"{out.name}-{name}",
+                dir=out,
+                config={**settings, "seed": name},
+                resume="allow",
+                reinit="create_new",
+                settings=wandb.Settings(silent=True),
+            )
+            for name in ([f"seed{seed}" for seed in seeds] if options.run_per_seed else ["iqm"])
+        ]
+
+    def write(self, update: int, env_steps: int, row: Row) -> None:
+        for run, values in zip(self._runs, _values(row, self._per_seed), strict=True):
+            run.log({**values, "update": update, "env_steps": env_steps}, step=env_steps)
+
+    def close(self) -> None:
+        for run in self._runs:
+            run.finish()
+
+
+def _values(row: Row, per_seed: bool) -> list[dict[str, float]]:
+    """For each run its finite values: of each seed, or the IQM over the seeds."""
+    count = len(next(iter(row.values()))) if per_seed else 1
+    runs = [{name: float(x[i]) if per_seed else iqm(x) for name, x in row.items()} for i in range(count)]
+    return [{name: value for name, value in values.items() if math.isfinite(value)} for values in runs]
+
+
+class Log:
+    """All sinks that the options ask for."""
+
+    def __init__(
+        self, out: Path, seeds: list[int], options: HostOptions, settings: Mapping[str, Any], done: int, begin: int
+    ) -> None:
+        self._sinks: list[Sink] = []
+        with ExitStack() as undo:  # a sink that cannot be made closes those made before
+            undo.callback(self.close)
+            self._sinks.append(MetricsFile(out / "metrics.csv", seeds, done))
+            if options.tensorboard:
+                self._sinks.append(TensorBoard(out, seeds, options.run_per_seed, begin))
+            if options.wandb:
+                self._sinks.append(WeightsAndBiases(out, seeds, options, settings))
+            undo.pop_all()
+
+    def write(self, update: int, env_steps: int, row: Row) -> None:
+        for sink in self._sinks:
+            sink.write(update, env_steps, row)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

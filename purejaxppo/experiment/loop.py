@@ -1,105 +1,45 @@
-"""One experiment, from a config to a run directory."""
+"""One experiment, from a config to a run directory: chunks of updates, and what is done between two of them."""
 
-import math
+import dataclasses
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import Config
-from purejaxppo.evaluate import evaluate
 from purejaxppo.experiment import checkpoint
-from purejaxppo.experiment.devices import available_bytes, over_runs
+from purejaxppo.experiment.checkpoint import Snapshot
+from purejaxppo.experiment.debug import explain
+from purejaxppo.experiment.devices import choose_devices
+from purejaxppo.experiment.directory import (
+    RunRecord,
+    lock,
+    new_directory,
+    read_record,
+    versions,
+    write_json,
+    write_record,
+)
 from purejaxppo.experiment.figure import learning_curve
-from purejaxppo.experiment.logging import MetricsFile, new_directory, versions, write_json
+from purejaxppo.experiment.logging import Log, read_metrics
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.program import ROWS, check_memory, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.experiment.statistics import iqm, iqm_interval
+from purejaxppo.health import CAUSES
 from purejaxppo.presets import settings_of
-from purejaxppo.train import evaluation_key, init, update_step
-from purejaxppo.types import Metrics, TrainState, UsageError
+from purejaxppo.train import init
+from purejaxppo.types import TrainState, UsageError
 
 Summary = dict[str, Any]
-
-
-class Program(NamedTuple):
-    """A run's compiled pieces, each for all seeds at once."""
-
-    init: Callable[..., Any]  # keys -> state
-    advance: Callable[..., Any]  # state, count -> state, metrics [seeds, capacity], the first `count` filled
-    evaluate: Callable[..., Any]  # state -> Evaluation, at intervals
-    final: Callable[..., Any]  # state -> Evaluation, after training
-
-
-def compile_program(
-    config: Config, devices: list[jax.Device], keys: jax.Array, capacity: int, final_episodes: int
-) -> Program:
-    """Compile everything that a run needs, side by side: XLA releases the interpreter while it works.
-
-    Args:
-        capacity: updates per call of `advance` at most. One program serves every number up to it.
-    """
-
-    def advance(state: TrainState, count: jax.Array) -> tuple[TrainState, Metrics]:
-        def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, buffers = carry
-            state, metrics = update_step(config, state)
-            put = jax.lax.dynamic_update_index_in_dim  # under `vmap`, `.at[i].set` would be a scatter
-            return state, jax.tree.map(lambda buffer, x: put(buffer, x, i, 0), buffers, metrics)
-
-        _, shapes = jax.eval_shape(lambda state: update_step(config, state), state)
-        buffers = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), shapes)
-        return jax.lax.fori_loop(0, count, body, (state, buffers))
-
-    def evaluation(episodes: int) -> Callable[[TrainState], Any]:
-        return lambda state: evaluate(config, state, evaluation_key(state), episodes)
-
-    start = over_runs(lambda key: init(config, key), devices)
-    state = jax.eval_shape(start, keys)
-    jobs: list[tuple[Any, tuple[Any, ...]]] = [
-        (over_runs(advance, devices, shared=1, donate=True), (state, jax.ShapeDtypeStruct((), jnp.int32))),
-        (start, (keys,)),
-        (over_runs(evaluation(final_episodes), devices), (state,)),
-    ]
-    if config.eval_interval:
-        jobs.append((over_runs(evaluation(config.eval_episodes), devices), (state,)))
-    with ThreadPoolExecutor() as pool:
-        step, begin, final, *between = pool.map(lambda job: job[0].lower(*job[1]).compile(), jobs)
-    return Program(begin, step, between[0] if between else final, final)
-
-
-def check_memory(config: Config, runs: int, devices: list[jax.Device]) -> None:
-    """Refuse a run whose states and rollouts alone would not fit.
-
-    Counted are: the state twice (the update's input and output), four copies of each observation (as recorded, as
-    reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch.
-
-    Raises:
-        UsageError: more is needed than the devices have free.
-    """
-
-    def size(tree: Any) -> int:
-        return sum(math.prod(x.shape) * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(tree))
-
-    one = jax.eval_shape(lambda key: init(config.replace(num_envs=1), key), jax.random.key(0))
-    batch = config.num_envs * config.num_steps
-    activations = 4 * (sum(config.hidden_sizes) + 16) // config.num_minibatches
-    state = size(one) + size(one.rollout) * config.num_envs
-    need = runs * (2 * state + batch * (4 * size(one.rollout.obs) + activations))
-    free = available_bytes(devices[0])
-    if free is None:
-        return
-    if devices[0].platform != "cpu":  # the devices of a CPU share one memory, others have one each
-        free *= len(devices)
-    if need > free:
-        raise UsageError(
-            f"num_seeds × num_envs × num_steps = {runs * batch:,} samples need about {need / 2**30:,.1f} GiB and "
-            f"{free / 2**30:,.1f} GiB are free; lower --num-seeds, --num-envs or --num-steps."
-        )
+CHUNK_SECONDS = (
+    1.0  # between two looks of the host: what a kill costs at most, beside what is younger than a checkpoint
+)
+CHECKPOINT_SECONDS = 30.0
 
 
 def run_experiment(
@@ -108,107 +48,240 @@ def run_experiment(
     out: Path,
     devices: list[jax.Device],
     progress: ProgressLine,
-    log_interval: int | None = None,
-    final_episodes: int = 100,
+    options: HostOptions | None = None,
+    debug: bool = False,
 ) -> Summary:
     """Train all seeds, leave the run directory's files, return its summary.
 
-    The result is that of `make_train(config)` bit for bit, whatever the intervals.
+    The result is that of `make_train(config)` bit for bit, whatever the options. A seed whose numbers turn non-finite
+    is frozen and named in the summary.
 
     Raises:
-        UsageError: before compilation, if the run cannot work; during it, if a loss or gradient turns non-finite. The
-            log up to there is kept.
+        UsageError: the run cannot work; with `debug`, also once a seed fails, naming the operation.
+        OSError: a file cannot be written. The last checkpoint is whole.
+        Stopped: SIGTERM or SIGINT; everything is saved.
     """
+    options = options or HostOptions()
     config.check()
+    options.check()
     devices = devices[: len(seeds)]
-    runs = -(-len(seeds) // len(devices)) * len(devices)  # a device left over trains a copy of the last seed
-    check_memory(config, runs, devices)
+    check_memory(config, _padded(seeds, devices), devices)
     new_directory(out)
-    settings, batch = settings_of(config), config.num_envs * config.num_steps
-    prng = str(jax.random.key_impl(jax.random.key(0)))
-    about = {"settings": settings, "seeds": seeds, "versions": versions(), "prng_implementation": prng}
-    write_json(out / "config.json", about)
+    with lock(out):
+        interval = min(options.log_interval or -(-config.num_updates // 100), config.num_updates)
+        options = dataclasses.replace(options, log_interval=interval)
+        prng = str(jax.random.key_impl(jax.random.key(0)))
+        record = RunRecord(out, config, seeds, dataclasses.asdict(options), prng, len(devices), versions())
+        write_record(record)
+        return _Run(record, devices, progress, debug).drive(None)
 
-    interval = min(log_interval or -(-config.num_updates // 100), config.num_updates)
-    stops = _stops(config.num_updates, interval, config.eval_interval)
-    keys = jax.vmap(jax.random.key)(np.asarray(seeds + seeds[-1:] * (runs - len(seeds)), np.uint32))
-    curve: list[np.ndarray] = []
-    with progress, MetricsFile(out / "metrics.csv", seeds) as log:
+
+def resume_experiment(
+    directory: Path,
+    devices: int | None,
+    progress: ProgressLine,
+    total_steps: int | None = None,
+    env: Any = None,
+    debug: bool = False,
+) -> Summary:
+    """Go on exactly where a run was; from its beginning, if there is no checkpoint yet. Raises as `run_experiment`."""
+    record = read_record(directory, env)
+    if total_steps is not None and total_steps != record.config.total_steps:
+        record = record._replace(config=_longer(record.config, total_steps))
+    here = choose_devices(min(devices or record.devices, len(record.seeds), len(jax.devices())))
+    if len(here) != record.devices:
+        progress.say(f"on {len(here)} devices instead of {record.devices}: the last digits of what follows may differ")
+    for package, version in versions().items():
+        if record.versions.get(package) != version:
+            progress.say(
+                f"{package} is {version} and was {record.versions.get(package)}: the last digits of what follows may "
+                "differ"
+            )
+    check_memory(record.config, _padded(record.seeds, here), here)
+    with lock(directory):
+        saved = checkpoint.steps_saved(directory / "checkpoints")
+        run = _Run(record, here, progress, debug)
+        snapshot = checkpoint.newest_whole(saved, run.check, progress.say) if saved else None
+        if snapshot is None:
+            progress.say("no checkpoint was saved: beginning anew")
+        elif snapshot.about["update"] > record.config.num_updates:
+            raise UsageError(
+                f"{snapshot.directory} has {snapshot.about['update']} updates already; raise --total-steps."
+            )
+        write_record(record._replace(devices=len(here), versions=versions()))
+        return run.drive(snapshot)
+
+
+def _padded(seeds: list[int], devices: list[jax.Device]) -> int:
+    """Runs, a multiple of the devices: one left over trains a copy of the last seed."""
+    return -(-len(seeds) // len(devices)) * len(devices)
+
+
+def _longer(config: Config, total_steps: int) -> Config:
+    if config.anneal_learning_rate:
+        raise UsageError(
+            f"total_steps = {total_steps} cannot replace {config.total_steps} on resume: the learning rate is annealed "
+            "over them; resume without --total-steps."
+        )
+    longer = config.replace(total_steps=total_steps)
+    longer.check()
+    return longer
+
+
+class _Run:
+    """A run under way: what its chunks share."""
+
+    def __init__(self, record: RunRecord, devices: list[jax.Device], progress: ProgressLine, debug: bool) -> None:
+        self.record, self.devices, self.progress, self.debug = record, devices, progress, debug
+        self.config, self.seeds, self.out = record.config, record.seeds, record.directory
+        self.options = HostOptions.of(record.options)
+        self.batch = self.config.num_envs * self.config.num_steps
+        self.interval = self.options.log_interval or 1
+        padding = _padded(self.seeds, devices) - len(self.seeds)
+        self.runs = np.asarray([*range(len(self.seeds)), *[len(self.seeds) - 1] * padding])
+        self.keys = jax.vmap(partial(jax.random.key, impl=record.prng))(np.asarray(self.seeds, np.uint32)[self.runs])
+        self.like = jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.seeds)])
+        self.settings = settings_of(self.config)
+        self.scores = np.full(len(self.seeds), np.nan)  # last returns of each seed
+        self.sick: dict[int, dict[str, Any]] = {}
+        self.seconds = {"compile": 0.0, "run": 0.0}
+
+    def check(self, snapshot: Snapshot) -> None:
+        snapshot.check(self.config, self.seeds, self.like)
+
+    def drive(self, snapshot: Snapshot | None) -> Summary:
+        config, progress = self.config, self.progress
+        done = snapshot.about["update"] if snapshot else 0
+        if snapshot:
+            self.seconds = dict(snapshot.about["seconds"])
+            self.scores = np.asarray(snapshot.about["scores"], np.float64)
         if config.env_steps != config.total_steps:
             progress.say(
                 f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
-                f"updates of {batch:,} steps."
+                f"updates of {self.batch:,} steps."
             )
-        progress.stage("compiling")
-        began = time.monotonic()
-        program = compile_program(config, devices, keys, interval, final_episodes)
-        compiled = time.monotonic()
-
-        progress.stage("training")
-        state, done = program.init(keys), 0
-        for stop in stops:
-            state, metrics = program.advance(state, np.int32(stop - done))
-            history = {name: x[: len(seeds), : stop - done] for name, x in jax.device_get(metrics).items()}
-            row = _over_interval(history)
-            if config.eval_interval:
-                due = stop % config.eval_interval == 0 or stop == config.num_updates
-                evaluation = program.evaluate(state).means() if due else _NOT_EVALUATED
-                row |= {name: np.broadcast_to(x, runs)[: len(seeds)] for name, x in evaluation.items()}
-            log.write(stop, stop * batch, row)
-            curve.append(row["episode_return"])
-            progress.advance(stop * batch * len(seeds), iqm(row["episode_return"]))
-            _refuse_non_finite(history, seeds, done, out)
-            done = stop
-        trained = time.monotonic()
-
-        progress.stage("evaluating")
-        returns = np.asarray(program.final(state).returns)[: len(seeds)].mean(axis=1)
-    checkpoint.save(out / "checkpoints" / str(config.env_steps), jax.tree.map(lambda x: x[: len(seeds)], state))
-    env = config.env if isinstance(config.env, str) else repr(config.env)
-    learning_curve(out / "learning_curve.png", f"{settings['algo']} on {env}", [stop * batch for stop in stops], curve)
-    low, high = iqm_interval(returns)
-    scores = {"mean": float(returns.mean()), "iqm": iqm(returns), "ci_low": low, "ci_high": high}
-    summary = {
-        "algo": settings["algo"],
-        "env": env,
-        "num_seeds": len(seeds),
-        "env_steps": config.env_steps,
-        "eval_return": scores | {"per_seed": returns.astype(float).tolist()},
-        "steps_per_second": config.env_steps * len(seeds) / (trained - compiled),
-        "compile_seconds": compiled - began,
-        "run_seconds": trained - compiled,
-        "device": f"{len(devices)} × {devices[0].device_kind}",
-    }
-    write_json(out / "summary.json", summary)
-    return summary
-
-
-_NOT_EVALUATED = {"eval_return": np.nan, "eval_length": np.nan}
-
-
-def _stops(num_updates: int, *intervals: int) -> list[int]:
-    """The updates after which the host looks: every multiple of each interval (0 is none), and the last."""
-    return sorted({u for i in intervals if i for u in range(i, num_updates, i)} | {num_updates})
-
-
-def _over_interval(history: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Metrics [seeds, updates] → [seeds]: means, those of episodes weighted by how many there were."""
-    episodes = history["episodes"]
-    row = {name: x.mean(axis=1) for name, x in history.items()}
-    row["episodes"] = episodes.sum(axis=1)
-    for name in ("episode_return", "episode_length"):
-        total = np.where(episodes > 0, history[name], 0.0) * episodes
-        with np.errstate(invalid="ignore"):
-            row[name] = total.sum(axis=1) / row["episodes"]
-    return row
-
-
-def _refuse_non_finite(history: dict[str, np.ndarray], seeds: list[int], done: int, out: Path) -> None:
-    for name in history.keys() & {"policy_loss", "value_loss", "grad_norm", "value_grad_norm"}:
-        sick = np.argwhere(~np.isfinite(history[name]))
-        if sick.size:
-            seed, update = sick[np.argmin(sick[:, 1])]
-            raise UsageError(
-                f"{name} = {history[name][seed, update]} for seed {seeds[seed]} at update {done + update + 1} is not "
-                f"finite; check the environment's rewards, or lower --learning-rate. The log so far is in {out}."
+        log = Log(self.out, self.seeds, self.options, self.settings, done, done * self.batch + 1)
+        with Signals() as signals, progress, log:
+            progress.stage("compiling")
+            began = time.monotonic()
+            build = partial(
+                compile_program, config, self.devices, self.keys, self.interval, self.options.final_episodes
             )
+            program = signals.wait(build, give_up=True)
+            self.seconds["compile"] += time.monotonic() - began
+            progress.stage("training", done * self.batch * len(self.seeds), config.env_steps * len(self.seeds))
+            state, totals = program.init(self.keys), np.zeros((len(self.runs), len(program.metrics)), np.float32)
+            if snapshot:
+                restored = checkpoint.unflatten(snapshot, self.like, "state.")
+                state = jax.tree.map(lambda new, old: jax.device_put(old[self.runs], new.sharding), state, restored)
+                totals = snapshot.arrays["totals"][self.runs]
+                progress.say(f"going on from update {done:,} of {config.num_updates:,}")
+            self._find_sick(state)
+            state = self._train(program, state, totals, done, signals, log)
+            progress.stage("evaluating")
+            evaluation = signals.wait(lambda: jax.device_get(program.final(state)), give_up=True)
+        return self._finish(evaluation.returns[: len(self.seeds)].mean(axis=1))
+
+    def _train(self, program: Any, state: TrainState, totals: Any, done: int, signals: Signals, log: Log) -> TrainState:
+        config, seeds, pace, saved_at = self.config, len(self.seeds), 1, time.monotonic()
+        while done < config.num_updates:
+            began = time.monotonic()
+            count = min(self._next_stop(done) - done, pace, ROWS * self.interval - done % self.interval)
+            chunk = program.advance(state, totals, np.int32(done), np.int32(count))
+            state, rows = signals.wait(partial(jax.block_until_ready, chunk))
+            filled, rows = (done % self.interval + count) // self.interval, np.asarray(rows)
+            ends = [(done // self.interval + 1 + i) * self.interval for i in range(filled)]
+            done += count
+            last = done == config.num_updates
+            evaluate = config.eval_interval and (done % config.eval_interval == 0 or last)
+            if (evaluate or last) and done % self.interval:  # a row that ends early
+                filled, ends = filled + 1, [*ends, done]
+            totals = rows[:, filled] if filled < ROWS else np.zeros_like(totals)
+            for i, end in enumerate(ends):
+                row = means(program.metrics, rows[:seeds, i])
+                if config.eval_interval:
+                    now = evaluate and end == done
+                    measured = program.evaluate(state).means() if now else dict.fromkeys(("eval_return", "eval_length"))
+                    row |= {
+                        name: np.full(seeds, np.nan) if x is None else np.asarray(x)[:seeds]
+                        for name, x in measured.items()
+                    }
+                log.write(end, end * self.batch, row)
+                returns = row.get("eval_return", row["episode_return"])
+                self.scores = np.where(np.isnan(returns), self.scores, returns)
+            self._find_sick(state)
+            elapsed = time.monotonic() - began
+            self.seconds["run"] += elapsed
+            pace = int(max(1, min(8 * pace, CHUNK_SECONDS * count / elapsed)))
+            self.progress.advance(done * self.batch * seeds, self.scores, seeds - len(self.sick))
+
+            every, young = self.options.checkpoint_interval, time.monotonic() - saved_at < CHECKPOINT_SECONDS
+            if last or signals.received or len(self.sick) == seeds or (done % every == 0 if every else not young):
+                self._save(state, totals, done)
+                saved_at = time.monotonic()
+            if len(self.sick) == seeds:
+                first = min(self.sick.values(), key=lambda found: found["update"])
+                raise UsageError(
+                    f"all {seeds} seeds have turned non-finite, seed {first['seed']} first: {first['cause']} in update "
+                    f"{first['update']}; check the environment, or lower --learning-rate. --debug names the operation."
+                )
+            if signals.received and not last:
+                raise Stopped(signals.received, f"saved at update {done:,}; --resume {self.out} goes on from there")
+        return state
+
+    def _next_stop(self, done: int) -> int:
+        """The update at which an evaluation or a checkpoint is due next, or the last."""
+        intervals = (self.config.eval_interval, self.options.checkpoint_interval)
+        return min([(done // i + 1) * i for i in intervals if i] + [self.config.num_updates])
+
+    def _find_sick(self, state: TrainState) -> None:
+        """Name the seeds that failed since the last look."""
+        updates, causes = (x[: len(self.seeds)] for x in jax.device_get(state.failure))
+        for i in (int(i) for i in np.flatnonzero(updates) if i not in self.sick):
+            found = {"seed": self.seeds[i], "update": int(updates[i]), "cause": CAUSES[causes[i] - 1]}
+            self.sick[i] = found
+            self.progress.say(
+                f"seed {found['seed']}: {found['cause']} not finite in update {found['update']:,}; "
+                "frozen as it was before"
+            )
+            if self.debug:
+                raise UsageError(explain(self.config, jax.tree.map(lambda x, i=i: x[i], state), found))
+
+    def _save(self, state: TrainState, totals: np.ndarray, done: int) -> None:
+        about = {
+            "update": done,
+            "env_steps": done * self.batch,
+            "score": iqm(self.scores),
+            "scores": self.scores,
+            "seconds": self.seconds,
+            "seeds": self.seeds,
+            "settings": self.settings,
+        }
+        count = len(self.seeds)
+        kept = {"state": jax.tree.map(lambda x: x[:count], state), "totals": totals[:count]}
+        checkpoints = self.out / "checkpoints"
+        checkpoint.save(checkpoints / str(done * self.batch), kept, about)
+        checkpoint.prune(checkpoints, self.options.keep_checkpoints)
+
+    def _finish(self, returns: np.ndarray) -> Summary:
+        config, settings = self.config, self.settings
+        env = config.env if isinstance(config.env, str) else repr(config.env)
+        steps, curve = read_metrics(self.out / "metrics.csv", "episode_return", len(self.seeds))
+        learning_curve(self.out / "learning_curve.png", f"{settings['algo']} on {env}", steps, curve)
+        low, high = iqm_interval(returns)
+        scores = {"mean": float(returns.mean()), "iqm": iqm(returns), "ci_low": low, "ci_high": high}
+        summary = {
+            "algo": settings["algo"],
+            "env": env,
+            "num_seeds": len(self.seeds),
+            "seeds": self.seeds,
+            "env_steps": config.env_steps,
+            "eval_return": scores | {"per_seed": returns.astype(float).tolist()},
+            "sick_seeds": list(self.sick.values()),
+            "steps_per_second": config.env_steps * len(self.seeds) / self.seconds["run"],
+            "compile_seconds": self.seconds["compile"],
+            "run_seconds": self.seconds["run"],
+            "device": f"{len(self.devices)} × {self.devices[0].device_kind}",
+        }
+        write_json(self.out / "summary.json", summary)
+        return summary

@@ -3,31 +3,35 @@
 import time
 from types import TracebackType
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from purejaxppo.experiment.statistics import iqm
 
 
 class ProgressLine:
     """A live bar on a terminal, a plain line every few seconds elsewhere, nothing if quiet."""
 
-    def __init__(self, console: Console, total_steps: int, quiet: bool = False, every_seconds: float = 5.0) -> None:
-        self._console, self._total, self._quiet, self._every = console, total_steps, quiet, every_seconds
+    def __init__(self, console: Console, quiet: bool = False, every_seconds: float = 5.0) -> None:
+        self._console, self._quiet, self._every = console, quiet, every_seconds
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._total = self._start = 0
         self._began = self._printed = time.monotonic()
 
     def __enter__(self) -> "ProgressLine":
         if self._console.is_terminal and not self._quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:>3.0f}%"))
             self._bar = Progress(
                 *columns,
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
+                TextColumn("left"),
                 TimeRemainingColumn(),
                 console=self._console,
             )
             self._bar.start()
-            self._task = self._bar.add_task("", total=self._total, note="")
         return self
 
     def __exit__(
@@ -39,24 +43,32 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Something worth a line of its own."""
         if not self._quiet:
-            self._console.print(text)
+            self._console.print(text, markup=False, soft_wrap=True)
 
-    def stage(self, name: str) -> None:
-        """What is going on now; time begins anew."""
+    def stage(self, name: str, done: int = 0, total: int = 0) -> None:
+        """What is going on now, with its own clock; `done` of `total` environment steps were made before."""
         self._began = self._printed = time.monotonic()
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, description=name)
-        else:
+        self._start, self._total = done, total
+        if not self._bar:
             self.say(name)
+            return
+        if self._task is not None and not self._bar.tasks[self._task].total:
+            self._bar.update(self._task, total=1, completed=1)
+        self._task = self._bar.add_task(name, total=total or None, completed=done, note="")
 
-    def advance(self, steps: int, episode_return: float) -> None:
-        """So many environment steps are done, of all seeds; `episode_return` is the IQM over them."""
+    def advance(self, steps: int, returns: np.ndarray, alive: int) -> None:
+        """So many environment steps are done, of all seeds; `returns` [seeds] are the last ones known."""
         now = time.monotonic()
-        rate = steps / max(now - self._began, 1e-9)
-        note = f"{rate / 1e3:,.0f}k steps/s · return {episode_return:.1f}"
+        rate = (steps - self._start) / max(now - self._began, 1e-9)
+        known = returns[~np.isnan(returns)]
+        score = "no episode yet"
+        if known.size:
+            low, high = np.quantile(known, [0.25, 0.75])
+            score = f"return {iqm(known):.1f} ({low:.1f} … {high:.1f})"
+        note = f"{steps:,} steps · {rate / 1e3:,.0f}k/s · {score} · {alive}/{returns.size} seeds alive"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=steps, note=note)
         elif not self._quiet and (now - self._printed > self._every or steps == self._total):
             self._printed = now
             left = (self._total - steps) / max(rate, 1e-9)
-            self._console.print(f"{steps:,} of {self._total:,} steps · {note} · {left:.0f} s left")
+            self.say(f"{steps / self._total:4.0%} · {note} · {left:.0f} s left")

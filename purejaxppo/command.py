@@ -1,0 +1,92 @@
+"""What all commands share: flags from a dataclass, errors in one line, exit codes."""
+
+import contextlib
+import difflib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from purejaxppo.experiment.signals import Stopped
+from purejaxppo.types import UsageError
+
+Options = TypeVar("Options")
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """0; 2 for what cannot be done; 1 if the system refuses, as a full disk does; 128 + n after signal n.
+
+    What is not 0 is told in one line on stderr.
+    """
+    try:
+        command()
+    except UsageError as error:
+        return _tell(f"error: {error}", 2)
+    except OSError as error:
+        return _tell(f"error: {error}", 1)
+    except Stopped as stop:
+        return _tell(f"stopped: {stop}", stop.code)
+    except KeyboardInterrupt:
+        return _tell("stopped: nothing had to be saved", 130)
+    return 0
+
+
+def leave(code: int) -> None:
+    """End the process. After a signal at once: a compilation under way need not be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code > 128:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _tell(text: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        print(" ".join(text.split()), file=sys.stderr)
+    return code
+
+
+def parse_flags(
+    kind: Callable[..., Options], argv: Sequence[str], prog: str, about: str, default: Any = None
+) -> Options:
+    """tyro's parsing, its boxed errors turned into one line.
+
+    Raises:
+        UsageError: a value of the wrong type, or one that is missing.
+        SystemExit: after `--help`.
+    """
+    boxed = io.StringIO()
+    chosen = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(
+                kind,
+                prog=f"python -m {prog}",
+                description=about,
+                args=argv,
+                config=(tyro.conf.OmitArgPrefixes,),
+                **chosen,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    _, *lines = (line.strip(" │╭╮╰╯─┃") for line in boxed.getvalue().splitlines())
+    text = " ".join(line for line in lines if line)
+    for aside in ("Argument helptext:", "For full helptext"):
+        text = text.partition(aside)[0]
+    raise UsageError(f"{text.strip().rstrip('.')}; --help shows what each flag takes.")
+
+
+def flag_name(token: str) -> str:
+    """`--no-some_flag=3` → `some-flag`; empty if the token is no flag."""
+    flag = token.partition("=")[0].replace("_", "-")
+    return flag.removeprefix("--").removeprefix("no-") if flag.startswith("--") else ""
+
+
+def closest_flag(name: str, known: set[str]) -> str:
+    """What was meant by a flag that is none."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean --{close[0]}?" if close else "--help shows all."

@@ -1,0 +1,53 @@
+"""How the host runs an experiment; nothing here changes what is learnt."""
+
+import dataclasses
+from typing import Annotated, Any
+
+import tyro
+
+from purejaxppo.types import UsageError
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class HostOptions:
+    """What is logged, saved and evaluated, and how often."""
+
+    log_interval: Annotated[int | None, tyro.conf.arg(help="updates per row of metrics.csv. None: 100 rows")] = None
+    checkpoint_interval: Annotated[
+        int | None, tyro.conf.arg(help="updates between checkpoints. None: one every 30 seconds")
+    ] = None
+    keep_checkpoints: Annotated[int, tyro.conf.arg(help="checkpoints kept: so many of the last, and the best")] = 3
+    final_episodes: Annotated[int, tyro.conf.arg(help="episodes per seed of the evaluation after training")] = 100
+    tensorboard: Annotated[Flag, tyro.conf.arg(help="log for TensorBoard, too, in OUT/tensorboard")] = False
+    wandb: Annotated[Flag, tyro.conf.arg(help="log to Weights & Biases, too; needs the extra of that name")] = False
+    wandb_project: Annotated[str, tyro.conf.arg(help="project in Weights & Biases")] = "purejaxppo"
+    run_per_seed: Annotated[
+        Flag, tyro.conf.arg(help="in TensorBoard and W&B, a run for each seed instead of one of their IQM")
+    ] = False
+
+    def check(self) -> None:
+        """Raises: UsageError."""
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if value is None and field.default is None:
+                continue
+            if kind in (str, bool) and not isinstance(value, kind):
+                raise UsageError(f"{field.name} = {value!r} must be a {kind.__name__}; the default is {field.default}.")
+            if kind not in (str, bool) and (type(value) is not int or value < 1):
+                raise UsageError(f"{field.name} = {value!r} must be a whole number in [1, inf); pass a positive one.")
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "HostOptions":
+        """As config.json keeps them.
+
+        Raises:
+            UsageError: an unknown name, or a value that cannot be.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for unknown in options.keys() - known:
+            raise UsageError(f"options: {unknown!r:.80} is not one of: {', '.join(sorted(known))}; restore the file.")
+        chosen = cls(**options)
+        chosen.check()
+        return chosen

@@ -1,0 +1,124 @@
+"""What a run compiles."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxppo.config import Config
+from purejaxppo.evaluation import evaluate
+from purejaxppo.experiment.devices import available_bytes, over_runs
+from purejaxppo.train import evaluation_key, init, update_step
+from purejaxppo.types import Metrics, TrainState, UsageError
+
+PER_EPISODE = ("episode_return", "episode_length")  # means over episodes; all others are means over updates
+ROWS = 128  # of the log, that one call of `advance` may fill
+
+
+class Program(NamedTuple):
+    """A run's compiled pieces, each for all seeds at once."""
+
+    metrics: list[str]  # the columns of totals; the last, "updates", counts updates
+    init: Callable[..., Any]  # keys -> state
+    advance: Callable[..., Any]  # state, totals [runs, columns], done, count -> state, rows [runs, ROWS, columns]
+    evaluate: Callable[..., Any]  # state -> Evaluation, at intervals
+    final: Callable[..., Any]  # state -> Evaluation, after training
+
+
+def compile_program(
+    config: Config, devices: list[jax.Device], keys: jax.Array, log_interval: int, final_episodes: int
+) -> Program:
+    """Compile everything that a run needs, side by side: XLA releases the interpreter while it works.
+
+    `advance` makes `count` updates after `done` ones. It takes the sums of what the present row of the log has so far,
+    and returns those of this row and of the rows after it, one more at each multiple of `log_interval`. So rows do not
+    depend on how updates are divided into calls. The state that it is given is used up.
+    """
+    one = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+    names = [*sorted(jax.eval_shape(lambda state: update_step(config, state), one)[1]), "updates"]
+
+    def advance(state: TrainState, totals: jax.Array, done: jax.Array, count: jax.Array) -> tuple[TrainState, Any]:
+        def body(i: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
+            state, metrics = update_step(config, carry[0])
+            row = (done + i) // log_interval - done // log_interval
+            so_far = jax.lax.dynamic_index_in_dim(carry[1], row, keepdims=False)
+            # under `vmap`, `.at[row].set` would be a scatter
+            return state, jax.lax.dynamic_update_index_in_dim(carry[1], so_far + summands(metrics, names), row, 0)
+
+        rows = jnp.zeros((ROWS, len(names))).at[0].set(totals)
+        return jax.lax.fori_loop(0, count, body, (state, rows))
+
+    def evaluation(episodes: int) -> Callable[[TrainState], Any]:
+        return lambda state: evaluate(config, state, evaluation_key(state), episodes)
+
+    start = over_runs(lambda key: init(config, key), devices)
+    state, number = jax.eval_shape(start, keys), jax.ShapeDtypeStruct((), jnp.int32)
+    totals = jax.ShapeDtypeStruct((len(keys), len(names)), jnp.float32)
+    jobs: list[tuple[Any, tuple[Any, ...]]] = [
+        (over_runs(advance, devices, shared=2, donate=True), (state, totals, number, number)),
+        (start, (keys,)),
+        (over_runs(evaluation(final_episodes), devices), (state,)),
+    ]
+    if config.eval_interval:
+        jobs.append((over_runs(evaluation(config.eval_episodes), devices), (state,)))
+    with ThreadPoolExecutor() as pool:
+        step, first, final, *between = pool.map(lambda job: job[0].lower(*job[1]).compile(), jobs)
+    return Program(names, first, step, between[0] if between else final, final)
+
+
+def summands(metrics: Metrics, names: list[str]) -> jax.Array:
+    """What one update adds to the totals, [len(names)]: means over episodes times their number, 0 of a frozen seed."""
+    episodes = metrics["episodes"]
+
+    def summand(name: str) -> jax.Array:
+        if name == "updates":
+            return jnp.ones(())
+        x = metrics[name]
+        if name in PER_EPISODE:
+            x = jnp.where(episodes > 0, x * episodes, 0.0)
+        return jnp.where(metrics["alive"] > 0, x, 0.0)
+
+    return jnp.stack([summand(name) for name in names])
+
+
+def means(names: list[str], totals: np.ndarray) -> dict[str, np.ndarray]:
+    """A row of the log, each metric [runs], of totals [runs, len(names)]. NaN where there was nothing."""
+    sums = dict(zip(names, totals.astype(np.float64).T, strict=True))
+    updates, alive, episodes = sums.pop("updates"), sums["alive"], sums["episodes"]
+    with np.errstate(invalid="ignore"):
+        row = {name: x / (episodes if name in PER_EPISODE else alive) for name, x in sums.items()}
+    return row | {"episodes": np.where(alive > 0, episodes, np.nan), "alive": alive / updates}
+
+
+def check_memory(config: Config, runs: int, devices: list[jax.Device]) -> None:
+    """Refuse a run whose states and rollouts alone would not fit.
+
+    Counted are: the state twice (the update's input and output), four copies of each observation (as recorded, as
+    reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch.
+
+    Raises:
+        UsageError: more is needed than the devices have free.
+    """
+
+    def size(tree: Any) -> int:
+        return sum(math.prod(x.shape) * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(tree))
+
+    one = jax.eval_shape(lambda key: init(config.replace(num_envs=1), key), jax.random.key(0))
+    batch = config.num_envs * config.num_steps
+    activations = 4 * (sum(config.hidden_sizes) + 16) // config.num_minibatches
+    state = size(one) + size(one.rollout) * config.num_envs
+    need = runs * (2 * state + batch * (4 * size(one.rollout.obs) + activations))
+    free = available_bytes(devices[0])
+    if free is None:
+        return
+    if devices[0].platform != "cpu":  # the devices of a CPU share one memory, others have one each
+        free *= len(devices)
+    if need > free:
+        raise UsageError(
+            f"num_seeds × num_envs × num_steps = {runs * batch:,} samples need about {need / 2**30:,.1f} GiB and "
+            f"{free / 2**30:,.1f} GiB are free; lower --num-seeds, --num-envs or --num-steps."
+        )

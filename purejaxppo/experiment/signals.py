@@ -1,0 +1,59 @@
+"""SIGTERM and SIGINT: the first asks, the second ends the process."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A run that a signal ended; `code` is the exit code, 128 + the signal's number."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.code = 128 + signum
+
+
+class Signals:
+    """While entered, `received` is the first signal that came (0 is none); a second one exits at once.
+
+    Only the main thread may handle signals; elsewhere nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+        self._waiting = ThreadPoolExecutor(1, "waits-for-devices")
+
+    def wait(self, work: Callable[[], Any], give_up: bool = False) -> Any:
+        """`work()` in another thread, so that signals are heard meanwhile.
+
+        Raises:
+            Stopped: with `give_up`, as soon as a signal comes: there is nothing to save.
+        """
+        future = self._waiting.submit(work)
+        while give_up and not future.done():
+            if self.received:
+                raise Stopped(self.received, "nothing more had to be saved")
+            wait([future], timeout=0.05)
+        return future.result()
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + signum)
+        self.received = signum
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._waiting.shutdown(wait=False)

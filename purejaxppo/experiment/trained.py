@@ -1,0 +1,99 @@
+"""What a run has learnt, read back from its directory."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from purejaxppo.agent import acting
+from purejaxppo.config import Config
+from purejaxppo.experiment.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
+from purejaxppo.experiment.directory import RunRecord, read_json, read_record
+from purejaxppo.rollout import environment_action
+from purejaxppo.train import init
+from purejaxppo.types import TrainState, UsageError
+
+
+class Trained(NamedTuple):
+    """One seed of a run."""
+
+    config: Config
+    seed: int
+    state: TrainState
+    env_steps: int  # that it was trained for
+    act: Callable[..., jax.Array]  # (obs [..., O], key=None) -> what the environment receives, [..., A]
+
+
+def load(directory: str | Path, seed: int | str = "best", checkpoint: int | str = "last", env: Any = None) -> Trained:
+    """One seed of a run, ready to act.
+
+    `act(obs)` takes the policy's mode, `act(obs, key)` a sample; `obs` is as the environment gives it, one or a batch:
+    observations are normalised, and actions clipped, as they were in training.
+
+    Args:
+        seed: `best` (by the final evaluation; by the last returns, if the run has not ended) or a seed's number.
+        checkpoint: `last`, or the environment steps of one that was kept.
+        env: the environment, again, if it is not a registered one: a file is not trusted to run code.
+
+    Raises:
+        UsageError: there is no such run, seed or checkpoint, or it is damaged and no older one is whole.
+    """
+    record = read_record(Path(directory), env)
+    snapshot, states = load_all(record, checkpoint)
+    i = seed_index(record, snapshot, seed)
+    state = jax.tree.map(lambda x: jax.numpy.asarray(x[i]), states)
+    return Trained(record.config, record.seeds[i], state, snapshot.about["env_steps"], actor(record.config, state))
+
+
+def load_all(record: RunRecord, checkpoint: int | str = "last") -> tuple[Snapshot, TrainState]:
+    """The states of all seeds at a checkpoint, and what it says of itself. Raises as `load`."""
+    saved = steps_saved(record.directory / "checkpoints")
+    if not saved:
+        raise UsageError(f"{record.directory} has no checkpoint yet; wait, or --resume it.")
+    if checkpoint != "last":
+        saved = [path for path in saved if path.name == str(checkpoint)]
+        if not saved:
+            kept = ", ".join(path.name for path in steps_saved(record.directory / "checkpoints"))
+            raise UsageError(f"checkpoint = {checkpoint!r} was not kept; there are last, {kept}.")
+    keys = jax.vmap(partial(jax.random.key, impl=record.prng))(np.asarray(record.seeds, np.uint32))
+    like = jax.eval_shape(jax.vmap(partial(init, record.config)), keys)
+    snapshot = newest_whole(
+        saved,
+        lambda found: found.check(record.config, record.seeds, like),
+        lambda text: warnings.warn(text, stacklevel=4),
+    )
+    return snapshot, unflatten(snapshot, like, "state.")
+
+
+def seed_index(record: RunRecord, snapshot: Snapshot, seed: int | str) -> int:
+    """Where in the run a seed stands: `best`, or its number."""
+    if seed == "best":
+        summary = record.directory / "summary.json"
+        scores = read_json(summary)["eval_return"]["per_seed"] if summary.exists() else snapshot.about["scores"]
+        scores = np.asarray(scores, np.float64)
+        return int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
+    if str(seed) not in map(str, record.seeds):
+        raise UsageError(f"seed = {seed!r} is not one of this run's: best, {record.seeds[0]} … {record.seeds[-1]}.")
+    return [str(x) for x in record.seeds].index(str(seed))
+
+
+def actor(config: Config, state: TrainState) -> Callable[..., jax.Array]:
+    """`act(obs, key=None)` of one seed's policy."""
+    policy, env = acting(config, state), config.environment
+    rank = len(env.observation_space.shape)
+
+    @jax.jit
+    def act(obs: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        obs = jax.numpy.asarray(obs)
+        distribution = policy(obs)
+        action = distribution.mode() if key is None else distribution.sample(key)
+        bound = partial(environment_action, env.action_space)
+        for _ in range(obs.ndim - rank):
+            bound = jax.vmap(bound)
+        return bound(action)
+
+    return act

@@ -1,0 +1,46 @@
+"""Seeds whose numbers turn non-finite: found after each update, and frozen before it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.types import Batch, Failure, Metrics, TrainState, Transition
+
+CAUSES = ("observation", "reward", "advantage", "loss", "gradient", "parameters")  # Failure.cause counts them from 1
+
+
+def finite(tree: Any) -> jax.Array:
+    """True if every floating-point number of the tree is finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
+def cause_of_failure(transitions: Transition, batch: Batch, metrics: Metrics, state: TrainState) -> jax.Array:
+    """The first of `CAUSES`, counted from 1, that is not finite in the update that led to `state`; 0 if all are.
+
+    What has failed once stays so.
+    """
+    parts = (
+        (transitions.obs, transitions.next_obs),
+        transitions.reward,
+        (batch.advantage, batch.value, batch.value_target),
+        (metrics["policy_loss"], metrics["value_loss"]),
+        (metrics["grad_norm"], metrics["value_grad_norm"]),
+        (state.policy, state.critic, state.algorithm, state.critic_optimizer),
+    )
+    sick = jnp.stack([~finite(part) for part in parts])
+    cause = jnp.where(jnp.any(sick), jnp.argmax(sick) + 1, 0).astype(jnp.int32)
+    return jnp.where(state.failure.cause > 0, state.failure.cause, cause)
+
+
+def freeze(old: TrainState, new: TrainState, metrics: Metrics, cause: jax.Array) -> tuple[TrainState, Metrics]:
+    """`new` and its metrics if `cause` is 0; else `old`, for good, with the failure noted and metrics of NaN.
+
+    Which is the state's own update counter and key, too. `alive` is 1 in updates that were made, 0 in others.
+    """
+    alive = cause == 0
+    failed = Failure(update=old.update + 1, cause=cause)
+    state: TrainState = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old.replace(failure=failed))
+    metrics = {name: jnp.where(alive, x, jnp.nan) for name, x in metrics.items()}
+    return state, metrics | {"alive": alive.astype(jnp.float32)}

@@ -1,0 +1,233 @@
+"""The report's figures, as SVG."""
+
+import io
+import math
+import textwrap
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.markers import MarkerStyle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from purejaxppo.report.runs import Run
+from purejaxppo.report.statistics import Estimate, evenly
+
+# Okabe and Ito (2008), without yellow, which is too faint on white: told apart by colour-blind readers
+_COLOURS = {
+    "trpo": "#D55E00",
+    "ppo": "#0072B2",
+    "npg": "#009E73",
+    "a2c": "#E69F00",
+    "ppo-penalty": "#CC79A7",
+    "reinforce": "#56B4E9",
+    "": "#000000",
+}
+_DASHES = [(), (5, 1.6), (1.2, 1.4), (6, 1.5, 1.2, 1.5), (8, 2, 2, 2, 2, 2)]  # in line widths
+_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
+_STYLE: Any = {
+    "svg.fonttype": "path",  # the same letters everywhere
+    "svg.hashsalt": "purejaxppo",  # the same bytes every time
+    "text.parse_math": False,  # a "$" of a file is a "$"
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#222222",
+    "axes.axisbelow": True,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+    "lines.markeredgewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 3.2,
+}
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_STRIP_AT_MOST = 128  # scores drawn one by one
+
+
+Limits = tuple[float, float | None] | None  # of an axis; an open top: only what is below is cut off
+
+
+class Look(NamedTuple):
+    """How a run is drawn, in all figures."""
+
+    colour: str
+    dashes: tuple[float, ...]
+    marker: str
+
+    def line(self) -> dict[str, Any]:
+        """Matplotlib's arguments for a line."""
+        style = (0, self.dashes) if self.dashes else "solid"
+        return {"color": self.colour, "linestyle": style, "marker": self.marker, "markeredgecolor": "white"}
+
+
+class Series(NamedTuple):
+    """One line of a figure."""
+
+    label: str
+    look: Look
+    x: np.ndarray  # [points]
+    y: Estimate  # [points]
+
+
+class Interval(NamedTuple):
+    """One row of a figure of intervals."""
+
+    label: str
+    look: Look
+    value: Estimate  # [1]
+    dots: np.ndarray  # [seeds] what it is an aggregate of; may be empty
+
+
+def looks(runs: Sequence[Run], labels: Sequence[str]) -> list[Look]:
+    """One look for each label: the algorithm's colour, or the next free one where its runs have several labels."""
+    algos = {label: run.algo for label, run in reversed(list(zip(labels, runs, strict=True)))}
+    chosen: dict[str, str] = {}
+    for label in dict.fromkeys(labels):
+        own = _COLOURS.get(algos[label])
+        if own and own not in chosen.values():
+            chosen[label] = own
+    wanted = {_COLOURS.get(algo) for algo in algos.values()}
+    free = [colour for colour in _COLOURS.values() if colour not in wanted]
+    found = {}
+    for i, label in enumerate(dict.fromkeys(labels)):
+        colour = chosen.get(label) or (free.pop(0) if free else list(_COLOURS.values())[i % len(_COLOURS)])
+        found[label] = Look(colour, _DASHES[i % len(_DASHES)], _MARKERS[i % len(_MARKERS)])
+    return [found[label] for label in labels]
+
+
+def lines(
+    series: Sequence[Series],
+    xlabel: str,
+    ylabel: str,
+    *,
+    size: tuple[float, float] = (5.0, 3.0),
+    legend: bool = True,
+    log: bool = False,
+    ylim: Limits = None,
+    steps: bool = True,
+) -> bytes:
+    """Lines with bands. `log`: logarithmic where the values call for it. `steps`: x counts environment steps."""
+    with matplotlib.rc_context(_STYLE):
+        rows = -(-len(series) // _columns(series)) if legend else 0
+        figure, axes = _figure(size[0], size[1] + 0.18 * rows)
+        for i, (label, look, x, y) in enumerate(series):
+            every = max(1, len(x) // 6)
+            axes.fill_between(x, y.low, y.high, color=look.colour, alpha=0.16, linewidth=0)
+            axes.plot(x, y.point, label=_text(label), markevery=(i % every, every), zorder=3, **look.line())
+        if log:
+            _logarithmic(axes, "y", np.concatenate([y.point for *_, y in series]))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if ylim:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(bottom, ylim[0]) if ylim[1] is None else ylim[0], ylim[1] or top)
+        if steps:
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_formatter(lambda x, _: short(x))
+        if legend:
+            figure.legend(loc="outside lower center", ncols=_columns(series))
+        return _svg(figure)
+
+
+def intervals(rows: Sequence[Interval], xlabel: str, *, reference: float | None = None, xlim: Limits = None) -> bytes:
+    """A marker and its interval in each row, above the dots that it aggregates."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(5.0, 0.6 + 0.38 * len(rows))
+        if reference is not None:
+            axes.axvline(reference, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
+        for i, (_, look, value, dots) in enumerate(rows):
+            some = np.sort(dots)[evenly(len(dots), _STRIP_AT_MOST)]
+            axes.plot(some, np.full(len(some), i + 0.24), "|", color=look.colour, alpha=0.55, markersize=5)
+            axes.plot([value.low[0], value.high[0]], [i, i], color=look.colour, linewidth=4, alpha=0.35)
+            axes.plot(value.point, [i], look.marker, color=look.colour, markersize=6.5, markeredgecolor="white")
+        axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 28, max_lines=2, placeholder="…") for row in rows])
+        axes.set(ylim=(len(rows) - 0.4, -0.5), xlabel=xlabel, xlim=xlim)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        return _svg(figure)
+
+
+def calibration(series: Sequence[Series], xlabel: str, ylabel: str, *, size: tuple[float, float]) -> bytes:
+    """Positive points against the diagonal."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(*size)
+        for _, look, x, y in series:
+            axes.plot(x, y.point, look.marker, color=look.colour, alpha=0.7, markeredgewidth=0)
+        drawn = np.concatenate([np.concatenate([x, y.point]) for _, _, x, y in series])
+        ends = np.array([drawn.min() / 1.1, drawn.max() * 1.1])
+        axes.plot(ends, ends, color="#888888", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _logarithmic(axes, "xy", drawn)
+        return _svg(figure)
+
+
+def swatch(look: Look) -> str:
+    """A sample of a look, as an SVG element for a page's text."""
+    with matplotlib.rc_context(_STYLE):
+        dashes = f' stroke-dasharray="{" ".join(f"{2 * d:g}" for d in look.dashes)}"' if look.dashes else ""
+        marker = MarkerStyle(look.marker)
+        corners = np.asarray(marker.get_path().transformed(marker.get_transform()).to_polygons()[0])
+        points = " ".join(f"{14 + 7.5 * x:.1f},{6 - 7.5 * y:.1f}" for x, y in corners)
+    return (
+        f'<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true"><path d="M0 6H28" stroke="{look.colour}" '
+        f'stroke-width="2"{dashes}/><polygon points="{points}" fill="{look.colour}" stroke="#fff"/></svg>'
+    )
+
+
+def short(x: float) -> str:
+    """A count of steps for an axis: 50k, 1.5M."""
+    for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(x) >= unit:
+            return f"{x / unit:g}{suffix}"
+    return f"{x:g}"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots()
+
+
+def _svg(figure: Any) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    return file.getvalue()
+
+
+def _logarithmic(axes: Any, names: str, values: np.ndarray) -> None:
+    """Make the axes logarithmic if all values are positive and more than a decade apart."""
+    wide = (values > 0).all() and values.max() > 10 * values.min()
+    for name in names:
+        axis = getattr(axes, f"{name}axis")
+        if wide:
+            axes.set(**{f"{name}scale": "log"})
+            axis.set_major_locator(LogLocator(numticks=6))
+            axis.set_major_formatter(lambda x, _: f"10{str(round(math.log10(x))).translate(_SUPERSCRIPT)}")
+            axis.set_minor_formatter(NullFormatter())
+        else:
+            axis.set_major_locator(MaxNLocator(5))
+
+
+def _columns(series: Iterable[Series]) -> int:
+    longest = max(len(_text(label)) for label, *_ in series)
+    return max(1, min(3, 75 // (longest + 8)))
+
+
+def _text(label: str) -> str:
+    """A label that matplotlib takes as it is: none that begins with "_" is drawn in a legend."""
+    label = label if len(label) <= 56 else label[:55] + "…"
+    return f" {label}" if label.startswith("_") else label

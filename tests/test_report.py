@@ -1,0 +1,375 @@
+"""The report: its numbers against other ways to them, what it refuses, and how it looks to a browser."""
+
+import base64
+import csv
+import html.parser
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+
+pytest.importorskip("rliable.library", reason='the report needs rliable: pip install "purejaxppo[report]"')
+
+from purejaxppo.report.page import write_report
+from purejaxppo.report.runs import labels, read_log, read_run
+from purejaxppo.report.statistics import improvement, iqm_of_curve, iqm_of_scores, middle_half
+from purejaxppo.types import UsageError
+
+HOSTILE = "<script>alert(1)</script>\"'&$x_1$ _{}\n\u202e"
+OWN = {"ppo": {"clip_eps": 0.2}, "trpo": {"max_kl": 0.01, "damping": 0.1}, "npg": {"max_kl": 0.01}, "a2c": {}}
+COLUMNS = {
+    "ppo": ["clip_fraction"],
+    "trpo": ["accepted", "backtracks", "predicted_kl", "cg_residual"],
+    "npg": ["accepted", "predicted_kl", "cg_residual"],
+}
+
+
+def make_run(path, algo="ppo", env="CartPole-v1", seeds=range(4), rows=9, scores=None, ended=True, sick=None, **more):
+    """A run directory like those of `purejaxppo.run`, from random numbers."""
+    rng, seeds = np.random.default_rng([len(algo), len(env), *seeds]), list(seeds)
+    path.mkdir(parents=True)
+    settings = {"algo": algo, "env": env, "num_envs": 4, "hidden_sizes": [64, 64], "target_kl": "inf"} | OWN.get(
+        algo, {}
+    )
+    config = {"settings": settings | more, "seeds": seeds, "versions": {"jax": "0.8.0"}, "prng_implementation": "fry"}
+    (path / "config.json").write_text(json.dumps(config))
+    names = sorted({"episode_return", "episodes", "entropy", "explained_variance", "kl", *COLUMNS.get(algo, [])})
+    with (path / "metrics.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seed", "update", "env_steps", *names])
+        for row, seed in itertools.product(range(rows), seeds):
+            cells = {name: f"{rng.uniform(0.1, 1):.7g}" for name in names}
+            cells["episode_return"] = (
+                "" if row == 0 or (row == 2 and seed == seeds[0]) else f"{rng.normal(20 * row):.7g}"
+            )
+            writer.writerow([seed, row + 1, 512 * (row + 1), *(cells[name] for name in names)])
+    if ended:
+        returns = rng.normal(100, 20, len(seeds)).tolist() if scores is None else list(scores)
+        summary = {"algo": algo, "env": env, "num_seeds": len(seeds), "env_steps": 512 * rows, "device": "2 × cpu"}
+        summary |= {"steps_per_second": 1234.5, "compile_seconds": 3.25, "run_seconds": 8.0}
+        summary |= {"eval_return": {"per_seed": returns}} | ({} if sick is None else {"sick_seeds": sick})
+        (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+class Page(html.parser.HTMLParser):
+    """What a page holds: tables as lists of rows of text, attributes, images, all text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tables, self.attributes, self.tags, self.text, self.images = [], [], [], "", []
+        self.source, self.in_cell = path.read_text(), False
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+            self.in_cell = True
+        elif tag == "img":
+            self.images.append(dict(attrs))
+
+    def handle_data(self, data):
+        self.text += data
+        if self.in_cell:
+            self.tables[-1][-1][-1] += data
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("th", "td")
+
+    def table(self, *head):
+        """The rows of the tables whose first row holds `head`."""
+        return [row for table in self.tables if {*head} <= {*table[0]} for row in table[1:]]
+
+
+def report(tmp_path, *directories):
+    write_report(list(directories), tmp_path / "report.html")
+    return Page(tmp_path / "report.html")
+
+
+def refuses(*directories, out, match):
+    with pytest.raises(UsageError, match=match) as caught:
+        write_report(list(directories), out)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert not out.is_file()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Runs of every kind."""
+    root = tmp_path_factory.mktemp("runs")
+    sick = [{"seed": 3, "update": 17, "cause": "reward " + HOSTILE}]
+    return [
+        make_run(root / "trpo", "trpo", seeds=range(8), sick=sick),
+        make_run(root / "wide", "trpo", seeds=range(8), max_kl=0.05, rows=90, sick=[]),
+        make_run(root / "ppo", scores=[100.0, 90.0, "nan", 80.0]),
+        make_run(root / "one", "a2c", seeds=[7], scores=[55.5]),
+        make_run(root / "running", "npg", ended=False),
+        make_run(root / "acrobot", "npg", "Acrobot-v1", scores=[-80.0, -90.5, -100.0, -85.0]),
+        make_run(root / "hostile", HOSTILE, HOSTILE * 3, **{HOSTILE: HOSTILE, "nested": {"a": [HOSTILE]}}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(many, tmp_path_factory):
+    return report(tmp_path_factory.mktemp("page"), *many)
+
+
+def test_iqm_of_scores_is_scipys(page, many):
+    rows = {row[0]: row for row in page.table("IQM", "95% interval")}
+    assert len(rows) == len(many)
+    scores = read_run(many[1]).scores
+    assert rows["trpo · max_kl=0.05"][2] == f"{scipy.stats.trim_mean(scores, 0.25):.1f}"
+    assert rows["trpo · max_kl=0.05"][4] == f"{scores.mean():.1f} ± {scores.std(ddof=1):.1f}"
+    assert rows["trpo · max_kl=0.05"][5] == f"{scores.min():.1f} (seed {scores.argmin()})"
+    assert rows["ppo"][2] == "90.0"  # the mean of 80, 90 and 100: nothing is trimmed of three
+    assert rows["ppo"][-1] == "3 of 4"
+    assert rows["a2c"][2:5] == ["55.5", "–", "55.5"]  # one seed: no interval
+    low, high = (float(x) for x in rows["trpo · max_kl=0.05"][3].strip("[]").split(", "))
+    assert scores.min() <= low < scipy.stats.trim_mean(scores, 0.25) < high <= scores.max()
+
+
+def test_interval_of_iqm_is_that_of_another_bootstrap():
+    scores = np.random.default_rng(1).normal(size=24)
+    estimate = iqm_of_scores(scores)
+    other = scipy.stats.bootstrap(
+        (scores,), lambda x, axis: scipy.stats.trim_mean(x, 0.25, axis=axis), method="percentile", rng=2
+    ).confidence_interval
+    np.testing.assert_allclose([estimate.low[0], estimate.high[0]], [other.low, other.high], atol=0.05)
+
+
+def test_curve_leaves_out_missing_seeds():
+    values = np.random.default_rng(0).normal(size=(9, 5))
+    values[[0, 3], 1] = values[:, 2] = values[1:, 3] = np.nan
+    estimate, quartiles = iqm_of_curve(values), middle_half(values[:, [0, 1, 3, 4]])
+    expected = [scipy.stats.trim_mean(x[~np.isnan(x)], 0.25) for x in values.T[[0, 1, 3, 4]]]
+    np.testing.assert_allclose(estimate.point[[0, 1, 3, 4]], expected)
+    np.testing.assert_allclose(quartiles.point, expected)
+    assert np.isnan(estimate.low).tolist() == [False, False, True, True, False]
+    assert (estimate.low < estimate.point)[[0, 1, 4]].all()
+    assert (estimate.point < estimate.high)[[0, 1, 4]].all()
+
+
+def test_probability_of_improvement_is_brute_force(tmp_path):
+    from rliable import metrics
+
+    x, y = [3.0, 1.0, 2.0, 2.0, 5.0], [2.0, 2.0, 0.0]
+    expected = sum((a > b) + 0.5 * (a == b) for a, b in itertools.product(x, y)) / 15
+    assert improvement(np.array(x), np.array(y)).point[0] == pytest.approx(expected)
+    assert metrics.probability_of_improvement(np.array(x)[:, None], np.array(y)[:, None]) == pytest.approx(expected)
+    first = make_run(tmp_path / "a", "ppo", seeds=range(5), scores=x)
+    second = make_run(tmp_path / "b", "a2c", seeds=range(3), scores=y)
+    [row] = report(tmp_path, first, second).table("P(X > Y)")
+    assert row[:3] == ["ppo", "a2c", f"{expected:.2f}"]
+    low, high = (float(x) for x in row[3].strip("[]").split(", "))
+    assert 0 <= low < expected < high <= 1
+
+
+def test_pairs_are_of_scores_of_one_kind_and_against_the_first_of_many(page, tmp_path):
+    assert {"npg"}.isdisjoint({cell for row in page.table("P(X > Y)") for cell in row})  # in progress, or alone
+    assert len(page.table("P(X > Y)")) == 6
+    runs = [make_run(tmp_path / f"{i}", num_envs=i) for i in range(8)]
+    rows = report(tmp_path, *runs).table("P(X > Y)")
+    assert [row[:2] for row in rows] == [[f"ppo · num_envs={i}", "ppo · num_envs=0"] for i in range(1, 8)]
+
+
+def test_settings_that_differ(page):
+    rows = {row[0]: row[1:] for row in page.table("setting")}
+    assert rows["max_kl"] == ["0.01", "0.05", "–", "–", "0.01", "0.01", "–"]
+    assert rows["seeds"][0] == "seeds 0–7"
+    assert "hidden_sizes" not in rows
+    assert "hidden_sizes64, 64" in page.text
+
+
+def test_in_progress_and_sick_seeds_are_told(page):
+    rows = page.table("IQM")
+    assert [row[0] for row in rows if "in progress" in row[0]] == ["npg in progress"]
+    assert "7 runs, one of them in progress" in page.text
+    assert "not comparable with an evaluation" in page.text
+    assert "One seed gives no interval" in page.text
+    [row] = page.table("cause")
+    assert row[:4] == ["trpo · max_kl=0.01", "CartPole-v1", "3", "17"]
+    assert row[4].startswith("reward <script>alert(1)</script>")
+
+
+def test_no_sick_seeds_and_one_run(tmp_path):
+    page = report(tmp_path, make_run(tmp_path / "run", sick=[]))
+    assert "None." in page.text
+    assert "One run: nothing to compare." in page.text
+
+
+def test_page_is_self_contained_and_escaped(page):
+    assert not re.search(r"https?:|//[a-z]", re.sub(r'src="data:[^"]*"', "", page.source))
+    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    urls = [value for name, value in page.attributes if name in ("src", "href", "srcset", "action", "style", "poster")]
+    assert all(url.startswith(("data:image/svg+xml;base64,", "#")) for url in urls)
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert "<script>alert(1)</script>" in page.text
+    assert "\u202e" not in page.source
+    assert page.images
+    for image in page.images:
+        svg = base64.b64decode(image["src"].partition(",")[2]).decode()
+        assert "<svg" in svg
+        assert "<script" not in svg
+        assert not re.search(r'href="(?!#)', svg)
+        assert len(image["alt"]) > 20
+
+
+def test_same_runs_same_bytes(many, page, tmp_path):
+    state = np.random.get_state()[1].copy()
+    assert report(tmp_path, *many).source == page.source
+    assert (np.random.get_state()[1] == state).all()  # the caller's random numbers are left alone
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_labels_tell_runs_apart(tmp_path):
+    def named(*runs):
+        return labels([read_run(run) for run in runs])
+
+    a = make_run(tmp_path / "a", "trpo", max_kl=0.01)
+    b = make_run(tmp_path / "b", "trpo", max_kl=0.02)
+    seeds = make_run(tmp_path / "c", "trpo", max_kl=0.02, seeds=range(8, 12))
+    again = make_run(tmp_path / "d", "trpo", max_kl=0.02)
+    other = make_run(tmp_path / "e", "trpo", "Acrobot-v1", num_envs=99)
+    assert named(a, other) == ["trpo", "trpo"]  # different environments: nothing to tell apart
+    assert named(a, b) == ["trpo · max_kl=0.01", "trpo · max_kl=0.02"]
+    assert named(b, seeds) == ["trpo · seeds 0–3", "trpo · seeds 8–11"]
+    assert named(b, again) == ["trpo · b", "trpo · d"]
+    assert named(b, b) == ["trpo", "trpo (2)"]
+    assert len({*named(a, b, seeds, again)}) == 4
+
+
+@pytest.mark.parametrize("content", ["", "seed,update,env_steps,episode_return\r\n", "seed,upd"])
+def test_a_run_that_only_just_began(tmp_path, content):
+    run = make_run(tmp_path / "run", ended=False)
+    (run / "metrics.csv").write_text(content)
+    assert "there is no score yet" in report(tmp_path, run, make_run(tmp_path / "b", "a2c", "X")).text
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("seed,update,env_steps,kl\r\n5,1,8,0.5\r\n2,1,8,\r\n5,2,16,inf\r\n2,2,16,0.7\r\n5,3,24,0.12")
+    log = read_log(path, [2, 5])
+    np.testing.assert_array_equal(log.env_steps, [8, 16])
+    np.testing.assert_array_equal(log.columns["kl"], [[np.nan, 0.7], [0.5, np.nan]])
+
+
+def test_refuses_directories_and_names(tmp_path):
+    run, out = make_run(tmp_path / "run"), tmp_path / "report.html"
+    refuses(out=out, match="no run directory")
+    refuses(tmp_path / "none", out=out, match=r"'.*none' is not a directory")
+    refuses(run / "config.json", out=out, match="is not a directory")
+    refuses(run, tmp_path, out=out, match=r"holds no config\.json")
+    refuses(run, out=tmp_path / "report.pdf", match=r"report\.pdf' must be the name of an \.html file")
+    refuses(run, out=tmp_path / "no" / "report.html", match=r"cannot be written \(No such file or directory\)")
+    (run / "metrics.csv").unlink()
+    refuses(run, out=out, match=r"holds no metrics\.csv")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        ("config.json", "", "the file is empty"),
+        ("config.json", "{", "JSONDecodeError"),
+        ("config.json", "[" * 200_000, "RecursionError"),
+        ("config.json", "[]", "not an object"),
+        ("config.json", "\xff", "not UTF-8"),
+        ("config.json", '{"settings": 3}', "'settings' is missing or no object"),
+        ("config.json", '{"settings": {"algo": "ppo", "env": 3}, "seeds": [0, 1, 2, 3]}', "'env' is missing"),
+        ("config.json", '{"settings": {"algo": "ppo", "env": "X"}, "seeds": [true]}', "seeds = 'true'"),
+        ("config.json", '{"settings": {"algo": "ppo", "env": "X"}, "seeds": [1, 1]}', "seeds = '1, 1'"),
+        ("config.json", '{"settings": {"algo": "ppo", "env": "X"}, "seeds": []}', "seeds = ''"),
+        ("config.json", " " * 10_000_001, "at most 10,000,000 are read"),
+        ("summary.json", "null", "not an object"),
+        ("summary.json", '{"eval_return": {"per_seed": [1]}}', "holds 1 returns"),
+        ("summary.json", '{"eval_return": {"per_seed": [1, 2, 3, 4]}, "sick_seeds": [3]}', "sick_seeds"),
+        ("metrics.csv", "a,b\n", "its first line is 'a, b'"),
+        ("metrics.csv", "seed,update,env_steps,kl,kl\n", "its first line"),
+        ("metrics.csv", "seed,update,env_steps,kl\n0,1,8\n", "line 2 has 3 cells and the first 4"),
+        ("metrics.csv", "seed,update,env_steps,kl\n0,1,8,=cmd()\n", r"line 2 holds '=cmd\(\)'"),
+        ("metrics.csv", "seed,update,env_steps,kl\n9,1,8,1\n", "seed 9 is not among"),
+        ("metrics.csv", "seed,update,env_steps,kl\n0,,8,1\n", "is not a number of at least 0"),
+        ("metrics.csv", f"seed,update,env_steps,{'k' * 200_000}\n", "field larger"),
+        ("metrics.csv", 'seed,update,env_steps,"kl\n0,1,8,1\n', "unexpected end"),
+    ],
+)
+def test_refuses_malformed_files(tmp_path, file, content, match):
+    run = make_run(tmp_path / "run")
+    (run / file).write_bytes(content.encode("latin-1"))
+    refuses(run, out=tmp_path / "report.html", match=match)
+
+
+def test_extreme_numbers_are_drawn_or_left_out(tmp_path):
+    run = make_run(tmp_path / "run", scores=[1e308, "-inf", 3e30, -4e30])
+    text = (run / "metrics.csv").read_text().splitlines()
+    text[-1] = ",".join([*text[-1].split(",")[:3], *(["1e308", "-1e99", "nan", "-inf", "1e-320", "3e38"])])
+    (run / "metrics.csv").write_text("\n".join(text) + "\n")
+    config = json.loads((run / "config.json").read_text())
+    config["settings"] |= {"huge": 10**3000, "bad": "\ud800", "none": None}
+    (run / "config.json").write_text(json.dumps(config))
+    page = report(tmp_path, run, run)
+    assert "2 of 4" in page.text
+    assert "a huge integer" in page.text
+
+
+def test_needs_rliable(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "rliable", None)
+    refuses(run, out=tmp_path / "report.html", match=r'pip install "purejaxppo\[report\]"')
+
+
+WIDTHS = (390, 768, 1280)
+PROBE = """<!DOCTYPE html><meta charset="utf-8"><body>
+%s
+<script>
+addEventListener("load", () => {
+  const seen = [...document.querySelectorAll("iframe")].map((frame) => {
+    const page = frame.contentDocument, root = page.documentElement;
+    return {
+      viewport: root.clientWidth, content: Math.max(root.scrollWidth, page.body.scrollWidth),
+      images: [...page.images].map((image) => [image.complete, image.naturalWidth, image.clientWidth]),
+      requests: frame.contentWindow.performance.getEntriesByType("resource").map((entry) => entry.name),
+      alerts: page.querySelectorAll("script").length, text: page.body.innerText.length,
+    };
+  });
+  document.body.innerHTML = "<pre>" + JSON.stringify(seen) + "</pre>";
+});
+</script>"""
+
+
+def test_in_a_browser(page, tmp_path):
+    """Headless Chromium: every image decodes, nothing is wider than the screen, nothing is fetched or complained of."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs a headless browser: apt-get install chromium")
+    (tmp_path / "report.html").write_text(page.source)
+    frames = "\n".join(f'<iframe src="report.html" width="{width}" height="900"></iframe>' for width in WIDTHS)
+    (tmp_path / "probe.html").write_text(PROBE % frames)
+    flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-extensions".split()
+    flags += ["--allow-file-access-from-files", "--virtual-time-budget=20000", "--enable-logging=stderr", "--v=0"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000"]
+    command = [browser, *flags, "--dump-dom", (tmp_path / "probe.html").as_uri()]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ":CONSOLE" not in ran.stderr
+    seen = json.loads(html.unescape(ran.stdout.partition("<pre>")[2].partition("</pre>")[0]))
+    assert len(seen) == len(WIDTHS)
+    for width, frame in zip(WIDTHS, seen, strict=True):
+        assert width - 20 <= frame["viewport"] <= width
+        assert frame["content"] <= frame["viewport"]
+        assert len(frame["images"]) == len(page.images)
+        assert all(complete and natural > 0 and 0 < shown < width for complete, natural, shown in frame["images"])
+        assert [name for name in frame["requests"] if not name.startswith("data:")] == []
+        assert frame["alerts"] == 0
+        assert frame["text"] > 3000
