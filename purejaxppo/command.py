@@ -4,8 +4,11 @@ import contextlib
 import difflib
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
@@ -21,6 +24,8 @@ def exit_code(command: Callable[[], None]) -> int:
 
     What is not 0 is told in one line on stderr.
     """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
         command()
     except UsageError as error:
@@ -31,6 +36,9 @@ def exit_code(command: Callable[[], None]) -> int:
         return _tell(f"stopped: {stop}", stop.code)
     except KeyboardInterrupt:
         return _tell("stopped: nothing had to be saved", 130)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -41,6 +49,10 @@ def leave(code: int) -> None:
     if code > 128:
         os._exit(code)
     sys.exit(code)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Stopped(signum, "nothing had to be saved")
 
 
 def _tell(text: str, code: int) -> int:

@@ -13,7 +13,7 @@ CAUSES = ("observation", "reward", "advantage", "loss", "gradient", "parameters"
 def finite(tree: Any) -> jax.Array:
     """True if every floating-point number of the tree is finite."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(x)) for x in floats], bool))  # an observation may hold none
 
 
 def cause_of_failure(transitions: Transition, batch: Batch, metrics: Metrics, state: TrainState) -> jax.Array:

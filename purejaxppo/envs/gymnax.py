@@ -1,5 +1,6 @@
 """gymnax environments (https://github.com/RobertTLange/gymnax)."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -7,6 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.types import Box, Discrete, Space, UsageError, reason
+
+CLASSIC_CONTROL = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
+DRAWN = (  # that gymnax's Visualizer knows beside those
+    *("Asterix-MinAtar", "Breakout-MinAtar", "Catch-bsuite", "FourRooms-misc", "Freeway-MinAtar", "MetaMaze-misc"),
+    *("PointRobot-misc", "Pong-misc", "Seaquest-MinAtar", "SpaceInvaders-MinAtar"),
+)
 
 
 def gymnax_names() -> list[str]:
@@ -58,6 +65,66 @@ class GymnaxEnv:
         terminated = jnp.asarray(terminated, bool)
         truncated = jnp.asarray(self._env.is_truncated(new_state, self._params), bool) & ~terminated
         return new_state, self._observe(obs), jnp.asarray(reward, jnp.float32), terminated, truncated
+
+    @property
+    def render_fps(self) -> float:
+        """Frames per second that suit it: Gymnasium's for its own, gymnax's for the others."""
+        import gymnasium
+
+        return gymnasium.make(self.name).metadata["render_fps"] if self.name in CLASSIC_CONTROL else 10.0
+
+    def render_frames(self, states: Sequence[Any]) -> Iterator[np.ndarray]:
+        """One picture, uint8 [H, W, 3], for each state, by gymnax's renderers.
+
+        Raises:
+            UsageError: gymnax cannot draw this environment.
+        """
+        if self.name in CLASSIC_CONTROL:
+            return self._in_gymnasium(states)
+        if self.name in DRAWN:
+            return self._in_matplotlib(states)
+        raise UsageError(
+            f"env = {self.name!r} is not one that gymnax can draw; those are {', '.join((*CLASSIC_CONTROL, *DRAWN))}."
+        )
+
+    def _in_gymnasium(self, states: Sequence[Any]) -> Iterator[np.ndarray]:
+        """As gymnax's `render_gym_frame`, but with one environment for all frames: 1 ms each instead of 35."""
+        import gymnasium
+        from gymnax.visualize import vis_gym
+
+        env: Any = gymnasium.make(self.name, render_mode="rgb_array").unwrapped
+        env.reset()
+        vis_gym.set_gym_params(env, self.name, self._params)
+        try:
+            for state in states:
+                env.state = vis_gym.get_gym_state(state, self.name)
+                if self.name == "Pendulum-v1":
+                    env.last_u = np.asarray(state.last_u, np.float64)
+                yield env.render()
+        finally:
+            env.close()
+
+    def _in_matplotlib(self, states: Sequence[Any]) -> Iterator[np.ndarray]:
+        """gymnax's `Visualizer`, its axes filling the picture."""
+        from gymnax.visualize import Visualizer
+        from matplotlib import pyplot
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        drawing = Visualizer(self._env, self._params, states)
+        try:
+            canvas: Any = FigureCanvasAgg(drawing.fig)
+            drawing.init()
+            (left, right), (low, high) = drawing.ax.get_xlim(), drawing.ax.get_ylim()
+            drawing.fig.set(dpi=100, size_inches=(4.0, 4.0 * abs((high - low) / (right - left))))
+            drawing.ax.set_position((0.0, 0.0, 1.0, 1.0))
+            drawing.ax.spines[:].set_visible(False)
+            for i in range(len(states)):
+                drawing.update(i)
+                drawing.ax.set_title("")
+                canvas.draw()
+                yield np.array(canvas.buffer_rgba())[..., :3]
+        finally:
+            pyplot.close(drawing.fig)
 
     def _observe(self, obs: Any) -> jax.Array:
         if self._one_hot:

@@ -8,9 +8,14 @@ A checkpoint is written under another name and renamed when it is whole: one wit
 
 import hashlib
 import json
+import logging
+import math
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +25,7 @@ import numpy as np
 
 from purejaxppo import __version__
 from purejaxppo.config import Config
-from purejaxppo.experiment.directory import plain, read_json, refuse_newer, write_json
+from purejaxppo.experiment.directory import json_text, plain, read_json, refuse_newer, write_json
 from purejaxppo.presets import settings_of
 from purejaxppo.types import UsageError, reason
 
@@ -42,17 +47,34 @@ class Snapshot(NamedTuple):
         Raises:
             UsageError: it is another run's, of another algorithm, environment, setting or seeds.
         """
-        ours, theirs = (
-            plain(settings_of(config) | {"seeds": seeds}),
-            self.about["settings"] | {"seeds": self.about["seeds"]},
-        )
-        for name in sorted((ours.keys() | theirs.keys()) - {"total_steps"}):  # which a resumed run may raise
+        with _refusing(self.directory / "manifest.json"):
+            self._check_progress(config.num_envs * config.num_steps, len(seeds))
+            theirs = self.about["settings"] | {"seeds": self.about["seeds"]}
+        ours = plain(settings_of(config) | {"seeds": seeds})
+        mine_to_change = set() if config.anneal_learning_rate else {"total_steps"}  # which a resumed run may raise
+        if not isinstance(config.env, str):
+            mine_to_change |= {"env"}  # given again as an instance, which has no name
+        for name in sorted((ours.keys() | theirs.keys()) - mine_to_change):
             if ours.get(name) != theirs.get(name):
                 raise UsageError(
                     f"{self.directory} was written with {name} = {theirs.get(name)!r:.80}, and config.json says "
                     f"{ours.get(name)!r:.80}; put back the one that belongs to it."
                 )
         unflatten(self, like, "state.")
+
+    def _check_progress(self, batch: int, num_seeds: int) -> None:
+        """Raises: ValueError, TypeError, KeyError: what it says of itself cannot be."""
+        update, steps, totals = self.about["update"], self.about["env_steps"], self.arrays["totals"]
+        if type(update) is not int or update < 1 or steps != update * batch or self.directory.name != str(steps):
+            raise ValueError(
+                f"{update!r:.40} updates of {batch} steps do not make {steps!r:.40}, or the name is not it"
+            )
+        if totals.ndim != 2 or len(totals) != num_seeds or totals.dtype != np.float32:
+            raise ValueError(f"totals is {totals.dtype}{list(totals.shape)}")
+        if np.asarray(self.about["scores"], np.float64).shape != (num_seeds,):
+            raise ValueError("scores are not one per seed")
+        if not all(0 <= self.about["seconds"][name] < math.inf for name in ("compile", "run")):
+            raise ValueError("seconds are none")
 
 
 def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
@@ -74,11 +96,13 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
     }
     try:
         draft.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(draft / "arrays", {path: x for path, x in arrays.items() if x.size})
         content["files"] = {name: _file_digest(path) for name, path in _files(draft).items()}
         write_json(draft / "manifest.json", {"format": FORMAT, "sha256": _digest(content), "content": content})
         read(draft)
+        if directory.is_symlink():
+            directory.unlink()
         shutil.rmtree(directory, ignore_errors=True)
         draft.rename(directory)
     except Exception as error:  # orbax wraps what the system says in errors of many kinds
@@ -94,37 +118,78 @@ def read(directory: Path) -> Snapshot:
     """
     import orbax.checkpoint as ocp
 
-    manifest = directory / "manifest.json"
-    outer = read_json(manifest)
-    content = outer.get("content")
-    if isinstance(outer.get("format"), int) and outer["format"] > FORMAT:
-        raise UsageError(
-            f"{manifest} has format {outer['format']} and this version reads up to {FORMAT}; upgrade purejaxppo."
-        )
-    if not isinstance(content, dict) or outer.get("sha256") != _digest(content):
-        raise UsageError(f"{manifest} is damaged: its SHA-256 is not what it says.")
-    refuse_newer(manifest, content["purejaxppo"])
-    files = _files(directory)
-    for name, digest in content["files"].items():
-        if name not in files:
-            raise UsageError(f"{directory / name} is missing.")
-        if _file_digest(files[name]) != digest:
-            raise UsageError(f"{directory / name} is damaged: its SHA-256 is not the manifest's.")
-    empty = {path: np.zeros(x["shape"], x["dtype"]) for path, x in content["arrays"].items() if 0 in x["shape"]}
-    like = {
-        path: np.broadcast_to(np.zeros((), x["dtype"]), x["shape"])
-        for path, x in content["arrays"].items()
-        if path not in empty
-    }
+    manifest, folder = directory / "manifest.json", directory / "arrays"
+    with _refusing(manifest):
+        content = _read_manifest(manifest)
+        listed, files = content["files"], _files(directory)
+        for name in sorted(listed.keys() | files.keys()):
+            if name not in files:
+                raise UsageError(f"{directory / name} is missing.")
+            if name not in listed:
+                raise UsageError(f"{directory / name} is not in {manifest.name}; delete it, if you know what it is.")
+            if _file_digest(files[name]) != listed[name]:
+                raise UsageError(f"{directory / name} is damaged: its SHA-256 is not the manifest's.")
+        described = content["arrays"]
+        empty = {path: np.zeros(x["shape"], x["dtype"]) for path, x in described.items() if 0 in x["shape"]}
+        like = {
+            path: np.broadcast_to(np.zeros((), x["dtype"]), x["shape"])
+            for path, x in described.items()
+            if path not in empty
+        }
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            arrays: Arrays = checkpointer.restore((directory / "arrays").absolute(), like)
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(folder.absolute())
+            _check_sizes(folder, like, getattr(metadata, "item_metadata", metadata))
+            arrays: Arrays = checkpointer.restore(folder.absolute(), like)
+    except UsageError:
+        raise
     except Exception as error:  # tensorstore's errors are of many kinds
-        raise UsageError(f"{directory / 'arrays'} cannot be read ({reason(error)}).") from error
+        raise UsageError(f"{folder} cannot be read ({reason(error)}).") from error
     for path, x in arrays.items():
-        if _describe(x) != content["arrays"][path]:
-            raise UsageError(f"{directory / 'arrays'}: array {path} is not what was saved: its SHA-256 differs.")
+        if _describe(x) != described[path]:
+            raise UsageError(f"{folder}: array {path} is not what was saved: its SHA-256 differs.")
     return Snapshot(arrays | empty, content["keys"], content["about"], directory)
+
+
+def _read_manifest(manifest: Path) -> dict[str, Any]:
+    """What a manifest holds, if every byte of it is as it was written."""
+    outer = read_json(manifest)
+    version, content = outer.get("format"), outer.get("content")
+    if type(version) is int and version > FORMAT:
+        raise UsageError(f"{manifest} has format {version} and this version reads up to {FORMAT}; upgrade purejaxppo.")
+    whole = outer.keys() == {"format", "sha256", "content"} and type(version) is int and version > 0
+    if not whole or outer["sha256"] != _digest(content) or json_text(outer) != manifest.read_text(encoding="utf-8"):
+        raise UsageError(f"{manifest} is damaged: its SHA-256 is not what it says.")
+    if not isinstance(content, dict):
+        raise UsageError(f"{manifest} is not what a run leaves; restore it.")
+    refuse_newer(manifest, content.get("purejaxppo"))
+    return content
+
+
+def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:
+    """Refuse arrays that are not as the manifest says, or too large, before memory is taken for them."""
+    for path, x in like.items():
+        found, chunks = stored[path], stored[path].storage.chunk_shape
+        if (tuple(found.shape), np.dtype(found.dtype)) != (x.shape, x.dtype):
+            raise UsageError(f"{folder}: array {path} is {found.dtype}{list(found.shape)}, and the manifest differs.")
+        if chunks and any(chunk > max(size, 1) for chunk, size in zip(chunks, x.shape, strict=True)):
+            raise UsageError(f"{folder}: array {path} has chunks of {list(chunks)}, larger than itself.")
+    need, memory = sum(x.nbytes for x in like.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > memory:
+        raise UsageError(f"{folder} takes {need / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f} GiB.")
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """What reading `path` raises, whatever it holds, as a UsageError that names it."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{error.filename or path} cannot be read ({error.strerror or error}).") from error
+    except (AttributeError, KeyError, MemoryError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is not what a run leaves ({reason(error):.200}); restore it.") from error
 
 
 def unflatten(snapshot: Snapshot, like: Any, prefix: str = "") -> Any:
@@ -144,7 +209,8 @@ def unflatten(snapshot: Snapshot, like: Any, prefix: str = "") -> Any:
             )
         if not _is_key(wanted):
             return found
-        key = jax.random.wrap_key_data(jnp.asarray(found), impl=snapshot.keys[path])
+        with _refusing(snapshot.directory / "manifest.json"):
+            key = jax.random.wrap_key_data(jnp.asarray(found), impl=snapshot.keys[path])
         if key.dtype != wanted.dtype:
             raise UsageError(f"{snapshot.directory}: {path} is a key of {snapshot.keys[path]}, and must not be.")
         return key
@@ -159,9 +225,17 @@ def restore(directory: Path, like: Any) -> Any:
 
 
 def steps_saved(checkpoints: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """The checkpoints of a run, oldest first.
+
+    Raises:
+        UsageError: `checkpoints` is a link, so that what is written there would be elsewhere.
+    """
+    if checkpoints.is_symlink():
+        raise UsageError(
+            f"{checkpoints} is a link, and what it leads to is not touched; put the directory itself there."
+        )
     found = checkpoints.iterdir() if checkpoints.is_dir() else ()
-    return sorted((x for x in found if re.fullmatch(r"\d{1,18}", x.name) and x.is_dir()), key=lambda x: int(x.name))
+    return sorted((x for x in found if re.fullmatch(r"[0-9]{1,18}", x.name) and x.is_dir()), key=lambda x: int(x.name))
 
 
 def newest_whole(candidates: list[Path], accept: Callable[[Snapshot], None], say: Callable[[str], None]) -> Snapshot:
@@ -170,24 +244,31 @@ def newest_whole(candidates: list[Path], accept: Callable[[Snapshot], None], say
     Raises:
         UsageError: none is whole.
     """
-    refused = ""
+    refused = []
     for candidate in reversed(candidates):
         try:
             snapshot = read(candidate)
             accept(snapshot)
         except UsageError as error:
-            refused = f"{error} "
-            say(f"checkpoint {candidate.name} cannot be used: {error}")
+            refused.append(f"checkpoint {candidate.name} cannot be used: {error}")
             continue
+        for text in refused:
+            say(text)
         if refused:
             say(f"going on from checkpoint {candidate.name} instead")
         return snapshot
-    raise UsageError(f"{refused}No usable checkpoint is left in {candidates[0].parent}; train again in a new --out.")
+    why = " ".join(refused[:4])
+    raise UsageError(f"{why} No usable checkpoint is left in {candidates[0].parent}; train again in a new --out.")
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the last `keep` and the best by `score`; and what was left behind half written."""
+    """Delete all but the last `keep`, the best by `score` and the one just written; and what is half written.
+
+    The one just written is not among the last where later ones were found damaged, and the run went on before them.
+    """
     saved = steps_saved(checkpoints)
+    for draft in checkpoints.glob(".*.saving"):
+        shutil.rmtree(draft, ignore_errors=True)
 
     def score(directory: Path) -> float:
         try:
@@ -196,8 +277,9 @@ def prune(checkpoints: Path, keep: int) -> None:
             return float("nan")
 
     best = max((x for x in saved if score(x) == score(x)), key=lambda x: (score(x), int(x.name)), default=None)
+    newest = max(saved, key=lambda x: x.lstat().st_mtime_ns, default=None)
     for directory in saved[:-keep]:
-        if directory != best:
+        if directory not in (best, newest) and not directory.is_symlink():
             shutil.rmtree(directory)
 
 
@@ -206,9 +288,26 @@ def flatten(tree: Any) -> Arrays:
     return {path: np.asarray(_as_data(x)) for path, x in _leaves(tree).items()}
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that orbax's threads print and log; what they say is raised, too."""
+    logger, hook = logging.getLogger("absl"), threading.excepthook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    threading.excepthook = lambda _: None
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        threading.excepthook = hook
+
+
 def _leaves(tree: Any) -> dict[str, Any]:
     found = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in found}
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in found}
+    if len(leaves) < len(found):  # a key holds the separator
+        return {jax.tree_util.keystr(path): x for path, x in found}
+    return leaves
 
 
 def _as_data(x: Any) -> Any:
@@ -229,9 +328,17 @@ def _digest(content: Any) -> str:
 
 
 def _files(directory: Path) -> dict[str, Path]:
-    """The files of orbax, by name; links are not followed, and are none of them."""
-    found = (x for x in sorted((directory / "arrays").rglob("*")) if x.is_file() and not x.is_symlink())
-    return {x.relative_to(directory).as_posix(): x for x in found}
+    """The files of orbax, by name.
+
+    Raises:
+        UsageError: one is a link, or no file at all: those are not opened.
+    """
+    folder = directory / "arrays"
+    found = sorted(folder.rglob("*"))
+    for path in (directory, folder, *found):
+        if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
+            raise UsageError(f"{path} is a link or no file, which none of ours is; restore it.")
+    return {x.relative_to(directory).as_posix(): x for x in found if x.is_file()}
 
 
 def _file_digest(path: Path) -> dict[str, Any]:

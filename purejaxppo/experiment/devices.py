@@ -1,5 +1,6 @@
 """Runs laid out over devices."""
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from purejaxppo.types import UsageError
 
@@ -43,15 +44,16 @@ def over_runs(fn: Callable[..., Any], devices: Sequence[jax.Device], shared: int
     """
     mesh = Mesh(np.asarray(devices), ("run",), axis_types=(AxisType.Auto,))
     run, same = PartitionSpec("run"), PartitionSpec()
-
-    def many(*args: Any) -> Any:
-        own = len(args) - shared
-        mapped = jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)
-        specs = (run,) * own + (same,) * shared
-        return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=run, check_vma=False)(*args)
-
-    options = QUICK_COMPILATION if devices[0].platform == "cpu" else None
-    return jax.jit(many, donate_argnums=(0,) if donate else (), compiler_options=options)
+    own = len(inspect.signature(fn).parameters) - shared
+    specs = (run,) * own + (same,) * shared
+    mapped = jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)
+    many = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=run, check_vma=False)
+    return jax.jit(
+        many,
+        in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),  # else an argument not used has another one
+        donate_argnums=(0,) if donate else (),
+        compiler_options=QUICK_COMPILATION if devices[0].platform == "cpu" else None,
+    )
 
 
 def available_bytes(device: jax.Device) -> int | None:

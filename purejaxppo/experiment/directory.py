@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,8 +114,13 @@ def read_record(directory: Path, env: Any = None) -> RunRecord:
     refuse_newer(path, versions.get("purejaxppo"))
     settings, seeds, prng = dict(part("settings", dict)), part("seeds", list), part("prng_implementation", str)
     valid = all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds) and 0 < len(seeds) <= 2**20
-    if not valid or prng not in _PRNGS:
-        raise UsageError(f"{path}: seeds must be whole numbers in [0, 2³²) and the PRNG one of {', '.join(_PRNGS)}.")
+    if not valid or len({*seeds}) < len(seeds) or prng not in _PRNGS:
+        raise UsageError(
+            f"{path}: seeds must be different whole numbers in [0, 2³²) and the PRNG one of {', '.join(_PRNGS)}; "
+            "restore the file."
+        )
+    _refuse_huge(path, settings | part("options", dict))
+    _refuse_links(directory)
     algo, named = settings.pop("algo", None), settings.pop("env", None)
     if not isinstance(algo, str) or not isinstance(named, str):
         raise UsageError(f"{path}: algo = {algo!r:.80} and env = {named!r:.80} must be names; restore the file.")
@@ -128,11 +134,40 @@ def read_record(directory: Path, env: Any = None) -> RunRecord:
         settings = {name: float(x) if x in ("inf", "-inf") else x for name, x in settings.items()}
         config = preset(algo, named if env is None else env, **settings)
         config.check()
-    except (TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: the settings do not fit together ({error}); restore the file.") from error
+        if config.num_updates >= 2**31:
+            raise UsageError(f"total_steps = {config.total_steps} takes more updates than can be counted, 2³¹.")
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error!s:.400}") from error
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: the settings do not fit together ({error!s:.200}); restore the file.") from error
     return RunRecord(directory, config, seeds, part("options", dict), prng, part("devices", int), versions)
+
+
+def _refuse_huge(path: Path, values: Mapping[str, Any]) -> None:
+    """Raises: UsageError: a number that JAX cannot count to, or a longer list or text than any of ours."""
+    for name, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        limit = 2**53 if name == "total_steps" else 2**31
+        if len(items) > 64 or any(isinstance(x, int) and abs(x) >= limit for x in items):
+            raise UsageError(f"{path}: {name:.40} = {value!r:.80} is larger than can be; restore the file.")
+        if isinstance(value, str) and len(value) > 1000:
+            raise UsageError(f"{path}: {name:.40} = {value[:40]!r}… is longer than can be; restore the file.")
+
+
+def _refuse_links(directory: Path) -> None:
+    """What a run writes into must be its own: links could lead out of it, and pipes never answer.
+
+    Raises:
+        UsageError: one of its files is a link, or neither file nor directory.
+    """
+    ours = ("config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints", "tensorboard", "wandb")
+    for path in (
+        *(directory / name for name in ours),
+        *directory.glob(".*.saving"),
+        *(directory / "tensorboard").glob("*"),
+    ):
+        if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
+            raise UsageError(f"{path} is a link or no file, which none of ours is; put the file itself there.")
 
 
 def refuse_newer(path: Path, version: Any) -> None:
@@ -151,25 +186,33 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Strict JSON, complete or not there; infinities and NaN, which JSON lacks, as the strings that `float` reads."""
     draft = path.with_name(f".{path.name}.saving")
     try:
-        draft.write_text(json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        draft.unlink(missing_ok=True)
+        with draft.open("x", encoding="utf-8") as file:  # follows no link
+            file.write(json_text(plain(content)))
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def json_text(content: Any) -> str:
+    """As `write_json` writes it."""
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-        UsageError: it is missing, a link, larger than 64 MiB, or not JSON.
+        UsageError: it is missing, a link, no file, larger than 64 MiB, or not JSON.
     """
     try:
-        if path.is_symlink() or path.stat().st_size > _LARGEST_JSON:
-            raise UsageError(f"{path} is a link or larger than 64 MiB, which none of ours is; restore the file.")
-        content = json.loads(path.read_text())
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_JSON:
+            raise UsageError(f"{path} is a link, no file or over 64 MiB, which none of ours is; restore the file.")
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror or error}); is this a run directory?") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path} is not JSON ({error!s:.80}); restore the file.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} is not a JSON object; restore the file.")

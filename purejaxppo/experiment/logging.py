@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.statistics import iqm
-from purejaxppo.types import UsageError
+from purejaxppo.types import UsageError, reason
 
 Row = Mapping[str, np.ndarray]  # each metric [seeds]
 
@@ -33,7 +34,7 @@ class MetricsFile:
     def __init__(self, path: Path, seeds: list[int], done: int = 0) -> None:
         """`done` updates stand in the file already; rows after them are dropped, to be written again."""
         self._columns = _drop_rows_after(path, done) if done else []
-        self._file = path.open("a" if done else "w", newline="")
+        self._file = path.open("a" if self._columns else "w", newline="")
         self._seeds = seeds
 
     def write(self, update: int, env_steps: int, row: Row) -> None:
@@ -54,13 +55,15 @@ class MetricsFile:
 
 
 def _drop_rows_after(path: Path, done: int) -> list[str]:
-    """Keep the header and the rows of updates up to `done`, and return the metrics' names."""
+    """Keep the header and the rows of updates up to `done`, and return the metrics' names; none if there is no row."""
     try:
         with path.open(newline="") as file:
-            header, *rows = csv.reader(file)
+            header, *rows = [*csv.reader(file)] or [[]]  # empty before the first row of the log
         kept = [row for row in rows if len(row) == len(header) and int(row[1]) <= done]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is damaged ({error}); restore it, or move it away to begin it anew.") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} is damaged ({error}); restore it.") from error
+    if not kept:
+        return []
     draft = path.with_name(".metrics.csv.saving")
     with draft.open("w", newline="") as file:
         csv.writer(file).writerows([header, *kept])
@@ -110,20 +113,26 @@ class WeightsAndBiases:
         except ImportError as error:
             raise UsageError('--wandb needs Weights & Biases; pip install "purejaxppo[wandb]".') from error
         self._per_seed = options.run_per_seed
-        self._runs = [
-            wandb.init(
-                project=options.wandb_project,
-                group=out.name,
-                name=f"{out.name}-{name}",
-                id=f"{out.name}-{name}",
-                dir=out,
-                config={**settings, "seed": name},
-                resume="allow",
-                reinit="create_new",
-                settings=wandb.Settings(silent=True),
-            )
-            for name in ([f"seed{seed}" for seed in seeds] if options.run_per_seed else ["iqm"])
-        ]
+        group, unique = out.resolve().name, _wandb_id(out)
+        runs = {f"seed{seed}": [seed] for seed in seeds} if options.run_per_seed else {"iqm": seeds}
+        self._runs: list[Any] = []
+        try:
+            for name, own in runs.items():
+                run = wandb.init(
+                    project=options.wandb_project,
+                    group=group,
+                    name=f"{group}-{name}",
+                    id=f"{unique}-{name}",
+                    dir=out,
+                    config={**settings, "seeds": own},
+                    resume="allow",
+                    reinit="create_new",
+                    settings=wandb.Settings(silent=True),
+                )
+                self._runs.append(run)
+        except wandb.Error as error:
+            self.close()
+            raise UsageError(f"--wandb cannot begin a run ({reason(error)}); or set WANDB_MODE=offline.") from error
 
     def write(self, update: int, env_steps: int, row: Row) -> None:
         for run, values in zip(self._runs, _values(row, self._per_seed), strict=True):
@@ -134,10 +143,23 @@ class WeightsAndBiases:
             run.finish()
 
 
+def _wandb_id(out: Path) -> str:
+    """What tells this run directory's runs from those of all others of its name; kept in it for when it is resumed."""
+    path = out / "wandb" / "id"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(secrets.token_hex(4))
+    return path.read_text()
+
+
 def _values(row: Row, per_seed: bool) -> list[dict[str, float]]:
-    """For each run its finite values: of each seed, or the IQM over the seeds."""
+    """For each run its finite values: of each seed, or the IQM over the seeds; of `alive` the mean, as each counts."""
     count = len(next(iter(row.values()))) if per_seed else 1
-    runs = [{name: float(x[i]) if per_seed else iqm(x) for name, x in row.items()} for i in range(count)]
+
+    def value(name: str, x: np.ndarray, i: int) -> float:
+        return float(x[i]) if per_seed else float(np.mean(x)) if name == "alive" else iqm(x)
+
+    runs = [{name: value(name, x, i) for name, x in row.items()} for i in range(count)]
     return [{name: value for name, value in values.items() if math.isfinite(value)} for values in runs]
 
 
@@ -162,8 +184,9 @@ class Log:
             sink.write(update, env_steps, row)
 
     def close(self) -> None:
-        for sink in self._sinks:
-            sink.close()
+        with ExitStack() as all_of_them:  # also after one that cannot be
+            for sink in self._sinks:
+                all_of_them.callback(sink.close)
 
     def __enter__(self) -> "Log":
         return self

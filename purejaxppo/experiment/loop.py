@@ -150,6 +150,13 @@ class _Run:
         snapshot.check(self.config, self.seeds, self.like)
 
     def drive(self, snapshot: Snapshot | None) -> Summary:
+        """Go on from a checkpoint, or from the beginning, to the end."""
+        try:
+            return self._drive(snapshot)
+        except OSError as error:
+            raise OSError(f"{error}; the last checkpoint is whole: make room, then --resume {self.out}") from error
+
+    def _drive(self, snapshot: Snapshot | None) -> Summary:
         config, progress = self.config, self.progress
         done = snapshot.about["update"] if snapshot else 0
         if snapshot:

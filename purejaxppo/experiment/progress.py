@@ -1,13 +1,26 @@
 """What a person sees while a run lasts."""
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from purejaxppo.experiment.statistics import iqm
+
+
+class _Bar(Progress):
+    """The stages, and under them what is known of the one under way: beside them, it would not fit."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(self.note)
 
 
 class ProgressLine:
@@ -15,7 +28,7 @@ class ProgressLine:
 
     def __init__(self, console: Console, quiet: bool = False, every_seconds: float = 5.0) -> None:
         self._console, self._quiet, self._every = console, quiet, every_seconds
-        self._bar: Progress | None = None
+        self._bar: _Bar | None = None
         self._task: TaskID | None = None
         self._total = self._start = 0
         self._began = self._printed = time.monotonic()
@@ -23,14 +36,8 @@ class ProgressLine:
     def __enter__(self) -> "ProgressLine":
         if self._console.is_terminal and not self._quiet:
             columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:>3.0f}%"))
-            self._bar = Progress(
-                *columns,
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
+            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self._bar = _Bar(*columns, *times, console=self._console)
             self._bar.start()
         return self
 
@@ -54,20 +61,21 @@ class ProgressLine:
             return
         if self._task is not None and not self._bar.tasks[self._task].total:
             self._bar.update(self._task, total=1, completed=1)
-        self._task = self._bar.add_task(name, total=total or None, completed=done, note="")
+        self._task = self._bar.add_task(name, total=total or None, completed=done)
 
     def advance(self, steps: int, returns: np.ndarray, alive: int) -> None:
         """So many environment steps are done, of all seeds; `returns` [seeds] are the last ones known."""
         now = time.monotonic()
         rate = (steps - self._start) / max(now - self._began, 1e-9)
-        known = returns[~np.isnan(returns)]
+        known = returns[np.isfinite(returns)]
         score = "no episode yet"
         if known.size:
             low, high = np.quantile(known, [0.25, 0.75])
             score = f"return {iqm(known):.1f} ({low:.1f} … {high:.1f})"
-        note = f"{steps:,} steps · {rate / 1e3:,.0f}k/s · {score} · {alive}/{returns.size} seeds alive"
+        note = f"{steps:,} steps · {rate:,.0f} steps/s · {score} · {alive}/{returns.size} seeds alive"
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=steps, note=note)
+            self._bar.note = note
+            self._bar.update(self._task, completed=steps)
         elif not self._quiet and (now - self._printed > self._every or steps == self._total):
             self._printed = now
             left = (self._total - steps) / max(rate, 1e-9)

@@ -1,5 +1,6 @@
 """What a run has learnt, read back from its directory."""
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from purejaxppo.experiment.checkpoint import Snapshot, newest_whole, steps_saved
 from purejaxppo.experiment.directory import RunRecord, read_json, read_record
 from purejaxppo.rollout import environment_action
 from purejaxppo.train import init
-from purejaxppo.types import TrainState, UsageError
+from purejaxppo.types import TrainState, UsageError, reason
 
 
 class Trained(NamedTuple):
@@ -72,13 +73,36 @@ def load_all(record: RunRecord, checkpoint: int | str = "last") -> tuple[Snapsho
 def seed_index(record: RunRecord, snapshot: Snapshot, seed: int | str) -> int:
     """Where in the run a seed stands: `best`, or its number."""
     if seed == "best":
-        summary = record.directory / "summary.json"
-        scores = read_json(summary)["eval_return"]["per_seed"] if summary.exists() else snapshot.about["scores"]
-        scores = np.asarray(scores, np.float64)
+        scores = final_scores(record)
+        if scores is None:
+            scores = np.asarray(snapshot.about["scores"], np.float64)
         return int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
     if str(seed) not in map(str, record.seeds):
         raise UsageError(f"seed = {seed!r} is not one of this run's: best, {record.seeds[0]} … {record.seeds[-1]}.")
     return [str(x) for x in record.seeds].index(str(seed))
+
+
+def final_scores(record: RunRecord) -> np.ndarray | None:
+    """[seeds] The final evaluation in summary.json; None if the run has not ended, or was made longer since.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = record.directory / "summary.json"
+    if not os.path.lexists(path):
+        return None
+    summary = read_json(path)
+    try:
+        if summary["env_steps"] != record.config.env_steps:
+            return None
+        scores = np.asarray(summary["eval_return"]["per_seed"], np.float64)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(f"{path} is not what a run leaves ({reason(error)}); restore the file.") from error
+    if scores.shape != (len(record.seeds),):
+        raise UsageError(
+            f"{path}: per_seed does not hold one return for each of {len(record.seeds)} seeds; restore it."
+        )
+    return scores
 
 
 def actor(config: Config, state: TrainState) -> Callable[..., jax.Array]:

@@ -1,0 +1,209 @@
+"""`python -m purejaxppo.evaluate`: its figures, against independent ones, here and in Gymnasium."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+
+from purejaxppo import evaluate, load, make_train, preset
+from purejaxppo.envs import make_env
+from purejaxppo.experiment import gymnasium_env
+from purejaxppo.experiment.devices import over_runs
+from purejaxppo.run import main as run
+from purejaxppo.types import UsageError
+
+SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 200, "num_minibatches": 2, "hidden_sizes": (8,)}
+FLAGS = "--algo trpo --num-envs 2 --num-steps 16 --total-steps 200 --num-minibatches 2 --hidden-sizes 8 --quiet".split()
+
+
+class RandomLength(gymnasium.Env):
+    """CartPole's spaces; lasts as many steps as its seed says, 1 … 9; keeps the books of all its instances."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,))
+    action_space = gymnasium.spaces.Discrete(2, start=5)
+    begun, ended = [], []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = self.length = int(self.np_random.integers(1, 10))
+        self.begun.append(self.length)
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action):
+        assert action in (5, 6)
+        assert self.left > 0, "stepped after its end"
+        self.left -= 1
+        if not self.left:
+            self.ended.append(self.length)
+        return np.zeros(4, np.float32), 2.0, self.left == 0 and self.length % 2 == 0, self.left == 0, {}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 3 seeds."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert run([*FLAGS, "--num-seeds", "3", "--seed", "5", "--final-episodes", "5", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def bare_states():
+    """The states of the bare `make_train`, for the run's seeds and one more."""
+    keys = jax.vmap(jax.random.key)(np.array([5, 6, 7, 7], np.uint32))
+    return over_runs(make_train(preset("trpo", "CartPole-v1", **SMALL)), jax.devices())(keys)[0]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command's exit code and what it prints."""
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, argv)])
+        monkeypatch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module("purejaxppo.evaluate", run_name="__main__")
+        return stop.value.code, capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def random_length():
+    gymnasium.register("RandomLength-v0", RandomLength, disable_env_checker=True)
+    RandomLength.begun.clear()
+    RandomLength.ended.clear()
+    yield "RandomLength-v0"
+    del gymnasium.registry["RandomLength-v0"]
+
+
+@pytest.mark.parametrize("policy", ["greedy", "sample"])
+def test_figures_are_those_of_the_bare_trains_states(policy, finished, bare_states, tmp_path, command):
+    code, _ = command(finished, "--episodes", 9, "--json", tmp_path / "x.json", f"--{policy}", "--episode-seed", 3)
+    assert code == 0
+    config = preset("trpo", "CartPole-v1", **SMALL, eval_greedy=policy == "greedy")
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert (result["policy"], result["seeds"], result["env_steps"]) == (policy, [5, 6, 7], 224)
+    for i, row in enumerate(result["returns"]["port"]["per_seed"]):
+        key = jax.random.fold_in(jax.random.key(3), 5 + i)
+        expected = evaluate(config, jax.tree.map(lambda x, i=i: x[i], bare_states), key, 9)
+        returns = np.asarray(expected.returns, np.float64)
+        assert row["mean"] == pytest.approx(returns.mean())
+        assert row["std"] == pytest.approx(returns.std())
+        assert (row["min"], row["max"]) == (returns.min(), returns.max())
+        assert row["mean_length"] == pytest.approx(np.mean(expected.lengths))
+        assert row["min"] <= row["ci_low"] <= row["mean"] <= row["ci_high"] <= row["max"]
+
+
+def test_one_seed_has_the_figures_that_it_has_among_all(finished, tmp_path, command):
+    for seed in ("all", "6"):
+        assert command(finished, "--episodes", 9, "--seed", seed, "--json", tmp_path / f"{seed}.json")[0] == 0
+    many, one = (json.loads((tmp_path / f"{seed}.json").read_text()) for seed in ("all", "6"))
+    assert one["seeds"] == [6]
+    among, alone = (x["returns"]["port"]["per_seed"] for x in (many, one))
+    for name in ("mean", "std", "min", "max", "mean_length"):
+        assert alone[0][name] == among[1][name]
+
+
+def test_the_port_and_gymnasium_stand_side_by_side(finished, tmp_path, command):
+    code, printed = command(
+        finished, "--gymnasium", "CartPole-v1", "--episodes", 30, "--json", tmp_path / "x.json", "--sample"
+    )
+    assert (code, printed.err) == (0, "")
+    assert "trpo on CartPole-v1 after 224 steps: 30 episodes per seed, sample" in printed.out
+    for word in ("port", "CartPole-v1", "difference", "IQM", "95% interval", "std", "min", "max", "length"):
+        assert word in printed.out
+    places = json.loads((tmp_path / "x.json").read_text())["returns"]
+    here, there, between = (places[place]["per_seed"] for place in ("port", "gymnasium", "difference"))
+    for a, b, c in zip(here, there, between, strict=True):
+        assert c["mean"] == pytest.approx(b["mean"] - a["mean"])
+        assert c["ci_low"] <= c["mean"] <= c["ci_high"]
+    over = places["difference"]["over_seeds"]
+    assert over["mean"] == pytest.approx(np.mean([c["mean"] for c in between]))
+    assert over["ci_low"] - 5 <= 0 <= over["ci_high"] + 5  # steps of about 20: the two are the same environment
+
+
+@pytest.mark.parametrize("episodes", [1, 3, 7])
+def test_gymnasium_plays_exactly_the_episodes_asked_for_and_counts_each_whole(episodes, random_length, monkeypatch):
+    monkeypatch.setattr(gymnasium_env, "AT_ONCE", 3)
+    batches = set()
+
+    def act(obs, key):
+        batches.add(obs.shape)
+        return jax.numpy.zeros(len(obs), int)
+
+    returns, lengths = gymnasium_env.play(random_length, make_env("CartPole-v1"), act, episodes, [1, 2])
+    assert batches == {(min(episodes, 3), 4)}
+    assert RandomLength.begun == lengths.tolist()
+    assert sorted(RandomLength.ended) == sorted(RandomLength.begun)
+    assert returns.tolist() == (2.0 * lengths).tolist()
+
+
+def test_a_gymnasium_episode_is_that_of_a_plain_loop(finished):
+    act = load(finished, seed=5).act
+    returns, lengths = gymnasium_env.play("CartPole-v1", make_env("CartPole-v1"), act, 3, [0])
+    for i, seed in enumerate(np.random.SeedSequence([0]).generate_state(3)):
+        env = gymnasium.make("CartPole-v1")
+        obs, _ = env.reset(seed=int(seed))
+        total, steps, over = 0.0, 0, False
+        while not over:
+            obs, reward, terminated, truncated, _ = env.step(int(act(obs)))
+            total, steps, over = total + reward, steps + 1, terminated or truncated
+        env.close()
+        assert (returns[i], lengths[i]) == (total, steps)
+
+
+BAD = {
+    "--episodes 0": ["episodes = 0", "[1, inf)"],
+    "--episodes x": ["--episodes", "'x'"],
+    "--episode-seed -1": ["episode_seed = -1"],
+    "--greedy --sample": ["exclude each other"],
+    "--seed 9": ["seed = '9'", "5 … 7"],
+    "--checkpoint 7": ["checkpoint = '7'", "224"],
+    "--json nowhere/x.json": ["'nowhere/x.json'", "no directory"],
+    "--gymnasium CartPole": ["'CartPole'", "did you mean", "CartPole-v1"],
+    "--gymnasium qqqq": ["'qqqq'", "not a registered environment"],
+    "--gymnasium nowhere:Env-v0": ["'nowhere:Env-v0'", "cannot be made", "nowhere"],
+    "--gymnasium Pendulum-v1": ["'Pendulum-v1'", "(3,)", "shape (4,)"],
+    "--gymnasium Blackjack-v1": ["'Blackjack-v1'", "Tuple"],
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(flags, finished, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    code, printed = command(finished, *flags.split())
+    assert (code, printed.out) == (2, "")
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    for part in BAD[flags]:
+        assert part in printed.err
+
+
+@pytest.mark.parametrize(
+    ("name", "port", "part"),
+    [
+        ("Acrobot-v1", "Pendulum-v1", "has observations"),
+        ("MountainCarContinuous-v0", "MountainCar-v0", "trained on Discrete(3)"),
+        ("MountainCar-v0", "MountainCarContinuous-v0", "trained on Box"),
+    ],
+)
+def test_other_spaces_are_refused(name, port, part):
+    with pytest.raises(UsageError, match="trained") as refused:
+        gymnasium_env.open_env(name, make_env(port))
+    assert part in str(refused.value)
+
+
+def test_in_a_process_of_its_own_nothing_but_the_table_is_printed(finished):
+    words = [sys.executable, "-m", "purejaxppo.evaluate", str(finished), "--episodes", "2"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parent.parent
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, cwd=root, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "IQM" in result.stdout
