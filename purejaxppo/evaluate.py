@@ -19,7 +19,7 @@ from purejaxppo.evaluation import evaluate
 from purejaxppo.experiment.devices import over_runs, use_cpu_cores
 from purejaxppo.experiment.directory import read_record, write_json
 from purejaxppo.experiment.gymnasium_env import open_env, play
-from purejaxppo.experiment.options import Flag
+from purejaxppo.experiment.options import Checkpoint, EnvAgain, Flag, RunDirectory
 from purejaxppo.experiment.statistics import iqm, iqm_interval
 from purejaxppo.experiment.trained import actor, load_all, seed_index
 from purejaxppo.presets import settings_of
@@ -33,16 +33,14 @@ Episodes = tuple[np.ndarray, np.ndarray]  # returns and lengths, [E] each
 class EvaluateOptions:
     """What is evaluated, and where."""
 
-    directory: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR", help="the run's directory")]
+    directory: RunDirectory
     episodes: Annotated[int, tyro.conf.arg(help="episodes per seed, each from its start to its end")] = 100
     seed: Annotated[str, tyro.conf.arg(help="all, best (by the final evaluation), or a seed's number")] = "all"
-    checkpoint: Annotated[str, tyro.conf.arg(help="last, or the environment steps of one that was kept")] = "last"
+    checkpoint: Checkpoint = "last"
     gymnasium: Annotated[
         str | None, tyro.conf.arg(help="play in this Gymnasium environment, too, and compare; CartPole-v1, say")
     ] = None
-    env: Annotated[
-        str | None, tyro.conf.arg(help="needed again where it is module:Class: a file is not trusted to run code")
-    ] = None
+    env: EnvAgain = None
     greedy: Annotated[Flag, tyro.conf.arg(help="take the policy's mode. Neither this nor --sample: as in the run")] = (
         False
     )
@@ -84,7 +82,7 @@ def evaluate_run(options: EvaluateOptions) -> Result:
         UsageError: the options cannot be met.
     """
     options.check()
-    record = read_record(Path(options.directory), options.env)
+    record = read_record(options.directory, options.env)
     config = record.config
     if options.greedy or options.sample:
         config = config.replace(eval_greedy=options.greedy)
@@ -101,7 +99,7 @@ def evaluate_run(options: EvaluateOptions) -> Result:
         there = in_gymnasium(config, states, seeds, options)
         places |= {"gymnasium": figures(there), "difference": difference(here, there)}
     return {
-        "directory": options.directory,
+        "directory": str(options.directory),
         "algo": settings_of(config)["algo"],
         "env": config.env if isinstance(config.env, str) else repr(config.env),
         "gymnasium": options.gymnasium,

@@ -9,6 +9,7 @@ import tyro
 
 from purejaxppo.command import exit_code, leave, parse_flags
 from purejaxppo.experiment.export import OBSERVATIONS, check_name, export_policy
+from purejaxppo.experiment.options import Checkpoint, EnvAgain, OneSeed, RunDirectory
 from purejaxppo.experiment.trained import load
 
 
@@ -16,15 +17,11 @@ from purejaxppo.experiment.trained import load
 class ExportOptions:
     """Which policy, and where to."""
 
-    directory: Annotated[Path, tyro.conf.arg(help="a run's directory", metavar="DIR"), tyro.conf.Positional]
+    directory: RunDirectory
     out: Annotated[Path, tyro.conf.arg(help="file to write: .onnx for ONNX Runtime, .jax for jax.export")]
-    seed: Annotated[str, tyro.conf.arg(help="a seed's number, or the best by evaluation", metavar="best|K")] = "best"
-    checkpoint: Annotated[
-        str, tyro.conf.arg(help="the environment steps of one that was kept, or the last", metavar="last|STEPS")
-    ] = "last"
-    env: Annotated[
-        str | None, tyro.conf.arg(help="needed again where it is module:Class: a file is not trusted to run code")
-    ] = None
+    seed: OneSeed = "best"
+    checkpoint: Checkpoint = "last"
+    env: EnvAgain = None
 
 
 def main(argv: list[str]) -> int:

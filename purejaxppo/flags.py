@@ -8,7 +8,7 @@ import tyro
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.command import closest_flag, flag_name, parse_flags
 from purejaxppo.config import Config
-from purejaxppo.experiment.options import Flag, HostOptions
+from purejaxppo.experiment.options import EnvAgain, Flag, HostOptions
 from purejaxppo.presets import preset
 from purejaxppo.types import UsageError
 
@@ -52,9 +52,7 @@ class ResumeOptions:
     total_steps: Annotated[
         int | None, tyro.conf.arg(help="train longer than was planned; not if the learning rate is annealed")
     ] = None
-    env: Annotated[
-        str | None, tyro.conf.arg(help="needed again where it is module:Class: a file is not trusted to run code")
-    ] = None
+    env: EnvAgain = None
     devices: Annotated[int | None, tyro.conf.arg(help="None: as many as before; others change the last digits")] = None
     debug: Annotated[Flag, tyro.conf.arg(help="stop when a seed's numbers turn non-finite, and name the operation")] = (
         False

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from purejaxppo.command import exit_code, leave, parse_flags
-from purejaxppo.experiment.options import Flag
+from purejaxppo.experiment.options import Checkpoint, EnvAgain, Flag, OneSeed, RunDirectory
 from purejaxppo.experiment.render import (
     Still,
     captioned,
@@ -42,18 +42,16 @@ HEADLESS = {
 class RenderOptions:
     """What is filmed."""
 
-    directory: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR", help="the run's directory")]
+    directory: RunDirectory
     out: Annotated[str, tyro.conf.arg(help="file to write, .gif or .mp4; one that is there is replaced")] = "policy.gif"
-    seed: Annotated[str, tyro.conf.arg(help="best (by the final evaluation), or a seed's number")] = "best"
-    checkpoint: Annotated[str, tyro.conf.arg(help="last, or the environment steps of one that was kept")] = "last"
+    seed: OneSeed = "best"
+    checkpoint: Checkpoint = "last"
     episodes: Annotated[int, tyro.conf.arg(help="episodes, one after the other")] = 1
     max_steps: Annotated[int, tyro.conf.arg(help="cut an episode off after so many steps")] = 1000
     gymnasium: Annotated[
         str | None, tyro.conf.arg(help="film it in this Gymnasium environment instead; CartPole-v1, say")
     ] = None
-    env: Annotated[
-        str | None, tyro.conf.arg(help="needed again where it is module:Class: a file is not trusted to run code")
-    ] = None
+    env: EnvAgain = None
     sample: Annotated[Flag, tyro.conf.arg(help="take samples of the policy instead of its mode")] = False
     episode_seed: Annotated[int, tyro.conf.arg(help="what the episodes are drawn with")] = 0
     fps: Annotated[float | None, tyro.conf.arg(help="frames per second. None: what suits the environment")] = None

@@ -118,6 +118,12 @@ def test_what_cannot_be_saved_leaves_nothing_and_the_others_as_they_were(tmp_pat
     assert tree_of(tmp_path) == before
 
 
+def test_no_file_tells_where_it_was_written(tmp_path):
+    (path,) = saved(tmp_path, 1)
+    for file in path.rglob("*"):
+        assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes()
+
+
 def test_saving_again_replaces_the_old_one(tmp_path):
     saved(tmp_path, 1)
     save(tmp_path / "1", {"state": state(7)}, {})

@@ -29,8 +29,8 @@ def test_there_is_one_of_each_algorithm_and_they_are_small():
     for path in FIXTURES.values():
         files = [file for file in path.rglob("*") if file.is_file()]
         assert sum(file.stat().st_size for file in files) < 80_000
-        texts = [file.read_text() for file in files if file.suffix in (".json", ".csv")]
-        assert not any(word in text for text in texts for word in ("/home/", "/root", "/tmp", "/work"))
+        own = path.name.encode()  # a path on the machine that made it would end in this
+        assert not any(own in file.read_bytes() for file in files)
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -43,7 +43,7 @@ def test_it_acts_as_it_did(name):
         np.testing.assert_allclose(trained.act(obs), expected["action"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(distribution.log_prob(distribution.mode()), expected["log_prob"], rtol=1e-4)
         np.testing.assert_allclose(distribution.entropy(), expected["entropy"], rtol=1e-4)
-        np.testing.assert_array_equal(trained.act(obs[0]), np.asarray(trained.act(obs))[0])
+        np.testing.assert_allclose(trained.act(obs[0]), expected["action"][0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FIXTURES)

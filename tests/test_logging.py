@@ -394,21 +394,30 @@ except UsageError as error:
 """
 
 
-def wandb_records(path):
-    """(group, project, display name, id, [history rows]) of an offline run's file."""
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
+def leveldb_records(data):
+    """The records of a log in LevelDB's format, after a header of 7 bytes: chunks within blocks of 32 KiB."""
+    record, at = b"", 7
+    while at < len(data):
+        if (left := 2**15 - at % 2**15) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        record, at = record + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # the whole of a record, or its last chunk
+            yield record
+            record = b""
 
-    store, history = DataStore(), []
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = Record.FromString(data)
-        if record.WhichOneof("record_type") == "run":
-            begun = record.run
-        if record.WhichOneof("record_type") == "history":
-            items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+
+def wandb_records(path):
+    """What an offline run's file says of the run, and the rows of its history."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    records, history = [Record.FromString(data) for data in leveldb_records(path.read_bytes())], []
+    for record in records:
+        items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        if items:
             history.append({name: x for name, x in items.items() if not name.startswith("_")})
-    return begun, history
+    return next(record.run for record in records if record.HasField("run")), history
 
 
 def test_wandb_offline_has_one_group_and_the_runs_that_were_asked_for(tmp_path):
@@ -417,7 +426,7 @@ def test_wandb_offline_has_one_group_and_the_runs_that_were_asked_for(tmp_path):
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT.parent)]), "HOME": str(tmp_path)}
     environment |= {"WANDB_MODE": "offline", "HTTPS_PROXY": "http://127.0.0.1:9", "WANDB__DISABLE_STATS": "true"}
     command = [sys.executable, "-c", WANDB, str(tmp_path)]
-    done = subprocess.run(command, env=environment, timeout=120, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, timeout=240, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("--wandb cannot begin a run (UsageError: No API key configured")
     assert done.stdout.count("\n") == 1
@@ -517,3 +526,10 @@ def test_a_run_tells_of_its_stages_and_of_sick_seeds_or_of_nothing(tmp_path, mon
     assert "2/3 seeds alive" in lines[-2]
     assert lines[-1] == "evaluating"
     assert quiet.getvalue() == ""
+
+
+def test_debug_stops_at_the_first_sick_seed_and_blames_no_line_that_made_no_nan(tmp_path):
+    """The environment's NaN is a constant: neither the sum it goes into nor a mean over no episodes is named."""
+    message = "reward of seed 12 is not finite in update 8: no operation makes NaN of finite numbers, so look for a "
+    with pytest.raises(UsageError, match=f"^{message}constant or an overflow;"):
+        run(tmp_path / "run", debug=True)

@@ -98,6 +98,7 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
         draft.mkdir(parents=True)
         with _quiet(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(draft / "arrays", {path: x for path, x in arrays.items() if x.size})
+        (draft / "arrays" / "commit_success.txt").unlink(missing_ok=True)  # tells where on this machine it was written
         content["files"] = {name: _file_digest(path) for name, path in _files(draft).items()}
         write_json(draft / "manifest.json", {"format": FORMAT, "sha256": _digest(content), "content": content})
         read(draft)

@@ -26,7 +26,7 @@ from purejaxppo.experiment.directory import (
 from purejaxppo.experiment.figure import learning_curve
 from purejaxppo.experiment.logging import Log, read_metrics
 from purejaxppo.experiment.options import HostOptions
-from purejaxppo.experiment.program import ROWS, check_memory, compile_program, means
+from purejaxppo.experiment.program import ROWS, Program, check_memory, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.experiment.statistics import iqm, iqm_interval
@@ -68,12 +68,19 @@ def run_experiment(
     check_memory(config, _padded(seeds, devices), devices)
     new_directory(out)
     with lock(out):
-        interval = min(options.log_interval or -(-config.num_updates // 100), config.num_updates)
-        options = dataclasses.replace(options, log_interval=interval)
-        prng = str(jax.random.key_impl(jax.random.key(0)))
-        record = RunRecord(out, config, seeds, dataclasses.asdict(options), prng, len(devices), versions())
+        record = begin_record(config, seeds, out, devices, options)
         write_record(record)
-        return _Run(record, devices, progress, debug).drive(None)
+        return Run(record, devices, progress, debug).drive(None)
+
+
+def begin_record(
+    config: Config, seeds: list[int], out: Path, devices: list[jax.Device], options: HostOptions
+) -> RunRecord:
+    """What config.json says of a new run."""
+    interval = min(options.log_interval or -(-config.num_updates // 100), config.num_updates)
+    host = dataclasses.asdict(dataclasses.replace(options, log_interval=interval))
+    prng = str(jax.random.key_impl(jax.random.key(0)))
+    return RunRecord(out, config, seeds, host, prng, len(devices), versions())
 
 
 def resume_experiment(
@@ -100,7 +107,7 @@ def resume_experiment(
     check_memory(record.config, _padded(record.seeds, here), here)
     with lock(directory):
         saved = checkpoint.steps_saved(directory / "checkpoints")
-        run = _Run(record, here, progress, debug)
+        run = Run(record, here, progress, debug)
         snapshot = checkpoint.newest_whole(saved, run.check, progress.say) if saved else None
         if snapshot is None:
             progress.say("no checkpoint was saved: beginning anew")
@@ -128,7 +135,7 @@ def _longer(config: Config, total_steps: int) -> Config:
     return longer
 
 
-class _Run:
+class Run:
     """A run under way: what its chunks share."""
 
     def __init__(self, record: RunRecord, devices: list[jax.Device], progress: ProgressLine, debug: bool) -> None:
@@ -184,12 +191,15 @@ class _Run:
                 totals = snapshot.arrays["totals"][self.runs]
                 progress.say(f"going on from update {done:,} of {config.num_updates:,}")
             self._find_sick(state)
-            state = self._train(program, state, totals, done, signals, log)
+            state = self.train(program, state, totals, done, signals, log)
             progress.stage("evaluating")
             evaluation = signals.wait(lambda: jax.device_get(program.final(state)), give_up=True)
         return self._finish(evaluation.returns[: len(self.seeds)].mean(axis=1))
 
-    def _train(self, program: Any, state: TrainState, totals: Any, done: int, signals: Signals, log: Log) -> TrainState:
+    def train(
+        self, program: Program, state: TrainState, totals: Any, done: int, signals: Signals, log: Log
+    ) -> TrainState:
+        """Make all updates after `done`, log and save; `totals` [runs, columns] are what the present row has so far."""
         config, seeds, pace, saved_at = self.config, len(self.seeds), 1, time.monotonic()
         while done < config.num_updates:
             began = time.monotonic()
@@ -276,7 +286,13 @@ class _Run:
         steps, curve = read_metrics(self.out / "metrics.csv", "episode_return", len(self.seeds))
         learning_curve(self.out / "learning_curve.png", f"{settings['algo']} on {env}", steps, curve)
         low, high = iqm_interval(returns)
-        scores = {"mean": float(returns.mean()), "iqm": iqm(returns), "ci_low": low, "ci_high": high}
+        known = returns[~np.isnan(returns)]  # a sick seed's environment may give nothing else
+        scores = {
+            "mean": float(known.mean()) if known.size else np.nan,
+            "iqm": iqm(returns),
+            "ci_low": low,
+            "ci_high": high,
+        }
         summary = {
             "algo": settings["algo"],
             "env": env,

@@ -1,6 +1,7 @@
 """How the host runs an experiment; nothing here changes what is learnt."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -8,6 +9,14 @@ import tyro
 from purejaxppo.types import UsageError
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
+RunDirectory = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR", help="the run's directory")]
+OneSeed = Annotated[str, tyro.conf.arg(metavar="best|K", help="the best by the final evaluation, or a seed's number")]
+Checkpoint = Annotated[
+    str, tyro.conf.arg(metavar="last|STEPS", help="the last, or the environment steps of one that was kept")
+]
+EnvAgain = Annotated[
+    str | None, tyro.conf.arg(help="needed again where it is module:Class: a file is not trusted to run code")
+]
 
 
 @dataclasses.dataclass(frozen=True)

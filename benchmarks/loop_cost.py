@@ -1,0 +1,75 @@
+"""What the host's run loop costs: training through it, with its log and checkpoints, against the bare compiled `train`.
+
+    python benchmarks/loop_cost.py
+
+Both train the same seeds for the same number of updates, alternating, at the default intervals; compilation, which a
+run pays once, is left out on both sides. Printed are the ratios of the medians.
+"""
+
+import argparse
+import io
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from purejaxppo.experiment.devices import over_runs, use_cpu_cores
+from purejaxppo.experiment.directory import new_directory
+from purejaxppo.experiment.logging import Log
+from purejaxppo.experiment.loop import Run, begin_record
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.program import compile_program
+from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.signals import Signals
+from purejaxppo.presets import preset
+from purejaxppo.train import make_train
+
+
+def compare(algo: str, total_steps: int, num_seeds: int, rounds: int) -> dict[str, object]:
+    config, seeds, devices = preset(algo, "CartPole-v1", total_steps=total_steps), list(range(num_seeds)), jax.devices()
+    work = Path(tempfile.mkdtemp(prefix="loop-cost-"))
+    record = begin_record(config, seeds, work / "run", devices, HostOptions())
+    run = Run(record, devices, ProgressLine(Console(file=io.StringIO())), debug=False)
+    program = compile_program(config, devices, run.keys, run.interval, 1)
+    bare = over_runs(make_train(config), devices).lower(run.keys).compile()
+
+    def loop() -> None:
+        shutil.rmtree(run.out, ignore_errors=True)
+        new_directory(run.out)
+        totals = np.zeros((len(run.runs), len(program.metrics)), np.float32)
+        with Signals() as signals, Log(run.out, seeds, run.options, run.settings, 0, 1) as log:
+            run.progress.stage("training", 0, config.env_steps * num_seeds)
+            run.train(program, program.init(run.keys), totals, 0, signals, log)
+
+    seconds: dict[str, list[float]] = {"bare": [], "loop": []}
+    for _ in range(rounds + 1):  # the first warms up
+        for name, work_once in (("bare", lambda: jax.block_until_ready(bare(run.keys))), ("loop", loop)):
+            began = time.perf_counter()
+            work_once()
+            seconds[name].append(time.perf_counter() - began)
+    shutil.rmtree(work)
+    medians = {name: float(np.median(x[1:])) for name, x in seconds.items()}
+    return medians | {
+        "loop / bare": medians["loop"] / medians["bare"],
+        "updates": config.num_updates,
+        "seeds": num_seeds,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    chosen = parser.parse_args()
+    use_cpu_cores()
+    found = {}
+    for algo, steps in (("ppo", 500_000), ("trpo", 100_000), ("a2c", 500_000)):
+        found[algo] = compare(algo, steps, 16, chosen.rounds)
+        print(algo, {name: round(x, 4) for name, x in found[algo].items()}, flush=True)
+    if chosen.out:
+        chosen.out.write_text(json.dumps(found, indent=2) + "\n")
