@@ -104,9 +104,7 @@ class Config(struct.PyTreeNode):
                 check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
         batch = self.num_envs * self.num_steps
         if batch % self.num_minibatches:
-            near = sorted(
-                (n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - self.num_minibatches)
-            )
+            near = sorted(_divisors(batch), key=lambda n: abs(n - self.num_minibatches))
             raise UsageError(
                 f"num_envs × num_steps = {batch} is not divisible by num_minibatches = {self.num_minibatches}; "
                 f"the nearest that are: {', '.join(map(str, sorted(near[:3])))}."
@@ -141,6 +139,11 @@ def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None
         if not valid or not _within(x, interval):
             kind = "a whole number" if whole else "a number"
             raise UsageError(f"{field.name} = {x!r} must be {kind} in {interval}; the default is {usual}.")
+
+
+def _divisors(n: int) -> set[int]:
+    small = [d for d in range(1, min(math.isqrt(n), 2**20) + 1) if n % d == 0]
+    return {*small, *(n // d for d in small)}
 
 
 def _within(x: float, interval: str) -> bool:

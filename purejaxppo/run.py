@@ -10,8 +10,9 @@ from rich.table import Table
 from purejaxppo.command import exit_code, leave
 from purejaxppo.envs import env_names
 from purejaxppo.experiment.devices import choose_devices, use_cpu_cores
-from purejaxppo.experiment.loop import Summary, resume_experiment, run_experiment
+from purejaxppo.experiment.loop import resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.summary import Summary
 from purejaxppo.flags import parse, parse_resume
 from purejaxppo.types import UsageError
 

@@ -6,8 +6,6 @@
 A checkpoint is written under another name and renamed when it is whole: one with a number for a name is complete.
 """
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -25,11 +23,11 @@ import numpy as np
 
 from purejaxppo import __version__
 from purejaxppo.config import Config
-from purejaxppo.experiment.directory import json_text, plain, read_json, refuse_newer, write_json
+from purejaxppo.experiment.directory import plain, read_json, write_json
+from purejaxppo.experiment.manifest import FORMAT, describe, digest, file_digest, files_of, read_manifest, refusing
 from purejaxppo.presets import settings_of
 from purejaxppo.types import UsageError, reason
 
-FORMAT = 1  # of the manifest; one more with each change that older versions cannot read
 Arrays = dict[str, np.ndarray]  # by path in the tree: "state.policy.params.Dense_0.kernel"
 
 
@@ -47,7 +45,7 @@ class Snapshot(NamedTuple):
         Raises:
             UsageError: it is another run's, of another algorithm, environment, setting or seeds.
         """
-        with _refusing(self.directory / "manifest.json"):
+        with refusing(self.directory / "manifest.json"):
             self._check_progress(config.num_envs * config.num_steps, len(seeds))
             theirs = self.about["settings"] | {"seeds": self.about["seeds"]}
         ours = plain(settings_of(config) | {"seeds": seeds})
@@ -78,7 +76,7 @@ class Snapshot(NamedTuple):
 
 
 def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
-    """Write a tree of arrays, with `about` (JSON) in the manifest. When this returns, it is on disk and was read back.
+    """Write a tree of arrays, with `about` (JSON) in the manifest. When this returns, it was read back.
 
     Raises:
         OSError: it could not be written. Nothing of it is left, and other checkpoints are as they were.
@@ -92,15 +90,15 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
         "purejaxppo": __version__,
         "about": plain(about),
         "keys": {path: str(jax.random.key_impl(x)) for path, x in _leaves(tree).items() if _is_key(x)},
-        "arrays": {path: _describe(x) for path, x in arrays.items()},
+        "arrays": {path: describe(x) for path, x in arrays.items()},
     }
     try:
         draft.mkdir(parents=True)
         with _quiet(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(draft / "arrays", {path: x for path, x in arrays.items() if x.size})
         (draft / "arrays" / "commit_success.txt").unlink(missing_ok=True)  # tells where on this machine it was written
-        content["files"] = {name: _file_digest(path) for name, path in _files(draft).items()}
-        write_json(draft / "manifest.json", {"format": FORMAT, "sha256": _digest(content), "content": content})
+        content["files"] = {name: file_digest(path) for name, path in files_of(draft).items()}
+        write_json(draft / "manifest.json", {"format": FORMAT, "sha256": digest(content), "content": content})
         read(draft)
         if directory.is_symlink():
             directory.unlink()
@@ -120,15 +118,15 @@ def read(directory: Path) -> Snapshot:
     import orbax.checkpoint as ocp
 
     manifest, folder = directory / "manifest.json", directory / "arrays"
-    with _refusing(manifest):
-        content = _read_manifest(manifest)
-        listed, files = content["files"], _files(directory)
+    with refusing(manifest):
+        content = read_manifest(manifest)
+        listed, files = content["files"], files_of(directory)
         for name in sorted(listed.keys() | files.keys()):
             if name not in files:
                 raise UsageError(f"{directory / name} is missing.")
             if name not in listed:
                 raise UsageError(f"{directory / name} is not in {manifest.name}; delete it, if you know what it is.")
-            if _file_digest(files[name]) != listed[name]:
+            if file_digest(files[name]) != listed[name]:
                 raise UsageError(f"{directory / name} is damaged: its SHA-256 is not the manifest's.")
         described = content["arrays"]
         empty = {path: np.zeros(x["shape"], x["dtype"]) for path, x in described.items() if 0 in x["shape"]}
@@ -147,50 +145,9 @@ def read(directory: Path) -> Snapshot:
     except Exception as error:  # tensorstore's errors are of many kinds
         raise UsageError(f"{folder} cannot be read ({reason(error)}).") from error
     for path, x in arrays.items():
-        if _describe(x) != described[path]:
+        if describe(x) != described[path]:
             raise UsageError(f"{folder}: array {path} is not what was saved: its SHA-256 differs.")
     return Snapshot(arrays | empty, content["keys"], content["about"], directory)
-
-
-def _read_manifest(manifest: Path) -> dict[str, Any]:
-    """What a manifest holds, if every byte of it is as it was written."""
-    outer = read_json(manifest)
-    version, content = outer.get("format"), outer.get("content")
-    if type(version) is int and version > FORMAT:
-        raise UsageError(f"{manifest} has format {version} and this version reads up to {FORMAT}; upgrade purejaxppo.")
-    whole = outer.keys() == {"format", "sha256", "content"} and type(version) is int and version > 0
-    if not whole or outer["sha256"] != _digest(content) or json_text(outer) != manifest.read_text(encoding="utf-8"):
-        raise UsageError(f"{manifest} is damaged: its SHA-256 is not what it says.")
-    if not isinstance(content, dict):
-        raise UsageError(f"{manifest} is not what a run leaves; restore it.")
-    refuse_newer(manifest, content.get("purejaxppo"))
-    return content
-
-
-def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:
-    """Refuse arrays that are not as the manifest says, or too large, before memory is taken for them."""
-    for path, x in like.items():
-        found, chunks = stored[path], stored[path].storage.chunk_shape
-        if (tuple(found.shape), np.dtype(found.dtype)) != (x.shape, x.dtype):
-            raise UsageError(f"{folder}: array {path} is {found.dtype}{list(found.shape)}, and the manifest differs.")
-        if chunks and any(chunk > max(size, 1) for chunk, size in zip(chunks, x.shape, strict=True)):
-            raise UsageError(f"{folder}: array {path} has chunks of {list(chunks)}, larger than itself.")
-    need, memory = sum(x.nbytes for x in like.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > memory:
-        raise UsageError(f"{folder} takes {need / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f} GiB.")
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """What reading `path` raises, whatever it holds, as a UsageError that names it."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{error.filename or path} cannot be read ({error.strerror or error}).") from error
-    except (AttributeError, KeyError, MemoryError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is not what a run leaves ({reason(error):.200}); restore it.") from error
 
 
 def unflatten(snapshot: Snapshot, like: Any, prefix: str = "") -> Any:
@@ -210,7 +167,7 @@ def unflatten(snapshot: Snapshot, like: Any, prefix: str = "") -> Any:
             )
         if not _is_key(wanted):
             return found
-        with _refusing(snapshot.directory / "manifest.json"):
+        with refusing(snapshot.directory / "manifest.json"):
             key = jax.random.wrap_key_data(jnp.asarray(found), impl=snapshot.keys[path])
         if key.dtype != wanted.dtype:
             raise UsageError(f"{snapshot.directory}: {path} is a key of {snapshot.keys[path]}, and must not be.")
@@ -289,6 +246,19 @@ def flatten(tree: Any) -> Arrays:
     return {path: np.asarray(_as_data(x)) for path, x in _leaves(tree).items()}
 
 
+def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:
+    """Refuse arrays that are not as the manifest says, or too large, before memory is taken for them."""
+    for path, x in like.items():
+        found, chunks = stored[path], stored[path].storage.chunk_shape
+        if (tuple(found.shape), np.dtype(found.dtype)) != (x.shape, x.dtype):
+            raise UsageError(f"{folder}: array {path} is {found.dtype}{list(found.shape)}, and the manifest differs.")
+        if chunks and any(chunk > max(size, 1) for chunk, size in zip(chunks, x.shape, strict=True)):
+            raise UsageError(f"{folder}: array {path} has chunks of {list(chunks)}, larger than itself.")
+    need, memory = sum(x.nbytes for x in like.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > memory:
+        raise UsageError(f"{folder} takes {need / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f} GiB.")
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the tracebacks that orbax's threads print and log; what they say is raised, too."""
@@ -317,31 +287,3 @@ def _as_data(x: Any) -> Any:
 
 def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _describe(x: np.ndarray) -> dict[str, Any]:
-    about = {"dtype": str(x.dtype), "shape": list(x.shape)}
-    return about | {"sha256": hashlib.sha256(f"{about}".encode() + np.ascontiguousarray(x).tobytes()).hexdigest()}
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _files(directory: Path) -> dict[str, Path]:
-    """The files of orbax, by name.
-
-    Raises:
-        UsageError: one is a link, or no file at all: those are not opened.
-    """
-    folder = directory / "arrays"
-    found = sorted(folder.rglob("*"))
-    for path in (directory, folder, *found):
-        if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
-            raise UsageError(f"{path} is a link or no file, which none of ours is; restore it.")
-    return {x.relative_to(directory).as_posix(): x for x in found if x.is_file()}
-
-
-def _file_digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

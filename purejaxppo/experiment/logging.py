@@ -33,7 +33,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, seeds: list[int], done: int = 0) -> None:
         """`done` updates stand in the file already; rows after them are dropped, to be written again."""
-        self._columns = _drop_rows_after(path, done) if done else []
+        self._columns = _drop_rows_after(path, done, seeds) if done and path.exists() else []
         self._file = path.open("a" if self._columns else "w", newline="")
         self._seeds = seeds
 
@@ -41,6 +41,8 @@ class MetricsFile:
         """One row per seed. The first call fixes the columns; NaN becomes an empty cell."""
         text = io.StringIO()
         writer = csv.writer(text)
+        if self._columns and self._columns != sorted(row):
+            raise UsageError(f"{self._file.name} has other columns than this version logs; move it away to begin anew.")
         if not self._columns:
             self._columns = sorted(row)
             writer.writerow(["seed", "update", "env_steps", *self._columns])
@@ -54,14 +56,17 @@ class MetricsFile:
         self._file.close()
 
 
-def _drop_rows_after(path: Path, done: int) -> list[str]:
+def _drop_rows_after(path: Path, done: int, seeds: list[int]) -> list[str]:
     """Keep the header and the rows of updates up to `done`, and return the metrics' names; none if there is no row."""
     try:
         with path.open(newline="") as file:
             header, *rows = [*csv.reader(file)] or [[]]  # empty before the first row of the log
         kept = [row for row in rows if len(row) == len(header) and int(row[1]) <= done]
+        whole = len(kept) % len(seeds) == 0 and [int(row[0]) for row in kept] == seeds * (len(kept) // len(seeds))
+        if kept and (not whole or header[:3] != ["seed", "update", "env_steps"] or "episode_return" not in header):
+            raise ValueError("columns or seeds are missing")
     except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"{path} is damaged ({error}); restore it.") from error
+        raise UsageError(f"{path} is damaged ({error}); restore it, or move it away to log from here on.") from error
     if not kept:
         return []
     draft = path.with_name(".metrics.csv.saving")

@@ -14,28 +14,19 @@ from purejaxppo.experiment import checkpoint
 from purejaxppo.experiment.checkpoint import Snapshot
 from purejaxppo.experiment.debug import explain
 from purejaxppo.experiment.devices import choose_devices
-from purejaxppo.experiment.directory import (
-    RunRecord,
-    lock,
-    new_directory,
-    read_record,
-    versions,
-    write_json,
-    write_record,
-)
-from purejaxppo.experiment.figure import learning_curve
-from purejaxppo.experiment.logging import Log, read_metrics
+from purejaxppo.experiment.directory import RunRecord, lock, new_directory, read_record, versions, write_record
+from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import ROWS, Program, check_memory, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.signals import Signals, Stopped
-from purejaxppo.experiment.statistics import iqm, iqm_interval
+from purejaxppo.experiment.statistics import iqm
+from purejaxppo.experiment.summary import Summary, conclude
 from purejaxppo.health import CAUSES
 from purejaxppo.presets import settings_of
 from purejaxppo.train import init
 from purejaxppo.types import TrainState, UsageError
 
-Summary = dict[str, Any]
 CHUNK_SECONDS = (
     1.0  # between two looks of the host: what a kill costs at most, beside what is younger than a checkpoint
 )
@@ -65,7 +56,7 @@ def run_experiment(
     config.check()
     options.check()
     devices = devices[: len(seeds)]
-    check_memory(config, _padded(seeds, devices), devices)
+    check_memory(config, _padded(seeds, devices), devices, options.final_episodes)
     new_directory(out)
     with lock(out):
         record = begin_record(config, seeds, out, devices, options)
@@ -97,18 +88,18 @@ def resume_experiment(
         record = record._replace(config=_longer(record.config, total_steps))
     here = choose_devices(min(devices or record.devices, len(record.seeds), len(jax.devices())))
     if len(here) != record.devices:
-        progress.say(f"on {len(here)} devices instead of {record.devices}: the last digits of what follows may differ")
+        progress.warn(f"on {len(here)} devices instead of {record.devices}: the last digits of what follows may differ")
     for package, version in versions().items():
         if record.versions.get(package) != version:
-            progress.say(
+            progress.warn(
                 f"{package} is {version} and was {record.versions.get(package)}: the last digits of what follows may "
                 "differ"
             )
-    check_memory(record.config, _padded(record.seeds, here), here)
+    check_memory(record.config, _padded(record.seeds, here), here, HostOptions.of(record.options).final_episodes)
     with lock(directory):
         saved = checkpoint.steps_saved(directory / "checkpoints")
         run = Run(record, here, progress, debug)
-        snapshot = checkpoint.newest_whole(saved, run.check, progress.say) if saved else None
+        snapshot = checkpoint.newest_whole(saved, run.check, progress.warn) if saved else None
         if snapshot is None:
             progress.say("no checkpoint was saved: beginning anew")
         elif snapshot.about["update"] > record.config.num_updates:
@@ -189,12 +180,18 @@ class Run:
                 restored = checkpoint.unflatten(snapshot, self.like, "state.")
                 state = jax.tree.map(lambda new, old: jax.device_put(old[self.runs], new.sharding), state, restored)
                 totals = snapshot.arrays["totals"][self.runs]
+                if totals.shape[1] != len(program.metrics):
+                    raise UsageError(
+                        f"{snapshot.directory} logs {totals.shape[1]} metrics and this version {len(program.metrics)}; "
+                        "resume with the version that began the run."
+                    )
                 progress.say(f"going on from update {done:,} of {config.num_updates:,}")
             self._find_sick(state)
             state = self.train(program, state, totals, done, signals, log)
             progress.stage("evaluating")
             evaluation = signals.wait(lambda: jax.device_get(program.final(state)), give_up=True)
-        return self._finish(evaluation.returns[: len(self.seeds)].mean(axis=1))
+        returns = np.asarray(evaluation.returns[: len(self.seeds)]).mean(axis=1)
+        return conclude(self.record, returns, list(self.sick.values()), self.seconds, self.devices)
 
     def train(
         self, program: Program, state: TrainState, totals: Any, done: int, signals: Signals, log: Log
@@ -279,32 +276,3 @@ class Run:
         checkpoints = self.out / "checkpoints"
         checkpoint.save(checkpoints / str(done * self.batch), kept, about)
         checkpoint.prune(checkpoints, self.options.keep_checkpoints)
-
-    def _finish(self, returns: np.ndarray) -> Summary:
-        config, settings = self.config, self.settings
-        env = config.env if isinstance(config.env, str) else repr(config.env)
-        steps, curve = read_metrics(self.out / "metrics.csv", "episode_return", len(self.seeds))
-        learning_curve(self.out / "learning_curve.png", f"{settings['algo']} on {env}", steps, curve)
-        low, high = iqm_interval(returns)
-        known = returns[~np.isnan(returns)]  # a sick seed's environment may give nothing else
-        scores = {
-            "mean": float(known.mean()) if known.size else np.nan,
-            "iqm": iqm(returns),
-            "ci_low": low,
-            "ci_high": high,
-        }
-        summary = {
-            "algo": settings["algo"],
-            "env": env,
-            "num_seeds": len(self.seeds),
-            "seeds": self.seeds,
-            "env_steps": config.env_steps,
-            "eval_return": scores | {"per_seed": returns.astype(float).tolist()},
-            "sick_seeds": list(self.sick.values()),
-            "steps_per_second": config.env_steps * len(self.seeds) / self.seconds["run"],
-            "compile_seconds": self.seconds["compile"],
-            "run_seconds": self.seconds["run"],
-            "device": f"{len(self.devices)} × {self.devices[0].device_kind}",
-        }
-        write_json(self.out / "summary.json", summary)
-        return summary

@@ -94,11 +94,12 @@ def means(names: list[str], totals: np.ndarray) -> dict[str, np.ndarray]:
     return row | {"episodes": np.where(alive > 0, episodes, np.nan), "alive": alive / updates}
 
 
-def check_memory(config: Config, runs: int, devices: list[jax.Device]) -> None:
+def check_memory(config: Config, runs: int, devices: list[jax.Device], final_episodes: int) -> None:
     """Refuse a run whose states and rollouts alone would not fit.
 
     Counted are: the state twice (the update's input and output), four copies of each observation (as recorded, as
-    reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch.
+    reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch; or, if that is
+    more, the environments of an evaluation, which plays all its episodes at once.
 
     Raises:
         UsageError: more is needed than the devices have free.
@@ -111,14 +112,19 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device]) -> None:
     batch = config.num_envs * config.num_steps
     activations = 4 * (sum(config.hidden_sizes) + 16) // config.num_minibatches
     state = size(one) + size(one.rollout) * config.num_envs
-    need = runs * (2 * state + batch * (4 * size(one.rollout.obs) + activations))
+    episodes = max(final_episodes, config.eval_episodes if config.eval_interval else 0)
+    update = 2 * state + batch * (4 * size(one.rollout.obs) + activations)
+    need = runs * max(update, state + 2 * size(one.rollout) * episodes)
     free = available_bytes(devices[0])
     if free is None:
         return
     if devices[0].platform != "cpu":  # the devices of a CPU share one memory, others have one each
         free *= len(devices)
     if need > free:
+        what = f"num_seeds × num_envs × num_steps = {runs * batch:,} samples"
+        way = "--num-seeds, --num-envs or --num-steps"
+        if need > runs * update:
+            what, way = f"{runs * episodes:,} episodes at once", "--final-episodes or --eval-episodes"
         raise UsageError(
-            f"num_seeds × num_envs × num_steps = {runs * batch:,} samples need about {need / 2**30:,.1f} GiB and "
-            f"{free / 2**30:,.1f} GiB are free; lower --num-seeds, --num-envs or --num-steps."
+            f"{what} need about {need / 2**30:,.1f} GiB and {free / 2**30:,.1f} GiB are free; lower {way}."
         )

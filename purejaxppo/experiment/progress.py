@@ -1,5 +1,6 @@
 """What a person sees while a run lasts."""
 
+import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -51,6 +52,10 @@ class ProgressLine:
         """Something worth a line of its own."""
         if not self._quiet:
             self._console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Something that must be known, even if quiet."""
+        print(f"warning: {text}", file=sys.stderr)
 
     def stage(self, name: str, done: int = 0, total: int = 0) -> None:
         """What is going on now, with its own clock; `done` of `total` environment steps were made before."""

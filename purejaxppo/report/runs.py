@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -217,7 +218,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _text(path: Path, limit: int) -> str:
     try:
-        size = path.stat().st_size
+        about = path.lstat()
+        size = about.st_size
+        if not stat.S_ISREG(about.st_mode):
+            raise UsageError(f"{str(path)!r} is a link or no file, which none of ours is; report on another run.")
         if size > limit:
             raise UsageError(f"{str(path)!r} has {size:,} bytes and at most {limit:,} are read; report on another run.")
         return path.read_bytes().decode()

@@ -1,0 +1,52 @@
+"""What came of a run: summary.json and learning_curve.png."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxppo.experiment.directory import RunRecord, write_json
+from purejaxppo.experiment.figure import learning_curve
+from purejaxppo.experiment.logging import read_metrics
+from purejaxppo.experiment.statistics import iqm, iqm_interval
+from purejaxppo.presets import settings_of
+
+Summary = dict[str, Any]
+
+
+def conclude(
+    record: RunRecord,
+    returns: np.ndarray,
+    sick: list[dict[str, Any]],
+    seconds: dict[str, float],
+    devices: list[jax.Device],
+) -> Summary:
+    """Write both files, and return the summary; `returns` [seeds] are those of the final evaluation."""
+    config, seeds, out = record.config, record.seeds, record.directory
+    algo, env = settings_of(config)["algo"], config.env if isinstance(config.env, str) else repr(config.env)
+    steps, curve = read_metrics(out / "metrics.csv", "episode_return", len(seeds))
+    learning_curve(out / "learning_curve.png", f"{algo} on {env}", steps, curve)
+    low, high = iqm_interval(returns)
+    known = returns[~np.isnan(returns)]  # a sick seed's environment may give nothing else
+    mean = float(known.mean()) if known.size else np.nan
+    summary = {
+        "algo": algo,
+        "env": env,
+        "num_seeds": len(seeds),
+        "seeds": seeds,
+        "env_steps": config.env_steps,
+        "eval_return": {
+            "mean": mean,
+            "iqm": iqm(returns),
+            "ci_low": low,
+            "ci_high": high,
+            "per_seed": returns.astype(float).tolist(),
+        },
+        "sick_seeds": sick,
+        "steps_per_second": config.env_steps * len(seeds) / seconds["run"],
+        "compile_seconds": seconds["compile"],
+        "run_seconds": seconds["run"],
+        "device": f"{len(devices)} × {devices[0].device_kind}",
+    }
+    write_json(out / "summary.json", summary)
+    return summary
