@@ -10,7 +10,6 @@ import pytest
 from support import assert_same_bits
 
 from purejaxppo import Config
-from purejaxppo.experiment import checkpoint
 from purejaxppo.experiment.checkpoint import newest_whole, prune, read, restore, save, steps_saved, unflatten
 from purejaxppo.experiment.directory import RunRecord, versions, write_json, write_record
 from purejaxppo.experiment.trained import load
@@ -271,7 +270,7 @@ def forge(path, change):
     manifest = path / "manifest.json"
     outer = json.loads(manifest.read_text())
     change(outer)
-    outer["sha256"] = checkpoint._digest(outer["content"])
+    outer["sha256"] = manifest.digest(outer["content"])
     write_json(manifest, outer)
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorstore
 from test_checkpoint import SMALL, forge, make_run, tree_of
 
-from purejaxppo.experiment.checkpoint import _file_digest, _files
+from purejaxppo.experiment.manifest import file_digest, files_of
 from purejaxppo.experiment.trained import load
 from purejaxppo.presets import preset
 from purejaxppo.report.__main__ import main as report
@@ -163,7 +163,7 @@ def bomb(shape, chunks, said):
 
             def edit(outer, path=path):
                 outer["content"]["arrays"]["state.update"]["shape"] = said
-                outer["content"]["files"] = {name: _file_digest(file) for name, file in _files(path).items()}
+                outer["content"]["files"] = {name: file_digest(file) for name, file in files_of(path).items()}
 
             forge(path, edit)
 
