@@ -12,6 +12,7 @@ from support import assert_same_bits
 from purejaxppo import Config
 from purejaxppo.experiment.checkpoint import newest_whole, prune, read, restore, save, steps_saved, unflatten
 from purejaxppo.experiment.directory import RunRecord, versions, write_json, write_record
+from purejaxppo.experiment.manifest import digest
 from purejaxppo.experiment.trained import load
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.run import main
@@ -270,7 +271,7 @@ def forge(path, change):
     manifest = path / "manifest.json"
     outer = json.loads(manifest.read_text())
     change(outer)
-    outer["sha256"] = manifest.digest(outer["content"])
+    outer["sha256"] = digest(outer["content"])
     write_json(manifest, outer)
 
 
