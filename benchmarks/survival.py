@@ -164,6 +164,8 @@ def stops(bench: Bench, count: int, rng: random.Random) -> dict:
         slowest = max(slowest, time.monotonic() - began)
         result["stopped"] += 1
         result["exit code 128 + n"] += code == 128 + signum
+        if code != 128 + signum:
+            print(f"exit code {code} after signal {signum}: {said()[-300:]}")
         result["saved"] += "saved at update" in said()
         result["nothing to save"] += "nothing" in said()
         result["identical"] += bench.resumed(out, algo)
@@ -187,6 +189,8 @@ def full_disks(bench: Bench, count: int) -> dict:
             child = begin(flags(algo, out, "--checkpoint-interval", "20", "--keep-checkpoints", "100"))
             code = wait(child, 120)
             text = said()
+            if text.count("\n"):
+                print(f"more than a line: {text[:1500]}", flush=True)
             messages.add(text.replace(str(disk), "DISK")[:160])
             result["runs"] += 1
             result["non-zero exit, one line"] += bool(code) and text.startswith("error: ") and "\n" not in text

@@ -26,7 +26,8 @@ def exit_code(command: Callable[[], None]) -> int:
     What is not 0 is told in one line on stderr.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
+    signals = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
+    before = [(signum, signal.signal(signum, _terminate)) for signum in signals]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -40,13 +41,19 @@ def exit_code(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _tell("stopped: nothing had to be saved", 130)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for signum, handler in before:
+            signal.signal(signum, handler)
     return 0
 
 
 def leave(code: int) -> None:
-    """End the process. After a signal at once: a compilation under way need not be waited for."""
+    """End the process. After a signal at once: a compilation under way need not be waited for.
+
+    Where it failed, all is said, and threads that still write to a full disk have nothing to add.
+    """
+    if code:
+        silent: Any = lambda *_: None  # noqa: E731
+        sys.excepthook = sys.unraisablehook = threading.excepthook = silent
     sys.stdout.flush()
     sys.stderr.flush()
     if code > 128:
@@ -55,7 +62,8 @@ def leave(code: int) -> None:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Stopped(signum, "nothing had to be saved")
+    """Where no run is under way. An exception might be lost here, in a callback of the garbage collector, say."""
+    os._exit(_tell("stopped: nothing had to be saved", 128 + signum))
 
 
 def _tell(text: str, code: int) -> int:

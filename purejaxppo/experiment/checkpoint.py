@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,6 +95,9 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
     }
     try:
         draft.mkdir(parents=True)
+        need, free = sum(x.nbytes for x in arrays.values()) + 2**20, shutil.disk_usage(draft).free
+        if need > free:  # found out by orbax, it would leave threads that complain
+            raise OSError(f"it may take {need:,} bytes, and {free:,} are free")
         with _quiet(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(draft / "arrays", {path: x for path, x in arrays.items() if x.size})
         (draft / "arrays" / "commit_success.txt").unlink(missing_ok=True)  # tells where on this machine it was written
@@ -261,16 +265,17 @@ def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tracebacks that orbax's threads print and log; what they say is raised, too."""
-    logger, hook = logging.getLogger("absl"), threading.excepthook
+    """Without the tracebacks that orbax's and tensorstore's threads print and log; what they say is raised, too."""
+    logger, hooks = logging.getLogger("absl"), (sys.excepthook, sys.unraisablehook, threading.excepthook)
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
-    threading.excepthook = lambda _: None
+    silent: Any = lambda *_: None  # noqa: E731
+    sys.excepthook = sys.unraisablehook = threading.excepthook = silent
     try:
         yield
     finally:
         logger.setLevel(level)
-        threading.excepthook = hook
+        sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

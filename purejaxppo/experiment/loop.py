@@ -237,7 +237,7 @@ class Run:
                     f"all {seeds} seeds have turned non-finite, seed {first['seed']} first: {first['cause']} in update "
                     f"{first['update']}; check the environment, or lower --learning-rate. --debug names the operation."
                 )
-            if signals.received and not last:
+            if signals.received:
                 raise Stopped(signals.received, f"saved at update {done:,}; --resume {self.out} goes on from there")
         return state
 

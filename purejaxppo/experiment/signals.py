@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
+class Stopped(BaseException):  # as KeyboardInterrupt is: no `except Exception` is to swallow it
     """A run that a signal ended; `code` is the exit code, 128 + the signal's number."""
 
     def __init__(self, signum: int, message: str) -> None:
@@ -35,10 +35,11 @@ class Signals:
             Stopped: with `give_up`, as soon as a signal comes: there is nothing to save.
         """
         future = self._waiting.submit(work)
-        while give_up and not future.done():
+        while give_up:
             if self.received:
                 raise Stopped(self.received, "nothing more had to be saved")
-            wait([future], timeout=0.05)
+            if wait([future], timeout=0.05).done:
+                break
         return future.result()
 
     def __enter__(self) -> "Signals":
