@@ -14,9 +14,10 @@ from purejaxppo.agent import acting
 from purejaxppo.config import Config
 from purejaxppo.experiment.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
 from purejaxppo.experiment.directory import RunRecord, read_json, read_record
+from purejaxppo.experiment.manifest import refusing
 from purejaxppo.rollout import environment_action
 from purejaxppo.train import init
-from purejaxppo.types import TrainState, UsageError, reason
+from purejaxppo.types import TrainState, UsageError
 
 
 class Trained(NamedTuple):
@@ -52,14 +53,13 @@ def load(directory: str | Path, seed: int | str = "best", checkpoint: int | str 
 
 def load_all(record: RunRecord, checkpoint: int | str = "last") -> tuple[Snapshot, TrainState]:
     """The states of all seeds at a checkpoint, and what it says of itself. Raises as `load`."""
-    saved = steps_saved(record.directory / "checkpoints")
-    if not saved:
+    kept = steps_saved(record.directory / "checkpoints")
+    if not kept:
         raise UsageError(f"{record.directory} has no checkpoint yet; wait, or --resume it.")
-    if checkpoint != "last":
-        saved = [path for path in saved if path.name == str(checkpoint)]
-        if not saved:
-            kept = ", ".join(path.name for path in steps_saved(record.directory / "checkpoints"))
-            raise UsageError(f"checkpoint = {checkpoint!r} was not kept; there are last, {kept}.")
+    saved = kept if checkpoint == "last" else [path for path in kept if path.name == str(checkpoint)]
+    if not saved:
+        names = ", ".join(path.name for path in kept)
+        raise UsageError(f"checkpoint = {checkpoint!r} was not kept; there are last, {names}.")
     keys = jax.vmap(partial(jax.random.key, impl=record.prng))(np.asarray(record.seeds, np.uint32))
     like = jax.eval_shape(jax.vmap(partial(init, record.config)), keys)
     snapshot = newest_whole(
@@ -92,12 +92,10 @@ def final_scores(record: RunRecord) -> np.ndarray | None:
     if not os.path.lexists(path):
         return None
     summary = read_json(path)
-    try:
+    with refusing(path):
         if summary["env_steps"] != record.config.env_steps:
             return None
         scores = np.asarray(summary["eval_return"]["per_seed"], np.float64)
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{path} is not what a run leaves ({reason(error)}); restore the file.") from error
     if scores.shape != (len(record.seeds),):
         raise UsageError(
             f"{path}: per_seed does not hold one return for each of {len(record.seeds)} seeds; restore it."
