@@ -10,6 +10,7 @@ from support import quick_jit
 
 from purejaxppo.algorithms import NPG, TRPO
 from purejaxppo.networks import PolicyNetwork
+from purejaxppo.optimize.permutation import permutation
 from purejaxppo.types import Batch, Box, Discrete
 
 RUNS, N, OBS = 1000, 64, 3
@@ -164,7 +165,7 @@ def gradient_and_fisher(params, batch, every=1):
         metric = np.broadcast_to(np.exp(-2 * log_std)[..., None] * np.eye(K), (*out.shape, K))
         gradient = np.einsum("rnk,rnkp,rn->rp", z / np.exp(log_std), J, advantage) / N
         gradient[:, -K:] = np.einsum("rnk,rn->rk", z**2 - 1, advantage) / N
-    drawn = np.asarray(jax.random.permutation(jax.random.key(0), N))[: N // every]  # `compiled` passes this key
+    drawn = np.asarray(permutation(jax.random.key(0), N))[: N // every]  # `compiled` passes this key
     J, metric = J[:, drawn], metric[:, drawn]
     fisher = np.swapaxes(J, 2, 3) @ metric @ J
     fisher = fisher.mean(1)

@@ -7,6 +7,7 @@ import jax
 from jax.flatten_util import ravel_pytree
 
 from purejaxppo.optimize.fisher import fisher_vector_product
+from purejaxppo.optimize.permutation import permutation
 from purejaxppo.optimize.surrogate import surrogate_and_kl
 from purejaxppo.types import Batch, Params, Policy
 
@@ -36,6 +37,6 @@ def local_model(
     gradient = jax.grad(lambda theta: evaluate(theta)[0])(theta)
     obs, size = batch.obs, batch.obs.shape[0]
     if subsample > 1:
-        obs = obs[jax.random.permutation(key, size)[: max(size // subsample, 1)]]
+        obs = obs[permutation(key, size)[: max(size // subsample, 1)]]
     product = fisher_vector_product(lambda theta: policy(unravel(theta), obs), theta, damping)
     return LocalModel(theta, unravel, gradient, product, evaluate)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purejaxppo.optimize.permutation import permutation
 from purejaxppo.types import Metrics, Params
 
 Loss = Callable[[Params, Any], tuple[jax.Array, Metrics]]  # (params, minibatch) -> (scalar, metrics)
@@ -58,7 +59,7 @@ class MinibatchAdam(struct.PyTreeNode):
         def epoch(carry: Any, key: jax.Array) -> tuple[Any, Metrics]:
             minibatches = jax.tree.map(lambda x: x[None], batch)
             if self.num_minibatches > 1:
-                order = jax.random.permutation(key, size).reshape(self.num_minibatches, -1)
+                order = permutation(key, size).reshape(self.num_minibatches, -1)
                 minibatches = jax.tree.map(lambda x: x[order], batch)
             return jax.lax.scan(step, carry, minibatches)
 
