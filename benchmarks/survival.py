@@ -155,7 +155,7 @@ def stops(bench: Bench, count: int, rng: random.Random) -> dict:
         algo, out = bench.algorithms[i % len(bench.algorithms)], bench.work / f"stop-{i}"
         signum = signal.SIGINT if i % 5 == 4 else signal.SIGTERM
         child = begin(flags(algo, out))
-        if wait(child, rng.uniform(0, 0.95 * bench.seconds[algo])) is not None:
+        if wait(child, rng.uniform(0.4, 1.0) * bench.seconds[algo]) is not None:
             result["ended before"] += 1
             continue
         began = time.monotonic()
@@ -184,7 +184,7 @@ def full_disks(bench: Bench, count: int) -> dict:
             algo, out, ballast = bench.algorithms[i % len(bench.algorithms)], disk / "run", disk / "ballast"
             shutil.rmtree(out, ignore_errors=True)
             free = shutil.disk_usage(disk).free
-            space = 20_000 + 30_000 * i
+            space = 800_000 + 50_000 * i  # 1 MB is kept free for what a checkpoint may take
             ballast.write_bytes(bytes(max(free - space, 0)))
             child = begin(flags(algo, out, "--checkpoint-interval", "20", "--keep-checkpoints", "100"))
             code = wait(child, 120)

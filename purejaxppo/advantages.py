@@ -8,6 +8,7 @@ at `done`, the bootstrap from `next_values` only at `terminated`; the last step 
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.batching import moments
 from purejaxppo.types import UsageError
 
 
@@ -71,11 +72,11 @@ def cut(next_values: jax.Array, done: jax.Array) -> jax.Array:
 
 def standardize(x: jax.Array) -> jax.Array:
     """(x - mean) / (std + 1e-8) over all entries."""
-    centred = x - jnp.mean(x)
-    centred = centred - jnp.mean(centred)  # the first mean's rounding, which 1e-8 would blow up where x is constant
-    return centred / (jnp.std(centred) + 1e-8)
+    centred = x - moments(x)[0]
+    rounding, variance = moments(centred)  # the first mean's rounding, which 1e-8 would blow up where x is constant
+    return (centred - rounding) / (jnp.sqrt(variance) + 1e-8)
 
 
 def explained_variance(values: jax.Array, targets: jax.Array) -> jax.Array:
     """1 - Var(targets - values) / Var(targets): 1 is a perfect critic, 0 as good as a constant. Scalar."""
-    return 1.0 - jnp.var(targets - values) / (jnp.var(targets) + 1e-8)
+    return 1.0 - moments(targets - values)[1] / (moments(targets)[1] + 1e-8)

@@ -1,9 +1,44 @@
-"""What `vmap` over runs must be told."""
+"""Many runs as one program, and one run on many devices: what `vmap` and `shard_map` must be told."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+ENV_AXIS = "env"  # of the device mesh: on it one run's environments are split, and everything else is replicated
+
+
+def shards() -> int:
+    """Over how many devices the environments of the run now traced are split; 1 outside of such a mesh."""
+    try:
+        return int(jax.lax.axis_size(ENV_AXIS))
+    except NameError:
+        return 1
+
+
+def mean_over_shards(tree: Any) -> Any:
+    """The mean over those devices: of means over equally many samples, the mean over all.
+
+    To be taken of a gradient, never inside what is differentiated: with `check_vma=False`, the gradient of a `pmean`
+    is the local gradient.
+    """
+    return jax.lax.pmean(tree, ENV_AXIS) if shards() > 1 else tree
+
+
+def sum_over_shards(tree: Any) -> Any:
+    return jax.lax.psum(tree, ENV_AXIS) if shards() > 1 else tree
+
+
+def key_of_shard(key: jax.Array) -> jax.Array:
+    """A key of this device's own, for what it draws for its own environments and samples."""
+    return jax.random.fold_in(key, jax.lax.axis_index(ENV_AXIS)) if shards() > 1 else key
+
+
+def moments(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> tuple[jax.Array, jax.Array]:
+    """Mean and population variance, over all devices' samples."""
+    local = jnp.mean(x, axis=axis)
+    mean = mean_over_shards(local)
+    return mean, mean_over_shards(jnp.var(x, axis=axis) + (local - mean) ** 2)
 
 
 @jax.custom_batching.custom_vmap

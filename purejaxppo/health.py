@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.batching import sum_over_shards
 from purejaxppo.types import Batch, Failure, Metrics, TrainState, Transition
 
 CAUSES = ("observation", "reward", "advantage", "loss", "gradient", "parameters")  # Failure.cause counts them from 1
@@ -29,7 +30,7 @@ def cause_of_failure(transitions: Transition, batch: Batch, metrics: Metrics, st
         (metrics["grad_norm"], metrics["value_grad_norm"]),
         (state.policy, state.critic, state.algorithm, state.critic_optimizer),
     )
-    sick = jnp.stack([~finite(part) for part in parts])
+    sick = sum_over_shards(jnp.stack([~finite(part) for part in parts]).astype(jnp.int32)) > 0
     cause = jnp.where(jnp.any(sick), jnp.argmax(sick) + 1, 0).astype(jnp.int32)
     return jnp.where(state.failure.cause > 0, state.failure.cause, cause)
 

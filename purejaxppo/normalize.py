@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from purejaxppo.batching import moments, shards
+
 
 class RunningStatistics(struct.PyTreeNode):
     """Mean and population variance of all samples seen so far."""
@@ -22,11 +24,12 @@ class RunningStatistics(struct.PyTreeNode):
     def update(self, samples: jax.Array) -> "RunningStatistics":
         """Merge samples [..., O] (Chan et al., 1979). What would make an entry non-finite leaves that entry alone."""
         axes = tuple(range(samples.ndim - self.mean.ndim))
-        size = math.prod(samples.shape[: len(axes)])
+        size = math.prod(samples.shape[: len(axes)]) * shards()
         total = self.count + size
-        delta = jnp.mean(samples, axis=axes) - self.mean
+        new_mean, new_variance = moments(samples, axes)
+        delta = new_mean - self.mean
         mean = self.mean + delta * (size / total)
-        within = self.variance * (self.count / total) + jnp.var(samples, axis=axes) * (size / total)
+        within = self.variance * (self.count / total) + new_variance * (size / total)
         variance = within + delta**2 * (self.count / total) * (size / total)
         finite = jnp.isfinite(mean) & jnp.isfinite(variance)
         return RunningStatistics(

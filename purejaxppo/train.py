@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
 from purejaxppo.agent import acting, networks, normalize
-from purejaxppo.batching import as_argument
+from purejaxppo.batching import as_argument, key_of_shard, mean_over_shards, shards, sum_over_shards
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
@@ -76,7 +76,8 @@ def init(config: Config, key: jax.Array) -> TrainState:
     """The state before the first update."""
     env = config.environment
     key, policy_key, critic_key, env_key = jax.random.split(key, 4)
-    episodes = begin_episodes(env_key, env, config.num_envs)
+    num_envs = config.num_envs // shards()
+    episodes = begin_episodes(key_of_shard(env_key), env, num_envs)
     policy, critic = networks(config)
     params, critic_params = policy.init(policy_key, episodes.obs), critic.init(critic_key, episodes.obs)
     return TrainState(
@@ -85,7 +86,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
         algorithm=config.algo.init(params),
         critic_optimizer=MinibatchAdam.init(critic_params),
         observation_statistics=RunningStatistics.init(env.observation_space.shape),
-        reward_normalizer=RewardNormalizer.init(config.num_envs),
+        reward_normalizer=RewardNormalizer.init(num_envs),
         rollout=episodes,
         key=key,
         update=jnp.zeros((), jnp.int32),
@@ -102,7 +103,8 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     key, rollout_key, policy_key, critic_key = jax.random.split(state.key, 4)
 
     env, act = config.environment, acting(config, state)
-    episodes, transitions, sums = rollout(rollout_key, env, act, state.rollout, config.num_steps)
+    episodes, transitions, sums = rollout(key_of_shard(rollout_key), env, act, state.rollout, config.num_steps)
+    sums = sum_over_shards(sums)
     batch, reward_normalizer = learning_batch(config, state, transitions)
 
     adam = MinibatchAdam(
@@ -119,7 +121,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         "episode_return": sums.returns / sums.episodes,  # NaN where no episode ended
         "episode_length": sums.lengths / sums.episodes,
         "episodes": sums.episodes,
-        "entropy": jnp.mean(batch.distribution.entropy()),
+        "entropy": mean_over_shards(jnp.mean(batch.distribution.entropy())),
         "value_loss": critic_metrics["value_loss"],
         "value_grad_norm": critic_metrics["grad_norm"],
         "explained_variance": explained_variance(batch.value, batch.value_target),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from purejaxppo.advantages import standardize
+from purejaxppo.batching import mean_over_shards
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.surrogate import likelihood_ratio
 from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
@@ -66,7 +67,8 @@ class PPO(struct.PyTreeNode):
         params, state, metrics = optimizer.minimize(
             key, loss, params, state, batch, stop=lambda metrics: metrics["kl"] > self.target_kl
         )
-        return params, state, metrics | {"kl": jnp.mean(batch.distribution.kl(policy(params, batch.obs)))}
+        kl = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
+        return params, state, metrics | {"kl": kl}
 
     def clipped_surrogate(self, ratio: jax.Array, advantage: jax.Array) -> jax.Array:
         """The pessimistic bound for each sample of one minibatch, [N]."""

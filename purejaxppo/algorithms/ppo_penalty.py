@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from purejaxppo.advantages import standardize
+from purejaxppo.batching import mean_over_shards
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.surrogate import likelihood_ratio
 from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
@@ -72,7 +73,7 @@ class PPOPenalty(struct.PyTreeNode):
             return policy_loss + penalty - bonus, {"policy_loss": policy_loss}
 
         params, moments, metrics = optimizer.minimize(key, loss, params, state.moments, batch)
-        kl = jnp.mean(batch.distribution.kl(policy(params, batch.obs)))
+        kl = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
         next_coef = self.adapt(state.kl_coef, kl) if self.adaptive else state.kl_coef
         return params, PPOPenaltyState(moments, next_coef), metrics | {"kl": kl, "kl_coef": state.kl_coef}
 

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from purejaxppo.types import UsageError
+from purejaxppo.batching import ENV_AXIS
+from purejaxppo.types import TrainState, UsageError
 
 # LLVM's level 1 instead of 3: PPO on CartPole compiled in 6.4 s instead of 12.0 s and ran as fast (2.7 s, 2.8 s)
 QUICK_COMPILATION = {"xla_backend_optimization_level": 1, "xla_cpu_prefer_vector_width": 512}
@@ -36,24 +37,65 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
     return devices[:wanted]
 
 
-def over_runs(fn: Callable[..., Any], devices: Sequence[jax.Device], shared: int = 0, donate: bool = False) -> Any:
+def over_runs(
+    fn: Callable[..., Any], devices: Sequence[jax.Device], shared: int = 0, donate: bool = False, env_shards: int = 1
+) -> Any:
     """`fn` for one run, jitted for many: vmapped over the leading axis of its arguments and sharded over devices.
 
     The last `shared` arguments are the same for all runs; with `donate`, the first is used up. The number of runs must
-    be a multiple of the number of devices. No device waits for another: the program has no collectives.
+    be a multiple of the number of devices, and no device waits for another: the program has no collectives. With
+    `env_shards` > 1, so many devices share a run, each has its part of the environments, and they average gradients;
+    everything else of a state is on all of them.
     """
-    mesh = Mesh(np.asarray(devices), ("run",), axis_types=(AxisType.Auto,))
-    run, same = PartitionSpec("run"), PartitionSpec()
+    mesh = _mesh(devices, env_shards)
     own = len(inspect.signature(fn).parameters) - shared
-    specs = (run,) * own + (same,) * shared
     mapped = jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)
-    many = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=run, check_vma=False)
+
+    def many(*arguments: Any) -> Any:
+        results = jax.eval_shape(mapped, *arguments) if env_shards > 1 else None
+        specs = (*(_specs(x, env_shards) for x in arguments[:own]), *(PartitionSpec(),) * shared)
+        placed = jax.shard_map(
+            mapped, mesh=mesh, in_specs=specs, out_specs=_specs(results, env_shards), check_vma=False
+        )
+        return placed(*arguments)
+
     return jax.jit(
         many,
-        in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),  # else an argument not used has another one
         donate_argnums=(0,) if donate else (),
         compiler_options=QUICK_COMPILATION if devices[0].platform == "cpu" else None,
     )
+
+
+def laid_out(tree: Any, devices: Sequence[jax.Device], env_shards: int = 1) -> Any:
+    """Shapes of arguments of `over_runs`, and where the arrays lie: a program that does not use them cannot tell."""
+    mesh = _mesh(devices, env_shards)
+    specs = _specs(tree, env_shards) if env_shards > 1 else jax.tree.map(lambda _: PartitionSpec("run"), tree)
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), tree, specs
+    )
+
+
+def _mesh(devices: Sequence[jax.Device], env_shards: int) -> Mesh:
+    grid = np.asarray(devices).reshape(-1, env_shards)
+    return Mesh(grid, ("run", ENV_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _specs(tree: Any, env_shards: int) -> Any:
+    """Where things lie: all along the axis of runs; what is of single environments in a state, along theirs, too."""
+    run, env = PartitionSpec("run"), PartitionSpec("run", ENV_AXIS)
+    if env_shards == 1:
+        return run
+
+    def of_state(state: Any) -> Any:
+        if not isinstance(state, TrainState):
+            return run
+        specs: TrainState = jax.tree.map(lambda _: run, state)
+        return specs.replace(
+            rollout=jax.tree.map(lambda _: env, state.rollout),
+            reward_normalizer=specs.reward_normalizer.replace(discounted_return=env),
+        )
+
+    return jax.tree.map(of_state, tree, is_leaf=lambda x: isinstance(x, TrainState))
 
 
 def available_bytes(device: jax.Device) -> int | None:

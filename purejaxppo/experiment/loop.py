@@ -53,8 +53,9 @@ def run_experiment(
     options = options or HostOptions()
     config.check()
     options.check()
-    devices = devices[: len(seeds)]
-    check_memory(config, _padded(seeds, devices), devices, options.final_episodes)
+    devices = devices[: len(seeds) * options.env_devices]
+    options.check_devices(config, len(devices))
+    check_memory(config, _padded(seeds, devices, options), devices, options.final_episodes)
     new_directory(out)
     with lock(out):
         record = begin_record(config, seeds, out, devices, options)
@@ -84,7 +85,14 @@ def resume_experiment(
     record = read_record(directory, env)
     if total_steps is not None and total_steps != record.config.total_steps:
         record = record._replace(config=_longer(record.config, total_steps))
-    here = choose_devices(min(devices or record.devices, len(record.seeds), len(jax.devices())))
+    options = HostOptions.of(record.options)
+    wanted = min(devices or record.devices, len(record.seeds) * options.env_devices, len(jax.devices()))
+    here = choose_devices(wanted)
+    if len(here) % options.env_devices:
+        progress.warn(f"{len(here)} devices cannot be shared {options.env_devices} to a seed: each seed gets one")
+        options = dataclasses.replace(options, env_devices=1)
+        record = record._replace(options=dataclasses.asdict(options))
+    options.check_devices(record.config, len(here))
     if len(here) != record.devices:
         progress.warn(f"on {len(here)} devices instead of {record.devices}: the last digits of what follows may differ")
     for package, version in versions().items():
@@ -93,7 +101,7 @@ def resume_experiment(
                 f"{package} is {version} and was {record.versions.get(package)}: the last digits of what follows may "
                 "differ"
             )
-    check_memory(record.config, _padded(record.seeds, here), here, HostOptions.of(record.options).final_episodes)
+    check_memory(record.config, _padded(record.seeds, here, options), here, options.final_episodes)
     with lock(directory):
         saved = checkpoint.steps_saved(directory / "checkpoints")
         run = Run(record, here, progress, debug)
@@ -108,9 +116,10 @@ def resume_experiment(
         return run.drive(snapshot)
 
 
-def _padded(seeds: list[int], devices: list[jax.Device]) -> int:
-    """Runs, a multiple of the devices: one left over trains a copy of the last seed."""
-    return -(-len(seeds) // len(devices)) * len(devices)
+def _padded(seeds: list[int], devices: list[jax.Device], options: HostOptions) -> int:
+    """Runs, equally many on all devices: what is left over trains copies of the last seed."""
+    at_once = len(devices) // options.env_devices
+    return -(-len(seeds) // at_once) * at_once
 
 
 def _longer(config: Config, total_steps: int) -> Config:
@@ -133,7 +142,7 @@ class Run:
         self.options = HostOptions.of(record.options)
         self.batch = self.config.num_envs * self.config.num_steps
         self.interval = self.options.log_interval or 1
-        padding = _padded(self.seeds, devices) - len(self.seeds)
+        padding = _padded(self.seeds, devices, self.options) - len(self.seeds)
         self.runs = np.asarray([*range(len(self.seeds)), *[len(self.seeds) - 1] * padding])
         self.keys = jax.vmap(partial(jax.random.key, impl=record.prng))(np.asarray(self.seeds, np.uint32)[self.runs])
         self.like = jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.seeds)])
@@ -168,7 +177,13 @@ class Run:
             progress.stage("compiling")
             began = time.monotonic()
             build = partial(
-                compile_program, config, self.devices, self.keys, self.interval, self.options.final_episodes
+                compile_program,
+                config,
+                self.devices,
+                self.keys,
+                self.interval,
+                self.options.final_episodes,
+                self.options.env_devices,
             )
             program = signals.wait(build, give_up=True)
             self.seconds["compile"] += time.monotonic() - began

@@ -1,4 +1,4 @@
-"""How the host runs an experiment; nothing here changes what is learnt."""
+"""How the host runs an experiment; nothing here changes what is learnt, `env_devices` only what is drawn."""
 
 import dataclasses
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from purejaxppo.config import Config
 from purejaxppo.types import UsageError
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -36,6 +37,10 @@ class HostOptions:
         Flag, tyro.conf.arg(help="in TensorBoard and W&B, a run for each seed instead of one of their IQM")
     ] = False
 
+    env_devices: Annotated[
+        int, tyro.conf.arg(help="devices that share each seed: each has its part of the environments")
+    ] = 1
+
     def check(self) -> None:
         """Raises: UsageError."""
         for field in dataclasses.fields(self):
@@ -46,6 +51,21 @@ class HostOptions:
                 raise UsageError(f"{field.name} = {value!r} must be a {kind.__name__}; the default is {field.default}.")
             if kind not in (str, bool) and (type(value) is not int or value < 1):
                 raise UsageError(f"{field.name} = {value!r} must be a whole number in [1, inf); pass a positive one.")
+
+    def check_devices(self, config: Config, devices: int) -> None:
+        """Raises: UsageError, so many devices cannot be shared out like this."""
+        if devices % self.env_devices:
+            raise UsageError(
+                f"env_devices = {self.env_devices} must divide the {devices} devices in use; pass --devices, or "
+                "--env-devices 1."
+            )
+        if config.num_envs % self.env_devices or config.num_envs // self.env_devices * config.num_steps % (
+            config.num_minibatches
+        ):
+            raise UsageError(
+                f"num_envs = {config.num_envs} must be a multiple of env_devices = {self.env_devices}, and each part's "
+                f"samples of num_minibatches = {config.num_minibatches}; pass another --num-envs."
+            )
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "HostOptions":

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
-from purejaxppo.experiment.devices import available_bytes, over_runs
+from purejaxppo.experiment.devices import available_bytes, laid_out, over_runs
 from purejaxppo.train import evaluation_key, init, update_step
 from purejaxppo.types import Metrics, TrainState, UsageError
 
@@ -30,7 +31,12 @@ class Program(NamedTuple):
 
 
 def compile_program(
-    config: Config, devices: list[jax.Device], keys: jax.Array, log_interval: int, final_episodes: int
+    config: Config,
+    devices: list[jax.Device],
+    keys: jax.Array,
+    log_interval: int,
+    final_episodes: int,
+    env_shards: int = 1,
 ) -> Program:
     """Compile everything that a run needs, side by side: XLA releases the interpreter while it works.
 
@@ -55,16 +61,22 @@ def compile_program(
     def evaluation(episodes: int) -> Callable[[TrainState], Any]:
         return lambda state: evaluate(config, state, evaluation_key(state), episodes)
 
-    start = over_runs(lambda key: init(config, key), devices)
-    state, number = jax.eval_shape(start, keys), jax.ShapeDtypeStruct((), jnp.int32)
-    totals = jax.ShapeDtypeStruct((len(keys), len(names)), jnp.float32)
+    lay = partial(over_runs, devices=devices, env_shards=env_shards)
+    place = partial(laid_out, devices=devices, env_shards=env_shards)
+    start = lay(lambda key: init(config, key))
+    keys = place(jax.eval_shape(lambda: keys))
+    state, number = (
+        place(jax.eval_shape(jax.vmap(lambda key: init(config, key)), keys)),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    totals = place(jax.ShapeDtypeStruct((len(keys), len(names)), jnp.float32))
     jobs: list[tuple[Any, tuple[Any, ...]]] = [
-        (over_runs(advance, devices, shared=2, donate=True), (state, totals, number, number)),
+        (lay(advance, shared=2, donate=True), (state, totals, number, number)),
         (start, (keys,)),
-        (over_runs(evaluation(final_episodes), devices), (state,)),
+        (lay(evaluation(final_episodes)), (state,)),
     ]
     if config.eval_interval:
-        jobs.append((over_runs(evaluation(config.eval_episodes), devices), (state,)))
+        jobs.append((lay(evaluation(config.eval_episodes)), (state,)))
     with ThreadPoolExecutor() as pool:
         step, first, final, *between = pool.map(lambda job: job[0].lower(*job[1]).compile(), jobs)
     return Program(names, first, step, between[0] if between else final, final)

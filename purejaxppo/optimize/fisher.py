@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from purejaxppo.batching import mean_over_shards
+
 
 def fisher_vector_product(
     distribution: Callable[[jax.Array], Any], theta: jax.Array, damping: jax.Array | float
@@ -26,6 +28,6 @@ def fisher_vector_product(
 
     def product(v: jax.Array) -> jax.Array:
         (curvature,) = pull_back(at_theta.fisher(push_forward(v)))
-        return curvature / size + damping * v
+        return mean_over_shards(curvature) / size + damping * v
 
     return product

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jax.flatten_util import ravel_pytree
 
+from purejaxppo.batching import key_of_shard, mean_over_shards
 from purejaxppo.optimize.fisher import fisher_vector_product
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.optimize.surrogate import surrogate_and_kl
@@ -34,9 +35,9 @@ def local_model(
     """Linearise at `params`. F is estimated from one sample in `subsample`, drawn without replacement."""
     theta, unravel = ravel_pytree(params)
     evaluate = surrogate_and_kl(policy, unravel, batch, advantage)
-    gradient = jax.grad(lambda theta: evaluate(theta)[0])(theta)
+    gradient = mean_over_shards(jax.grad(lambda theta: evaluate(theta)[0])(theta))
     obs, size = batch.obs, batch.obs.shape[0]
     if subsample > 1:
-        obs = obs[permutation(key, size)[: max(size // subsample, 1)]]
+        obs = obs[permutation(key_of_shard(key), size)[: max(size // subsample, 1)]]
     product = fisher_vector_product(lambda theta: policy(unravel(theta), obs), theta, damping)
-    return LocalModel(theta, unravel, gradient, product, evaluate)
+    return LocalModel(theta, unravel, gradient, product, lambda theta: mean_over_shards(evaluate(theta)))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purejaxppo.batching import key_of_shard, mean_over_shards
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.types import Metrics, Params
 
@@ -46,6 +47,7 @@ class MinibatchAdam(struct.PyTreeNode):
         def step(carry: Any, minibatch: Any) -> tuple[Any, Metrics]:
             params, moments, stopped = carry
             (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, minibatch)
+            metrics, gradient = mean_over_shards((metrics, gradient))
             if stop is not None:
                 stopped = stopped | stop(metrics)
             direction, (_, new_moments) = transform.update(gradient, (optax.EmptyState(), moments))
@@ -63,6 +65,6 @@ class MinibatchAdam(struct.PyTreeNode):
                 minibatches = jax.tree.map(lambda x: x[order], batch)
             return jax.lax.scan(step, carry, minibatches)
 
-        keys = jax.random.split(key, self.num_epochs)
+        keys = jax.random.split(key_of_shard(key), self.num_epochs)
         (params, moments, _), metrics = jax.lax.scan(epoch, (params, moments, jnp.zeros((), bool)), keys)
         return params, moments, jax.tree.map(lambda x: jnp.mean(x[-1]), metrics)

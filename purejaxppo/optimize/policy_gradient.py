@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.batching import mean_over_shards
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
@@ -29,5 +30,5 @@ def policy_gradient_step(
 
     one_pass = optimizer.replace(num_epochs=1, num_minibatches=1)
     params, moments, metrics = one_pass.minimize(key, loss, params, moments, (batch, advantage))
-    metrics["kl"] = jnp.mean(batch.distribution.kl(policy(params, batch.obs)))
+    metrics["kl"] = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
     return params, moments, metrics
