@@ -161,6 +161,9 @@ def stops(bench: Bench, count: int, rng: random.Random) -> dict:
         began = time.monotonic()
         os.kill(child, signum)
         code = wait(child, 60)
+        if code == 0:  # the run had all but ended, and did
+            result["ended before"] += 1
+            continue
         slowest = max(slowest, time.monotonic() - began)
         result["stopped"] += 1
         result["exit code 128 + n"] += code == 128 + signum

@@ -9,7 +9,7 @@ from purejaxppo.envs import GymnaxEnv
 from purejaxppo.evaluation import evaluate
 from purejaxppo.presets import preset
 from purejaxppo.train import init, make_train, update_step
-from purejaxppo.types import Box, Discrete, UsageError
+from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, UsageError
 
 if TYPE_CHECKING:
     from purejaxppo.experiment.trained import Trained
@@ -35,6 +35,8 @@ __all__ = [
     "Config",
     "Discrete",
     "GymnaxEnv",
+    "MultiBinary",
+    "MultiDiscrete",
     "PPOPenalty",
     "UsageError",
     "evaluate",

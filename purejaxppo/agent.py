@@ -3,29 +3,28 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from purejaxppo.config import Config
-from purejaxppo.networks import PolicyNetwork, ValueNetwork
-from purejaxppo.types import TrainState
+from purejaxppo.networks import PolicyNetwork, ValueNetwork, visible
+from purejaxppo.normalize import normalize_observation
+from purejaxppo.types import Observation, TrainState
 
 
 def networks(config: Config) -> tuple[Any, Any]:
     """`PolicyNetwork` and `ValueNetwork`, apart: neither shares a parameter with the other."""
-    env = config.environment
-    torso = (len(env.observation_space.shape), config.hidden_sizes, config.activation)
-    return PolicyNetwork(env.action_space, *torso), ValueNetwork(*torso)
+    env, layers = config.environment, (config.hidden_sizes, config.activation, config.layer_norm)
+    for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
+    return (
+        PolicyNetwork(env.action_space, for_policy, *layers, config.action_distribution, config.policy_network),
+        ValueNetwork(for_critic, *layers, config.critic_network),
+    )
 
 
-def normalize(config: Config, state: TrainState, obs: jax.Array) -> jax.Array:
+def normalize(config: Config, state: TrainState, obs: Observation) -> Observation:
     """What the networks see of an observation as the environment gave it."""
-    if not config.normalize_observations:
-        return obs
-    normalized: jax.Array = state.observation_statistics.normalize(obs)
-    return normalized
+    return normalize_observation(state.observation_statistics, obs) if config.normalize_observations else obs
 
 
-def acting(config: Config, state: TrainState) -> Callable[[jax.Array], Any]:
+def acting(config: Config, state: TrainState) -> Callable[[Observation], Any]:
     """The policy of a state: obs [..., O] as the environment gave it ↦ π(·|obs)."""
     policy, _ = networks(config)
     return lambda obs: policy.apply(state.policy, normalize(config, state, obs))

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, PPO
 from purejaxppo.envs import check_env, make_env
-from purejaxppo.networks import ACTIVATIONS
-from purejaxppo.types import Env, UsageError, number, static
+from purejaxppo.networks import ACTION_DISTRIBUTIONS, ACTIVATIONS, check_network, num_parameters, select, visible
+from purejaxppo.types import Box, Env, UsageError, number, static
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-4,
@@ -58,6 +59,12 @@ class Config(struct.PyTreeNode):
 
     hidden_sizes: tuple[int, ...] = static((64, 64), "widths of the hidden layers", interval="[1, inf)")
     activation: str = static("tanh", "activation of the hidden layers", choices=tuple(ACTIVATIONS))
+    layer_norm: bool = static(False, "normalise what goes into each activation (Ba et al., 2016)")
+    policy_network: Any = static(None, "a flax module of your own: what the policy sees ↦ its parameters")
+    critic_network: Any = static(None, "a flax module of your own: what the critic sees ↦ V")
+    policy_obs: tuple[str, ...] = static((), "entries of a dictionary observation that the policy sees; none is all")
+    critic_obs: tuple[str, ...] = static((), "entries of a dictionary observation that the critic sees; none is all")
+    action_distribution: str = static("gaussian", "distribution of continuous actions", choices=ACTION_DISTRIBUTIONS)
     normalize_observations: bool = static(False, "standardise observations with running statistics")
     normalize_rewards: bool = static(False, "divide rewards by the running std of the discounted return")
 
@@ -66,8 +73,9 @@ class Config(struct.PyTreeNode):
     eval_greedy: bool = static(True, "evaluate the policy's mode; otherwise its samples")
 
     def __post_init__(self) -> None:
-        if isinstance(self.hidden_sizes, list):
-            object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        for name in ("hidden_sizes", "policy_obs", "critic_obs"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(getattr(self.algo, "published", None), Mapping):
             return  # JAX rebuilds the tree with placeholders for algorithms; `check` refuses what is none
         for name, value in {**DEFAULTS, **self.algo.published}.items():
@@ -116,6 +124,30 @@ class Config(struct.PyTreeNode):
         if isinstance(self.env, type):
             raise UsageError(f"env = {self.env!r} is a class; pass an instance, {self.env.__name__}().")
         check_env(self.environment, repr(self.env))
+        self._check_agent(self.environment)
+
+    def _check_agent(self, env: Env) -> None:
+        """What `check` does, of settings that must fit the environment's spaces."""
+        seen, acted, kind = env.observation_space, env.action_space, self.action_distribution
+        if not isinstance(acted, Box):
+            if kind != "gaussian":
+                raise UsageError(
+                    f"action_distribution = {kind!r} is for Box actions, not {acted!r}; leave it at gaussian."
+                )
+        elif kind in ("tanh-gaussian", "beta") and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
+            raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
+        known = sorted(visible(seen, ())) if isinstance(seen, Mapping) else []
+        for name in ("policy_obs", "critic_obs"):
+            entries = getattr(self, name)
+            if not isinstance(entries, tuple) or not {*entries} <= {*known}:
+                has = f"its entries are {', '.join(known)}" if known else "it is no dictionary"
+                raise UsageError(f"{name} = {entries!r} must name entries of the observation; {has}.")
+        _, obs = jax.eval_shape(env.reset, jax.random.key(0))
+        for name, shape, entries in (
+            ("policy_network", (num_parameters(acted, kind),), self.policy_obs),
+            ("critic_network", (), self.critic_obs),
+        ):
+            check_network(name, getattr(self, name), select(visible(seen, entries), obs), shape)
 
 
 def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None:

@@ -2,14 +2,21 @@
 
 Each is a pytree of its parameters, with any leading axes, and has `sample(key)`, `mode()`, `log_prob(action)`,
 `entropy()`, `kl(other)` = KL(self ‖ other), and `fisher(tangent)`: the Fisher matrix of its own parameters times a
-tangent of its own shape, so that natural-gradient methods work with all of them.
+tangent of its own shape, so that natural-gradient methods work with all of them. Those over a `Box` also have
+`bound(action, low, high)`: the environment's action for the policy's.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.scipy.special import betaln, digamma, polygamma
+
+FORBIDDEN = -1e30  # a logit of probability exactly 0; with -inf, differences of log-probabilities would be NaN
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(20)  # ∫ f(z) N(z; 0, 1) dz ≈ Σ w f(z) / Σ w
 
 
 class Categorical(struct.PyTreeNode):
@@ -47,7 +54,65 @@ class Categorical(struct.PyTreeNode):
         """(diag(p) - p pᵀ) v, the Fisher matrix in the logits."""
         probs = jax.nn.softmax(self.logits)
         v = tangent.logits
-        return Categorical(probs * (v - jnp.sum(probs * v, axis=-1, keepdims=True)))
+        return tangent.replace(logits=probs * (v - jnp.sum(probs * v, axis=-1, keepdims=True)))
+
+
+class FactoredCategorical(Categorical):
+    """m independent categoricals; log-probabilities, entropies and divergences are sums over them."""
+
+    logits: jax.Array  # [..., m, n], filled with `FORBIDDEN` where a factor has fewer than n actions
+
+    @classmethod
+    def of(cls, factors: Sequence[jax.Array]) -> "FactoredCategorical":
+        """From the logits [..., n_i] of each factor."""
+        n = max(x.shape[-1] for x in factors)
+
+        def fill(x: jax.Array) -> jax.Array:
+            return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, n - x.shape[-1])], constant_values=FORBIDDEN)
+
+        return cls(jnp.stack([fill(x) for x in factors], axis=-2))
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Of actions [..., m]."""
+        return jnp.sum(super().log_prob(action), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        return jnp.sum(super().entropy(), axis=-1)
+
+    def kl(self, other: Categorical) -> jax.Array:
+        return jnp.sum(super().kl(other), axis=-1)
+
+
+class Bernoulli(struct.PyTreeNode):
+    """n independent coins, each 1 with probability p = 1 / (1 + exp(-logit)), else 0."""
+
+    logits: jax.Array  # [..., n]
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Actions [..., n] of zeros and ones, int32."""
+        return jax.random.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(jnp.int32)
+
+    def mode(self) -> jax.Array:
+        return (self.logits > 0).astype(jnp.int32)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        return jnp.sum(jax.nn.log_sigmoid(jnp.where(action > 0, self.logits, -self.logits)), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """-Σ p log p + (1 - p) log(1 - p)."""
+        return jnp.sum(jax.nn.softplus(self.logits) - self.logits * jax.nn.sigmoid(self.logits), axis=-1)
+
+    def kl(self, other: "Bernoulli") -> jax.Array:
+        """Σ p log p/q + (1 - p) log (1 - p)/(1 - q)."""
+
+        def half(p: jax.Array, q: jax.Array) -> jax.Array:
+            return jax.nn.sigmoid(p) * (jax.nn.log_sigmoid(p) - jax.nn.log_sigmoid(q))
+
+        return jnp.sum(half(self.logits, other.logits) + half(-self.logits, -other.logits), axis=-1)
+
+    def fisher(self, tangent: "Bernoulli") -> "Bernoulli":
+        """p (1 - p) v, the Fisher matrix in the logits."""
+        return Bernoulli(jax.nn.sigmoid(self.logits) * jax.nn.sigmoid(-self.logits) * tangent.logits)
 
 
 class DiagonalGaussian(struct.PyTreeNode):
@@ -55,6 +120,11 @@ class DiagonalGaussian(struct.PyTreeNode):
 
     mean: jax.Array  # [..., k]
     log_std: jax.Array  # [..., k]
+
+    @staticmethod
+    def bound(action: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        """Clipped."""
+        return jnp.clip(action, low, high)
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Actions [..., k], neither squashed nor clipped."""
@@ -79,4 +149,94 @@ class DiagonalGaussian(struct.PyTreeNode):
 
     def fisher(self, tangent: "DiagonalGaussian") -> "DiagonalGaussian":
         """(1/σ²) v for the mean, 2 v for log σ."""
-        return DiagonalGaussian(tangent.mean * jnp.exp(-2 * self.log_std), 2 * tangent.log_std)
+        return tangent.replace(mean=tangent.mean * jnp.exp(-2 * self.log_std), log_std=2 * tangent.log_std)
+
+
+class TanhGaussian(DiagonalGaussian):
+    """tanh(u), u from independent normals (Haarnoja et al., 2018, arXiv:1801.01290, appendix C), scaled to the bounds.
+
+    The action is u, which `sample` and `mode` return and `log_prob` takes: tanh(u) may round to 1, where u is lost.
+    Densities and entropies are those of tanh(u). KL and Fisher matrix are the normals' own: tanh is one to one.
+    """
+
+    @staticmethod
+    def bound(action: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        """low + (high - low) · (tanh(u) + 1) / 2."""
+        return low + (high - low) * 0.5 * (jnp.tanh(action) + 1.0)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """log N(u) - Σ log(1 - tanh²(u))."""
+        return super().log_prob(action) - jnp.sum(_log_slope(action), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """H(N) + Σ E log(1 - tanh²(u)), the mean by Gauss–Hermite quadrature with 20 nodes.
+
+        There is no closed form. The error per dimension is below 1e-5 for σ ≤ 1, 2e-3 at σ = 2 and 4e-2 at σ = 4.
+        """
+        std, weights = jnp.exp(self.log_std), _WEIGHTS / _WEIGHTS.sum()
+        slopes = sum(w * _log_slope(self.mean + z * std) for z, w in zip(_NODES, weights, strict=True))
+        return super().entropy() + jnp.sum(slopes, axis=-1)
+
+
+class Beta(struct.PyTreeNode):
+    """Independent Beta(α, β) over [0, 1]ᵏ, scaled to the bounds (Chou et al., 2017, PMLR 70).
+
+    With α, β ≥ 1, as the networks make them, each density has one peak. Actions are kept within 1e-6 of 0 and 1, where
+    the density may be 0.
+    """
+
+    alpha: jax.Array  # [..., k]
+    beta: jax.Array  # [..., k]
+
+    @staticmethod
+    def bound(action: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        """low + (high - low) · a."""
+        return low + (high - low) * action
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Actions [..., k] in (0, 1), not scaled."""
+        return _interior(jax.random.beta(key, self.alpha, self.beta))
+
+    def mode(self) -> jax.Array:
+        """(α - 1) / (α + β - 2), and ½ where the density is flat."""
+        total = self.alpha + self.beta - 2.0
+        return _interior(jnp.where(total > 0, (self.alpha - 1.0) / jnp.where(total > 0, total, 1.0), 0.5))
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Σ (α - 1) log a + (β - 1) log(1 - a) - log B(α, β)."""
+        a = _interior(action)
+        powers = (self.alpha - 1.0) * jnp.log(a) + (self.beta - 1.0) * jnp.log1p(-a)
+        return jnp.sum(powers - betaln(self.alpha, self.beta), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """Σ log B(α, β) - (α - 1) ψ(α) - (β - 1) ψ(β) + (α + β - 2) ψ(α + β)."""
+        a, b = self.alpha, self.beta
+        mean_log, mean_log_rest = _mean_logs(a, b)
+        return jnp.sum(betaln(a, b) - (a - 1.0) * mean_log - (b - 1.0) * mean_log_rest, axis=-1)
+
+    def kl(self, other: "Beta") -> jax.Array:
+        """Σ log B(α', β') / B(α, β) + (α - α') E log a + (β - β') E log(1 - a)."""
+        a, b = self.alpha, self.beta
+        mean_log, mean_log_rest = _mean_logs(a, b)
+        ratio = betaln(other.alpha, other.beta) - betaln(a, b)
+        return jnp.sum(ratio + (a - other.alpha) * mean_log + (b - other.beta) * mean_log_rest, axis=-1)
+
+    def fisher(self, tangent: "Beta") -> "Beta":
+        """ψ'(α) v - ψ'(α + β) (v + w) for α, ψ'(β) w - ψ'(α + β) (v + w) for β."""
+        shared = polygamma(1, self.alpha + self.beta) * (tangent.alpha + tangent.beta)
+        return Beta(polygamma(1, self.alpha) * tangent.alpha - shared, polygamma(1, self.beta) * tangent.beta - shared)
+
+
+def _log_slope(u: jax.Array) -> jax.Array:
+    """log(1 - tanh²(u)) = 2 (log 2 - u - softplus(-2u)), finite for all u."""
+    return 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+
+
+def _interior(a: jax.Array) -> jax.Array:
+    return jnp.clip(a, 1e-6, 1.0 - 1e-6)
+
+
+def _mean_logs(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """E log x = ψ(α) - ψ(α + β), E log(1 - x) = ψ(β) - ψ(α + β)."""
+    whole = digamma(a + b)
+    return digamma(a) - whole, digamma(b) - whole

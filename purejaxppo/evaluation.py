@@ -39,7 +39,7 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
         distribution = policy(episodes.obs)
         action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
         keys = jax.random.split(step_key, num_episodes)
-        env_state, obs, reward, terminated, truncated = step_envs(keys, env, episodes.env, action)
+        env_state, obs, reward, terminated, truncated = step_envs(keys, env, episodes.env, distribution, action)
         returns = episodes.episode_return + jnp.where(playing, reward, 0.0)
         lengths = episodes.episode_length + playing
         return RolloutState(env_state, obs, returns, lengths), playing & ~(terminated | truncated), key

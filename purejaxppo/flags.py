@@ -73,7 +73,7 @@ def parse(argv: list[str]) -> tuple[Config, RunOptions, HostOptions]:
     groups = {
         "run": options,
         "host": HostOptions(),
-        "config": _flags(base, ("env", "algo")),
+        "config": _flags(base, ("env", "algo", "policy_network", "critic_network")),
         algo.replace("-", "_"): _flags(base.algo, ()),
     }
     known = {field.name.replace("_", "-") for group in groups.values() for field in dataclasses.fields(group)}

@@ -1,12 +1,15 @@
 """Running statistics of observations and returns."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from purejaxppo.batching import moments, shards
+from purejaxppo.types import Box, Observation, ObservationSpace
 
 
 class RunningStatistics(struct.PyTreeNode):
@@ -43,6 +46,27 @@ class RunningStatistics(struct.PyTreeNode):
         shape = (1,) * (x.ndim - self.mean.ndim) + self.mean.shape
         centred = x - self.mean.reshape(shape)
         return jnp.clip(centred * jax.lax.rsqrt(self.variance.reshape(shape) + 1e-8), -10.0, 10.0)
+
+
+def observation_statistics(space: ObservationSpace) -> Any:
+    """Before any sample: `RunningStatistics` of each Box, as one or as a dict; integers and masks have none."""
+    if isinstance(space, Mapping):
+        return {name: RunningStatistics.init(entry.shape) for name, entry in space.items() if isinstance(entry, Box)}
+    return RunningStatistics.init(space.shape) if isinstance(space, Box) else None
+
+
+def update_statistics(statistics: Any, obs: Observation) -> Any:
+    """Take in observations [..., O]."""
+    if isinstance(statistics, Mapping):
+        return {name: entry.update(obs[name]) for name, entry in statistics.items()}
+    return statistics and statistics.update(obs)
+
+
+def normalize_observation(statistics: Any, obs: Observation) -> Observation:
+    """Observations [..., O] standardised; what has no statistics stays."""
+    if isinstance(statistics, Mapping):
+        return {**obs, **{name: entry.normalize(obs[name]) for name, entry in statistics.items()}}
+    return statistics.normalize(obs) if statistics else obs
 
 
 class RewardNormalizer(struct.PyTreeNode):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.batching import any_run
-from purejaxppo.types import Box, Env, RolloutState, Space, Transition
+from purejaxppo.types import Box, Env, Observation, RolloutState, Space, Transition
 
 
 class EpisodeSums(NamedTuple):
@@ -24,21 +24,22 @@ def begin_episodes(key: jax.Array, env: Env, num_envs: int) -> RolloutState:
     return RolloutState(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
 
-def environment_action(space: Space, action: jax.Array) -> jax.Array:
-    """What the environment receives for the policy's action: shaped as the space is, and clipped to its bounds."""
-    if isinstance(space, Box):
-        return jnp.clip(action.reshape(space.shape), jnp.asarray(space.low), jnp.asarray(space.high))
-    return action
+def environment_action(space: Space, distribution: Any, action: jax.Array) -> jax.Array:
+    """What the environment receives for an action [..., A] of a policy's distribution: as its space is, and bounded."""
+    if not isinstance(space, Box):
+        return action
+    shape = (*action.shape[:-1], *space.shape)
+    low, high = (jnp.broadcast_to(jnp.asarray(end), shape) for end in (space.low, space.high))
+    return distribution.bound(action.reshape(shape), low, high)
 
 
-def step_envs(keys: jax.Array, env: Env, env_state: Any, action: jax.Array) -> Any:
+def step_envs(keys: jax.Array, env: Env, env_state: Any, distribution: Any, action: jax.Array) -> Any:
     """One step in each of B environments: `Env.step` with a leading axis B everywhere."""
-    bounded = jax.vmap(lambda action: environment_action(env.action_space, action))(action)
-    return jax.vmap(env.step)(keys, env_state, bounded)
+    return jax.vmap(env.step)(keys, env_state, environment_action(env.action_space, distribution, action))
 
 
 def rollout(
-    key: jax.Array, env: Env, policy: Callable[[jax.Array], Any], state: RolloutState, num_steps: int
+    key: jax.Array, env: Env, policy: Callable[[Observation], Any], state: RolloutState, num_steps: int
 ) -> tuple[RolloutState, Transition, EpisodeSums]:
     """Let `policy` (obs [B, O] → distribution [B]) act for `num_steps` steps.
 
@@ -53,7 +54,7 @@ def rollout(
         action_key, step_keys, reset_keys = keys[0], keys[1 : 1 + num_envs], keys[1 + num_envs :]
         distribution = policy(state.obs)
         action = distribution.sample(action_key)
-        env_state, next_obs, reward, terminated, truncated = step_envs(step_keys, env, state.env, action)
+        env_state, next_obs, reward, terminated, truncated = step_envs(step_keys, env, state.env, distribution, action)
         done = terminated | truncated
         transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, distribution)
 
@@ -72,10 +73,10 @@ def rollout(
     return state, transitions, sums
 
 
-def _reset_where(done: jax.Array, keys: jax.Array, env: Env, env_state: Any, obs: jax.Array) -> tuple[Any, jax.Array]:
+def _reset_where(done: jax.Array, keys: jax.Array, env: Env, env_state: Any, obs: Any) -> tuple[Any, Any]:
     """Fresh start states where `done` [B]; the work is skipped in steps where no episode of any run ended."""
 
-    def reset(env_state: Any, obs: jax.Array) -> tuple[Any, jax.Array]:
+    def reset(env_state: Any, obs: Any) -> tuple[Any, Any]:
         def choose(fresh: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), fresh, old)
 

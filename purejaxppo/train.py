@@ -15,7 +15,7 @@ from purejaxppo.batching import as_argument, key_of_shard, mean_over_shards, sha
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
-from purejaxppo.normalize import RewardNormalizer, RunningStatistics
+from purejaxppo.normalize import RewardNormalizer, observation_statistics, update_statistics
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.types import Batch, Failure, Metrics, Params, TrainState, Transition
@@ -85,7 +85,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
         critic=critic_params,
         algorithm=config.algo.init(params),
         critic_optimizer=MinibatchAdam.init(critic_params),
-        observation_statistics=RunningStatistics.init(env.observation_space.shape),
+        observation_statistics=observation_statistics(env.observation_space),
         reward_normalizer=RewardNormalizer.init(num_envs),
         rollout=episodes,
         key=key,
@@ -133,7 +133,9 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         critic=critic_params,
         algorithm=algorithm_state,
         critic_optimizer=critic_moments,
-        observation_statistics=statistics.update(transitions.obs) if config.normalize_observations else statistics,
+        observation_statistics=update_statistics(statistics, transitions.obs)
+        if config.normalize_observations
+        else statistics,
         reward_normalizer=reward_normalizer,
         rollout=episodes,
         key=key,

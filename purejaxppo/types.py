@@ -1,6 +1,7 @@
 """The records that data flows through, and the protocols that parts are held to.
 
-Shapes: T steps, B environments, N = T·B samples, O and A the shapes of one observation and one action.
+Shapes: T steps, B environments, N = T·B samples, O and A the shapes of one observation (or of each entry of it) and
+one action.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ Params = Any  # a pytree of float arrays
 Metrics = dict[str, jax.Array]
 AlgorithmState = Any  # a pytree: optimiser moments, β, or () where there is nothing to keep
 EnvState = Any  # a pytree, whatever the environment keeps
+Observation = Any  # an array [O], or a dict of arrays
 
 
 class UsageError(ValueError):
@@ -37,8 +39,34 @@ class Discrete(NamedTuple):
 
     n: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
 
-Space = Box | Discrete
+
+class MultiDiscrete(NamedTuple):
+    """Vectors of integers, the i-th from 0 … nvec[i]-1."""
+
+    nvec: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.nvec),)
+
+
+class MultiBinary(NamedTuple):
+    """Vectors of n zeros and ones."""
+
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.n,)
+
+
+Space = Box | Discrete | MultiDiscrete | MultiBinary
+ObservationSpace = Any  # a Box, a Discrete, or a dict of them, with or without an action mask, a MultiBinary
+ACTION_MASK = "action_mask"  # the entry of an observation that says which actions are valid
 
 
 class Env(Protocol):
@@ -46,44 +74,48 @@ class Env(Protocol):
 
     `terminated`: the process ended, the value of what follows is 0. `truncated`: it was cut off, by a time limit
     say, and the value of what follows is V(obs) of the observation returned by that very step.
+
+    An observation may be a dict of arrays. Its entry `action_mask`, bool [n] for Discrete(n) and [Σ nvec] for
+    MultiDiscrete(nvec), says which actions are valid: all others have probability 0. The networks do not see it.
+    Where no action (of a factor) is valid, after the end say, all are taken to be.
     """
 
     @property
-    def observation_space(self) -> Box: ...
+    def observation_space(self) -> ObservationSpace: ...
 
     @property
     def action_space(self) -> Space: ...
 
-    def reset(self, key: jax.Array) -> tuple[EnvState, jax.Array]:
+    def reset(self, key: jax.Array) -> tuple[EnvState, Observation]:
         """`(state, obs)` of a fresh episode."""
         ...
 
     def step(
         self, key: jax.Array, state: EnvState, action: jax.Array
-    ) -> tuple[EnvState, jax.Array, jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[EnvState, Observation, jax.Array, jax.Array, jax.Array]:
         """`(state, obs, reward, terminated, truncated)`, `obs` being the one really reached."""
         ...
 
 
-Policy = Callable[[Params, jax.Array], Any]  # (params, obs [..., O]) -> a distribution [...], see distributions.py
+Policy = Callable[[Params, Observation], Any]  # (params, obs [..., O]) -> a distribution [...], see distributions.py
 
 
 class Transition(NamedTuple):
     """What a rollout records."""
 
-    obs: jax.Array  # [T, B, O] as the environment gave it
-    action: jax.Array  # [T, B, A] as the policy drew it, unclipped
+    obs: Observation  # [T, B, O] as the environment gave it
+    action: jax.Array  # [T, B, A] as the policy drew it, see `bound` in distributions.py
     reward: jax.Array  # [T, B] as the environment gave it
     terminated: jax.Array  # [T, B] bool
     truncated: jax.Array  # [T, B] bool
-    next_obs: jax.Array  # [T, B, O] what the step led to, before any reset
+    next_obs: Observation  # [T, B, O] what the step led to, before any reset
     distribution: Any  # [T, B, ...] π(·|obs) of the behaviour policy
 
 
 class Batch(NamedTuple):
     """What an update learns from: one rollout, flattened."""
 
-    obs: jax.Array  # [N, O] normalised, if the run normalises
+    obs: Observation  # [N, O] normalised, if the run normalises
     action: jax.Array  # [N, A]
     log_prob: jax.Array  # [N] log π_old(a|s)
     distribution: Any  # [N, ...] π_old(·|s)
@@ -96,7 +128,7 @@ class RolloutState(NamedTuple):
     """Where the environments stand between two rollouts."""
 
     env: EnvState  # [B, ...]
-    obs: jax.Array  # [B, O]
+    obs: Observation  # [B, O]
     episode_return: jax.Array  # [B] undiscounted, so far
     episode_length: jax.Array  # [B] int32, so far
 
@@ -115,7 +147,7 @@ class TrainState(struct.PyTreeNode):
     critic: Params
     algorithm: AlgorithmState
     critic_optimizer: Any  # Adam's moments
-    observation_statistics: Any  # RunningStatistics over O
+    observation_statistics: Any  # RunningStatistics over O, a dict of them, or None
     reward_normalizer: Any  # RewardNormalizer
     rollout: RolloutState
     key: jax.Array  # []

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.types import Box, Discrete, Space
+from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
+THREE = Discrete(3)
 REAL_LINE = (-jnp.inf, jnp.inf)
 
 
@@ -197,3 +198,47 @@ class Walk:
 def returns_of(lengths):
     """The return of a complete `RandomLength` episode of each length."""
     return lengths * (lengths + 1) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """One step. x is -1 or 1, and the best action follows from it; that one is rewarded by 1, others by less.
+
+    Observed as a vector, an integer, or a dict with the entries `side` (x), `noise` and, where `mask` forbids some
+    actions, `action_mask`. Action 0 (of each factor) is then forbidden, and pays 10.
+    """
+
+    action_space: Space = THREE
+    observes: str = "vector"
+    mask: tuple[bool, ...] = ()
+
+    @property
+    def observation_space(self):
+        entries = {"side": Box(-1.0, 1.0, (1,)), "noise": Box(*REAL_LINE, (2, 2))}
+        if self.mask:
+            entries["action_mask"] = MultiBinary(len(self.mask))
+        return {"vector": entries["side"], "integer": Discrete(2), "dict": entries}[self.observes]
+
+    def observe(self, x, key):
+        entries = {"side": x[None], "noise": jax.random.normal(key, (2, 2))}
+        if self.mask:
+            entries["action_mask"] = jnp.asarray(self.mask)
+        return {"vector": x[None], "integer": (x > 0).astype(jnp.int32), "dict": entries}[self.observes]
+
+    def reset(self, key):
+        x = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
+        return x, self.observe(x, key)
+
+    def step(self, key, state, action):
+        positive, space = (state > 0).astype(jnp.int32), self.action_space
+        if isinstance(space, Box):
+            target = space.low + (space.high - space.low) * (0.5 + 0.25 * state)
+            reward = 1.0 - 4.0 * jnp.mean(jnp.abs(action - target)) / (space.high - space.low)
+        elif isinstance(space, MultiBinary):
+            reward = jnp.mean(action == jnp.arange(space.n) % 2 ^ positive)
+        else:
+            n = jnp.asarray(space.nvec if isinstance(space, MultiDiscrete) else [space.n])
+            reward = jnp.mean(jnp.atleast_1d(action) == n - 1 - positive)
+            reward = jnp.where(jnp.any(action == 0) & bool(self.mask), 10.0, reward)
+        yes = jnp.ones((), bool)
+        return state, self.observe(state, key), reward.astype(jnp.float32), yes, ~yes

@@ -9,15 +9,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import RandomStart, StepCounter, Walk
+from flax import linen as nn
 from support import arrays, largest_difference, quick_jit
 
 from purejaxppo import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, init, make_train, update_step
 from purejaxppo.config import DEFAULTS
-from purejaxppo.types import Box, Discrete, UsageError
+from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, UsageError
 
 KEY = jax.random.key(0)
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 2 * 32, "hidden_sizes": (8,), "num_minibatches": 1}
 UPDATES = {"learning_rate": 0.02, "gae_lambda": 0.9, "num_epochs": 2, "anneal_learning_rate": False}
+
+NETWORK = (  # what `init` depends on
+    *("env", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
+    "action_distribution",
+)
+
+
+class Quadratic(nn.Module):
+    """A critic of one's own."""
+
+    @nn.compact
+    def __call__(self, obs):
+        return nn.Dense(1)(obs**2)[..., 0]
+
+
+class Entries(Walk):
+    """The walk, with position and time as entries of a dictionary."""
+
+    @property
+    def observation_space(self):
+        return {"x": Box(-jnp.inf, jnp.inf, ()), "steps": Box(-jnp.inf, jnp.inf, (1,))}
+
+    def observe(self, state):
+        return {"x": state.x, "steps": state.steps.astype(jnp.float32)[None]}
+
 
 # For each field a change that must show in a run of two updates. With a pair of dicts, the first is what else is set.
 SHARED = {
@@ -39,6 +65,12 @@ SHARED = {
     "value_clip_eps": {"value_clip_eps": 1e-3},
     "hidden_sizes": {"hidden_sizes": (8, 8)},
     "activation": {"activation": "relu"},
+    "layer_norm": {"layer_norm": True},
+    "policy_network": {"policy_network": nn.Dense(2)},
+    "critic_network": {"critic_network": Quadratic()},
+    "policy_obs": ({"env": Entries()}, {"policy_obs": ("x",)}),
+    "critic_obs": ({"env": Entries()}, {"critic_obs": ("x",)}),
+    "action_distribution": ({"env": Walk(continuous=True)}, {"action_distribution": "beta"}),
     "normalize_observations": {"normalize_observations": True},
     "normalize_rewards": {"normalize_rewards": True},
     "eval_interval": ({"eval_episodes": 3}, {"eval_interval": 2}),
@@ -108,7 +140,7 @@ def outcome(config):
         state, metrics = train(config, KEY)
     else:
         numbers = {f.name: getattr(config.algo, f.name) for f in dataclasses.fields(config.algo) if is_number(f)}
-        parts = {"env": config.env, "num_envs": config.num_envs, "hidden_sizes": config.hidden_sizes}
+        parts = {name: getattr(config, name) for name in NETWORK}
         state = begin(Config(algo=type(config.algo)(**numbers), **parts), KEY)  # nothing else matters to it
         state, first = update(config, state)
         state, second = update(config, state)
@@ -197,7 +229,8 @@ def test_published_defaults_fill_what_is_left_open():
         config = Config(algo=algorithm())
         for name, value in {**DEFAULTS, **algorithm.published}.items():
             assert getattr(config, name) == value, name
-        assert None not in [getattr(config, field.name) for field in dataclasses.fields(config)]
+        unset = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None}
+        assert unset == {"policy_network", "critic_network"}
         explicit = Config(algo=algorithm(), num_envs=3, learning_rate=0.5, gae_lambda=0.1, value_target="td0")
         assert (explicit.num_envs, explicit.learning_rate) == (3, 0.5)
         assert (explicit.gae_lambda, explicit.value_target) == (0.1, "td0")
@@ -220,6 +253,11 @@ class Spaces(StepCounter):
 
     observation_space: object = Box(-1.0, 1.0, (1,))
     action_space: object = Discrete(2)
+
+
+MASK = MultiBinary(2)
+MASKED = {"x": Box(-1.0, 1.0, (1,)), "action_mask": MASK}
+UNBOUNDED = Spaces(action_space=Box(-jnp.inf, jnp.inf, (1,)))
 
 
 class Branching(StepCounter):
@@ -253,7 +291,27 @@ BAD = [  # (settings, what the message must contain)
     ({"env": "fractions:Fraction"}, ["env = 'fractions:Fraction'", "reset"]),
     ({"env": 5}, ["env = 5"]),
     ({"env": None}, ["env = None"]),
-    ({"env": Spaces(observation_space=Discrete(3))}, ["observation_space = Discrete(n=3)"]),
+    ({"env": Spaces(observation_space=Discrete(3))}, ["float32[1]", "Discrete(n=3)"]),
+    ({"env": Spaces(observation_space={"x": MASK})}, ["observation_space['x'] = MultiBinary(n=2)"]),
+    ({"env": Spaces(observation_space={"x": Box(-1.0, 1.0, (1,))})}, ["env = Spaces", "['x']"]),
+    ({"env": Spaces(observation_space={"action_mask": MASK})}, ["observation_space = ", "nothing to see"]),
+    ({"env": Spaces(observation_space=MASKED, action_space=Discrete(3))}, ["action_mask", "MultiBinary(n=3)"]),
+    ({"env": Spaces(observation_space=MASKED, action_space=MASK)}, ["action_mask", "MultiBinary(n=2) takes none"]),
+    ({"env": Spaces(action_space=MultiDiscrete([2, 2]))}, ["action_space = MultiDiscrete(nvec=[2, 2])"]),
+    ({"env": Spaces(action_space=MultiDiscrete((2, 0)))}, ["action_space = MultiDiscrete(nvec=(2, 0))"]),
+    ({"env": Walk(), "action_distribution": "beta"}, ["action_distribution = 'beta'", "Discrete(n=2)"]),
+    ({"env": UNBOUNDED, "action_distribution": "beta"}, ["action_distribution = 'beta'", "inf"]),
+    ({"env": UNBOUNDED, "action_distribution": "tanh-gaussian"}, ["action_distribution = 'tanh-gaussian'", "inf"]),
+    ({"action_distribution": "cauchy"}, ["action_distribution = 'cauchy'", "tanh-gaussian"]),
+    ({"env": Entries(), "policy_obs": ("y",)}, ["policy_obs = ('y',)", "steps, x"]),
+    ({"env": Entries(), "critic_obs": "x"}, ["critic_obs = 'x'", "steps, x"]),
+    ({"policy_obs": ("x",)}, ["policy_obs = ('x',)", "no dictionary"]),
+    ({"layer_norm": 1}, ["layer_norm = 1"]),
+    ({"policy_network": "MLP"}, ["policy_network = 'MLP'", "Module"]),
+    ({"policy_network": nn.Dense}, ["policy_network = <class", "instance"]),
+    ({"policy_network": nn.Dense(3)}, ["policy_network = Dense", "(3,)", "(2,)"]),
+    ({"critic_network": nn.Dense(1)}, ["critic_network = Dense", "(1,)", "()"]),
+    ({"env": Entries(), "critic_network": Quadratic()}, ["critic_network = Quadratic", "fails"]),
     ({"env": Spaces(observation_space=Box(0.0, 1.0, (2, 2, 2, 2)))}, ["observation_space = Box", "(2, 2, 2, 2)"]),
     ({"env": Spaces(action_space=(Discrete(2), Discrete(2)))}, ["action_space = (Discrete(n=2), Discrete(n=2))"]),
     ({"env": Spaces(observation_space=Box(0.0, 1.0, (2, 2, 3)))}, ["observation_space = Box", "(2, 2, 3)"]),

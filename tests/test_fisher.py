@@ -29,7 +29,7 @@ def mean_kl(old, new):
 @functools.cache
 def problem(kind, count=9):
     """A policy θ ↦ π(·|obs) that is neither uniform nor centred, θ, and the dense Hessian of its mean KL at θ."""
-    policy = PolicyNetwork(SPACES[kind], 1, (5,), "tanh")
+    policy = PolicyNetwork(SPACES[kind], Box(-jnp.inf, jnp.inf, (4,)), (5,), "tanh")
     obs = jax.random.normal(jax.random.key(0), (count, 4))
     shapes = jax.eval_shape(policy.init, jax.random.key(1), obs)
     theta, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes))

@@ -14,6 +14,7 @@ from purejaxppo.distributions import DiagonalGaussian
 from purejaxppo.networks import PolicyNetwork, Torso, ValueNetwork, orthogonal
 from purejaxppo.types import Box, Discrete
 
+VECTOR = Box(-np.inf, np.inf, (4,))
 SHAPES = [(20, 6), (6, 20), (12, 12), (1, 7), (7, 1), (1, 1)]
 
 
@@ -65,7 +66,7 @@ def test_orthogonal_matrices_are_spread_evenly_and_differ_between_keys():
 def test_the_convolution_is_a_direct_one():
     """16 filters, 3×3, stride 1, no padding, ReLU, over images [H, W, C]."""
     obs = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
-    torso = Torso(rank=3, hidden_sizes=(), activation="tanh")
+    torso = Torso(Box(-np.inf, np.inf, (7, 6, 3)), hidden_sizes=(), activation="tanh")
     params = random_params(torso, obs)
     weights = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"]["Dense_0"])
     kernel = weights["kernel"].reshape(3, 3, 3, 16)
@@ -84,7 +85,7 @@ def test_the_convolution_is_a_direct_one():
 def test_the_torso_is_a_multilayer_perceptron(activation):
     functions = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "swish": lambda x: x / (1 + np.exp(-x))}
     obs = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
-    torso = Torso(1, (6, 3), activation)
+    torso = Torso(VECTOR, (6, 3), activation)
     params = random_params(torso, obs)
     x = obs.astype(np.float64)
     for layer in ("Dense_0", "Dense_1"):
@@ -97,8 +98,8 @@ def test_the_torso_is_a_multilayer_perceptron(activation):
 def test_networks_map_any_batch_of_observations_of_any_rank(obs_shape):
     """Each observation of a batch gets what it gets alone."""
     obs = np.random.default_rng(2).standard_normal((2, 3, *obs_shape)).astype(np.float32)
-    rank = len(obs_shape)
-    policy, critic = PolicyNetwork(Discrete(3), rank, (5,), "tanh"), ValueNetwork(rank, (5,), "tanh")
+    space = Box(-np.inf, np.inf, obs_shape)
+    policy, critic = PolicyNetwork(Discrete(3), space, (5,), "tanh"), ValueNetwork(space, (5,), "tanh")
     params = random_params(policy, obs)
     logits = quick_jit(lambda obs: policy.apply(params, obs).logits)
     assert logits(obs).shape == (2, 3, 3)
@@ -108,7 +109,7 @@ def test_networks_map_any_batch_of_observations_of_any_rank(obs_shape):
 
 
 def test_observations_may_be_integers_or_booleans():
-    network = PolicyNetwork(Discrete(2), 3, (5,), "relu")
+    network = PolicyNetwork(Discrete(2), Box(0, 255, (4, 4, 2)), (5,), "relu")
     obs = np.arange(2 * 4 * 4 * 2).reshape(2, 4, 4, 2) % 3 == 0
     params = random_params(network, obs)
     expected = network.apply(params, jnp.asarray(obs, jnp.float32)).logits
@@ -117,7 +118,7 @@ def test_observations_may_be_integers_or_booleans():
 
 
 def test_actions_of_any_shape_are_flattened():
-    network = PolicyNetwork(Box(-1.0, 1.0, (2, 3)), 1, (5,), "tanh")
+    network = PolicyNetwork(Box(-1.0, 1.0, (2, 3)), VECTOR, (5,), "tanh")
     obs = jnp.ones((7, 4))
     distribution = jax.eval_shape(network.apply, random_params(network, obs), obs)
     assert distribution.mean.shape == distribution.log_std.shape == (7, 6)
@@ -125,7 +126,7 @@ def test_actions_of_any_shape_are_flattened():
 
 def test_an_initial_categorical_policy_is_nearly_uniform_everywhere():
     """The last layer's gain is 0.01 and 64 units lie in [-1, 1], so no logit exceeds 0.08."""
-    network = PolicyNetwork(Discrete(6), 1, (64, 64), "tanh")
+    network = PolicyNetwork(Discrete(6), VECTOR, (64, 64), "tanh")
     obs = 100.0 * jax.random.normal(jax.random.key(0), (500, 4))
     params = quick_jit(network.init)(jax.random.key(1), obs)
     logits = network.apply(params, obs).logits
@@ -134,7 +135,7 @@ def test_an_initial_categorical_policy_is_nearly_uniform_everywhere():
 
 
 def test_an_initial_gaussian_policy_is_nearly_standard_normal_everywhere():
-    network = PolicyNetwork(Box(-1.0, 1.0, (3,)), 1, (64, 64), "tanh")
+    network = PolicyNetwork(Box(-1.0, 1.0, (3,)), VECTOR, (64, 64), "tanh")
     obs = 100.0 * jax.random.normal(jax.random.key(0), (500, 4))
     distribution = network.apply(quick_jit(network.init)(jax.random.key(1), obs), obs)
     assert isinstance(distribution, DiagonalGaussian)
@@ -143,7 +144,7 @@ def test_an_initial_gaussian_policy_is_nearly_standard_normal_everywhere():
 
 
 def test_log_std_does_not_depend_on_the_state_and_is_learnt():
-    network = PolicyNetwork(Box(-1.0, 1.0, (2,)), 1, (5,), "tanh")
+    network = PolicyNetwork(Box(-1.0, 1.0, (2,)), VECTOR, (5,), "tanh")
     obs = jax.random.normal(jax.random.key(0), (6, 4))
     params = random_params(network, obs)
     params["params"]["log_std"] = jnp.asarray([0.3, -0.7])
@@ -154,7 +155,7 @@ def test_log_std_does_not_depend_on_the_state_and_is_learnt():
 
 
 def test_biases_begin_at_zero_and_kernels_have_their_layers_gain():
-    params = quick_jit(ValueNetwork(1, (16, 16), "tanh").init)(jax.random.key(0), jnp.ones((1, 4)))
+    params = quick_jit(ValueNetwork(VECTOR, (16, 16), "tanh").init)(jax.random.key(0), jnp.ones((1, 4)))
     for path, leaf in leaves(params):
         if path[-1].key == "bias":
             np.testing.assert_array_equal(leaf, 0.0)

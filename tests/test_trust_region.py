@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("kind", list(SPACES))
 
 
 def network(kind):
-    return PolicyNetwork(SPACES[kind], 1, (8,), "tanh")
+    return PolicyNetwork(SPACES[kind], Box(-jnp.inf, jnp.inf, (OBS,)), (8,), "tanh")
 
 
 @functools.cache

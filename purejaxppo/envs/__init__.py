@@ -3,13 +3,14 @@
 import difflib
 import functools
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from purejaxppo.envs.gymnax import GymnaxEnv, gymnax_names
-from purejaxppo.types import Box, Discrete, Env, UsageError, reason
+from purejaxppo.types import ACTION_MASK, Box, Discrete, Env, MultiBinary, MultiDiscrete, UsageError, reason
 
 __all__ = ["GymnaxEnv", "check_env", "env_names", "make_env"]
 
@@ -24,7 +25,7 @@ def make_env(name: str) -> Env:
     """The environment called `name`: `CartPole-v1`, `gymnax/CartPole-v1`, or `module:Class` for one of your own.
 
     Raises:
-        UsageError: no such environment, or one whose spaces are neither Box nor Discrete.
+        UsageError: no such environment, or one that cannot be made.
     """
     if ":" in name:
         return _user_env(name)
@@ -58,12 +59,9 @@ def check_env(env: Any, name: str) -> None:
     if missing:
         raise UsageError(f"env = {name} has no {', '.join(missing)}; give a name, or what types.Env describes.")
     seen, acted = env.observation_space, env.action_space
-    if not isinstance(seen, Box) or len(seen.shape) > 3 or (len(seen.shape) == 3 and min(seen.shape[:2]) < 3):
-        raise UsageError(f"observation_space = {seen!r} is no Box of rank ≤ 3, images at least 3 × 3; flatten it.")
-    if not isinstance(acted, Box | Discrete):
-        raise UsageError(f"action_space = {acted!r} is neither a purejaxppo Box nor Discrete; adapt the environment.")
+    _check_spaces(seen, acted)
     key = jax.random.key(0)
-    action = jnp.zeros(acted.shape) if isinstance(acted, Box) else jnp.zeros((), jnp.int32)
+    action = jnp.zeros(acted.shape, jnp.float32 if isinstance(acted, Box) else jnp.int32)
     try:
         state, obs = jax.eval_shape(env.reset, key)
         returned = jax.eval_shape(env.step, key, state, action)
@@ -72,7 +70,7 @@ def check_env(env: Any, name: str) -> None:
     if not isinstance(returned, tuple) or len(returned) != 5:
         raise UsageError(f"env = {name}: step must return (state, obs, reward, terminated, truncated); see types.Env.")
     flag, scalar = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.float32)
-    expected = (state, jax.ShapeDtypeStruct(seen.shape, obs.dtype), scalar, flag, flag)
+    expected = (state, obs, scalar, flag, flag)
     for part, actual, wanted in zip(
         ("state", "obs", "reward", "terminated", "truncated"), returned, expected, strict=True
     ):
@@ -81,10 +79,47 @@ def check_env(env: Any, name: str) -> None:
                 f"env = {name}: step's {part} is {_shapes(actual)} but must be {_shapes(wanted)}, as in reset and the "
                 "spaces; cast or reshape it."
             )
-    if obs.shape != seen.shape:
+    entries = seen if isinstance(seen, Mapping) else {"": seen}
+    arrays = obs if isinstance(seen, Mapping) and isinstance(obs, Mapping) else {"": obs}
+    if {*entries} != {*arrays}:
         raise UsageError(
-            f"env = {name}: reset's obs has shape {obs.shape} but its space {seen.shape}; make them agree."
+            f"env = {name}: reset's obs has entries {[*arrays]} but its space {[*entries]}; make them agree."
         )
+    for entry, space in entries.items():
+        kind = {Discrete: jnp.integer, MultiBinary: jnp.bool_}.get(type(space), jnp.generic)
+        if arrays[entry].shape != space.shape or not jnp.issubdtype(arrays[entry].dtype, kind):
+            raise UsageError(
+                f"env = {name}: reset's obs{entry and f'[{entry!r}]'} is {_shapes(arrays[entry])} but its space is "
+                f"{space!r:.80}; make them agree (Discrete is a whole number, MultiBinary bool)."
+            )
+
+
+def _check_spaces(seen: Any, acted: Any) -> None:
+    """Raises: UsageError: the networks know no such observation, or the distributions no such action."""
+    entries = dict(seen) if isinstance(seen, Mapping) else {"": seen}
+    mask = entries.pop(ACTION_MASK, None)
+    for name, space in entries.items():
+        label = f"observation_space{name and f'[{name!r}]'} = {space!r}"
+        if not isinstance(space, Box | Discrete) or len(space.shape) > 3:
+            raise UsageError(f"{label} is neither a Box of rank ≤ 3 nor Discrete; flatten it.")
+        if len(space.shape) == 3 and min(space.shape[:2]) < 3:
+            raise UsageError(f"{label} holds images smaller than 3 × 3; flatten them.")
+    if not entries:
+        raise UsageError(f"observation_space = {seen!r} leaves the networks nothing to see; add a Box.")
+    valid = isinstance(acted, Box | Discrete | MultiDiscrete | MultiBinary)
+    if isinstance(acted, MultiDiscrete):
+        valid = isinstance(acted.nvec, tuple) and bool(acted.nvec) and all(type(n) is int and n > 0 for n in acted.nvec)
+    if not valid:
+        raise UsageError(
+            f"action_space = {acted!r} is no purejaxppo Box, Discrete, MultiDiscrete (of a tuple of positive ints) or "
+            "MultiBinary; adapt the environment."
+        )
+    if mask is not None:
+        if not isinstance(acted, Discrete | MultiDiscrete):
+            raise UsageError(f"observation_space has an action_mask, but action_space = {acted!r} takes none; drop it.")
+        wanted = MultiBinary(sum(acted.nvec) if isinstance(acted, MultiDiscrete) else acted.n)
+        if mask != wanted:
+            raise UsageError(f"observation_space['action_mask'] = {mask!r} must be {wanted!r}, for {acted!r}.")
 
 
 def _shapes(tree: Any) -> str:

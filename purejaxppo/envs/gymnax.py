@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.types import Box, Discrete, Space, UsageError, reason
+from purejaxppo.types import Box, Discrete, UsageError, reason
 
 CLASSIC_CONTROL = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
 DRAWN = (  # that gymnax's Visualizer knows beside those
@@ -132,7 +132,7 @@ class GymnaxEnv:
         return jnp.asarray(obs, jnp.float32).reshape(self.observation_space.shape)
 
 
-def _convert(name: str, space: Any) -> Space:
+def _convert(name: str, space: Any) -> Box | Discrete:
     kind = type(space).__name__
     if kind == "Discrete":
         return Discrete(int(space.n))

@@ -6,6 +6,7 @@
 A checkpoint is written under another name and renamed when it is whole: one with a number for a name is complete.
 """
 
+import dataclasses
 import logging
 import math
 import os
@@ -48,7 +49,9 @@ class Snapshot(NamedTuple):
         """
         with refusing(self.directory / "manifest.json"):
             self._check_progress(config.num_envs * config.num_steps, len(seeds))
-            theirs = self.about["settings"] | {"seeds": self.about["seeds"]}
+            fields = (*dataclasses.fields(config), *dataclasses.fields(config.algo))
+            usual = {field.name: plain(field.default) for field in fields}  # for what an older version did not have
+            theirs = usual | self.about["settings"] | {"seeds": self.about["seeds"]}
         ours = plain(settings_of(config) | {"seeds": seeds})
         mine_to_change = set() if config.anneal_learning_rate else {"total_steps"}  # which a resumed run may raise
         if not isinstance(config.env, str):

@@ -3,8 +3,9 @@
 import importlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,10 +16,10 @@ from purejaxppo.experiment.directory import plain
 from purejaxppo.experiment.trained import Trained
 from purejaxppo.presets import settings_of
 from purejaxppo.rollout import rollout
-from purejaxppo.types import Discrete, UsageError
+from purejaxppo.types import Box, MultiBinary, Space, UsageError
 
 OBSERVATIONS, TOLERANCE = 1000, 1e-5  # of the check
-Act = Callable[[np.ndarray], np.ndarray]  # obs [B, *O] float32 -> action [B, *A] float32, or [B] integer
+Act = Callable[[Any], np.ndarray]  # obs [B, *O], or a dict of them -> action [B, *A], float32 or integer
 
 
 def export_policy(trained: Trained, out: Path) -> float:
@@ -34,7 +35,7 @@ def export_policy(trained: Trained, out: Path) -> float:
     check_name(out)
     with jax.default_matmul_precision("highest"):
         obs = observations(trained)
-        content, act = FORMATS[out.suffix][1](trained)
+        content, act = FORMATS[out.suffix][1](trained, obs)
         difference = largest_difference(trained, obs, act(obs))
     if not difference <= TOLERANCE:
         raise UsageError(
@@ -62,56 +63,80 @@ def check_name(out: Path) -> None:
         raise UsageError(f'out = {str(out)!r} needs an extra ({error}); pip install "purejaxppo[onnx]".') from error
 
 
-def observations(trained: Trained) -> np.ndarray:
-    """[1000, *O]: 500 that the policy meets from where training ended, and these disturbed, slightly to wildly."""
+def observations(trained: Trained) -> Any:
+    """[1000, *O]: 500 that the policy meets from where training ended, and these disturbed, slightly to wildly.
+
+    Integers and masks are left as they are.
+    """
     config, space, half = trained.config, trained.config.environment.observation_space, OBSERVATIONS // 2
     policy, start, steps = acting(config, trained.state), trained.state.rollout, -(-half // config.num_envs)
     explore = jax.jit(lambda key: rollout(key, config.environment, policy, start, steps)[1].obs)
-    met = np.asarray(explore(trained.state.key)).reshape(-1, *space.shape)[:half]
-    scale = np.geomspace(0.1, 10.0, half).reshape(-1, *(1 for _ in space.shape))
-    disturbed = met + np.random.default_rng(trained.seed).normal(scale=scale, size=met.shape)
-    return np.concatenate([met, np.clip(disturbed, space.low, space.high)]).astype(np.float32)
+    rng = np.random.default_rng(trained.seed)
+
+    def double(found: jax.Array, space: Space) -> np.ndarray:
+        met = disturbed = np.asarray(found).reshape(-1, *space.shape)[:half]
+        if isinstance(space, Box):
+            scale = np.geomspace(0.1, 10.0, half).reshape(-1, *(1 for _ in space.shape))
+            disturbed = np.clip(met + rng.normal(scale=scale, size=met.shape), space.low, space.high)
+        return np.concatenate([met, disturbed]).astype(met.dtype)
+
+    found = explore(trained.state.key)
+    if isinstance(space, Mapping):
+        return {name: double(found[name], space[name]) for name in space}
+    return double(found, space)
 
 
 def largest_difference(trained: Trained, obs: np.ndarray, action: np.ndarray) -> float:
     """By how much actions [N, A] are not the policy's mode; infinite if their shape or type is not.
 
-    Continuous: max |a - μ| / max(1, max |μ|). Discrete: max (ℓ* - ℓ(a)) / max(1, max |ℓ*|), ℓ* being the highest of the
-    logits ℓ: 0 where the actions are equal, and tiny where two are as good as each other.
+    Continuous: max |a - μ| / max(1, max |μ|). Discrete, for each factor: max (ℓ* - ℓ(a)) / max(1, max |ℓ*|), ℓ* being
+    the highest of the logits ℓ: 0 where the actions are equal, and tiny where two are as good as each other.
     """
     expected, space = np.asarray(trained.act(obs)), trained.config.environment.action_space
     if (action.shape, action.dtype) != (expected.shape, expected.dtype):
         return np.inf
-    if isinstance(space, Discrete):
+    if not isinstance(space, Box):
         logits = np.asarray(jax.jit(acting(trained.config, trained.state))(obs).logits)
-        chosen = np.max(np.where(action[:, None] == np.arange(space.n), logits, -np.inf), axis=-1)
+        if isinstance(space, MultiBinary):
+            logits = np.stack([np.zeros_like(logits), logits], axis=-1)
+        chosen = np.max(np.where(action[..., None] == np.arange(logits.shape[-1]), logits, -np.inf), axis=-1)
         expected, action = np.max(logits, axis=-1), np.where(action == expected, np.max(logits, axis=-1), chosen)
     return float(np.max(np.abs(action - expected)) / np.maximum(1.0, np.max(np.abs(expected))))
 
 
-def to_onnx(trained: Trained) -> tuple[bytes, Act]:
-    """An ONNX model, `obs` to `action`, whose metadata say what was trained; and what ONNX Runtime makes of it."""
+def to_onnx(trained: Trained, obs: Any) -> tuple[bytes, Act]:
+    """An ONNX model, `obs` to `action`, whose metadata say what was trained; and what ONNX Runtime makes of it.
+
+    A dictionary observation has one input for each entry, of its name. `obs` is an example.
+    """
     import jax2onnx
     import onnxruntime
 
     logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # it warns of the converter's intermediate values
-    inputs = [("B", *trained.config.environment.observation_space.shape)]
-    model = jax2onnx.to_onnx(trained.act, inputs, opset=17, input_names=["obs"], output_names=["action"])
+    leaves, structure = jax.tree.flatten(obs)
+    names = sorted(obs) if isinstance(obs, Mapping) else ["obs"]  # as JAX sorts the leaves of a dict
+    inputs = [jax.ShapeDtypeStruct(("B", *x.shape[1:]), x.dtype) for x in leaves]
+
+    def act(*leaves: jax.Array) -> jax.Array:
+        return trained.act(jax.tree.unflatten(structure, leaves))
+
+    model = jax2onnx.to_onnx(act, inputs, opset=17, input_names=names, output_names=["action"])
     about = settings_of(trained.config) | trained._asdict() | {"purejaxppo": __version__}
     for key in ("algo", "env", "seed", "env_steps", "purejaxppo"):
         model.metadata_props.add(key=key, value=str(plain(about[key])))
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return content, lambda obs: session.run(["action"], {"obs": obs})[0]
+    return content, lambda obs: session.run(["action"], dict(zip(names, jax.tree.leaves(obs), strict=True)))[0]
 
 
-def to_stablehlo(trained: Trained) -> tuple[bytes, Act]:
-    """StableHLO in a flatbuffer, for all of JAX's platforms; and what JAX makes of it."""
+def to_stablehlo(trained: Trained, obs: Any) -> tuple[bytes, Act]:
+    """StableHLO in a flatbuffer, for all of JAX's platforms; and what JAX makes of it. `obs` is an example."""
     from jax import export
 
-    shape = export.symbolic_shape(", ".join(map(str, ("B", *trained.config.environment.observation_space.shape))))
+    batch = export.symbolic_shape("B")
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*batch, *x.shape[1:]), x.dtype), obs)
     exported = export.export(jax.jit(trained.act), platforms=("cpu", "cuda", "rocm", "tpu"))
-    content = bytes(exported(jax.ShapeDtypeStruct(shape, np.float32)).serialize())
+    content = bytes(exported(inputs).serialize())
     restored = export.deserialize(bytearray(content))
     return content, lambda obs: np.asarray(restored.call(obs))
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from purejaxppo.types import Box, Env, UsageError, reason
+from purejaxppo.types import Box, Env, MultiDiscrete, UsageError, reason
 
 AT_ONCE = 64  # environments per call of the policy
 
@@ -80,7 +80,9 @@ def play(
 def for_gymnasium(env: Any, action: Any) -> Any:
     """One action of the policy, as `env.step` takes it."""
     space = env.action_space
-    return np.asarray(action, space.dtype) if space.shape else int(action) + int(space.start)
+    if space.shape:
+        return np.asarray(action, space.dtype) + getattr(space, "start", 0)
+    return int(action) + int(space.start)
 
 
 def _check_spaces(name: str, env: Any, port: Env) -> None:
@@ -88,18 +90,20 @@ def _check_spaces(name: str, env: Any, port: Env) -> None:
     from gymnasium import spaces
 
     seen, acted, own = env.observation_space, env.action_space, port.action_space
-    if not isinstance(seen, spaces.Box) or seen.shape != port.observation_space.shape:
+    shape = port.observation_space.shape if isinstance(port.observation_space, Box) else "of dictionaries or integers"
+    if not isinstance(seen, spaces.Box) or seen.shape != shape:
         raise UsageError(
-            f"gymnasium = {name!r} has observations {seen}, but the policy was trained on shape "
-            f"{port.observation_space.shape}; give the environment that it was trained for."
+            f"gymnasium = {name!r} has observations {seen}, but the policy was trained on shape {shape}; give the "
+            "environment that it was trained for."
         )
     if isinstance(own, Box):
         same = isinstance(acted, spaces.Box) and acted.shape == own.shape
         same = same and all(np.allclose(a, b) for a, b in ((acted.low, own.low), (acted.high, own.high)))
         wanted = f"Box({own.low}, {own.high}, {own.shape})"
     else:
-        same = isinstance(acted, spaces.Discrete) and int(acted.n) == own.n
-        wanted = f"Discrete({own.n})"
+        size, kind = "nvec" if isinstance(own, MultiDiscrete) else "n", type(own).__name__
+        same = type(acted).__name__ == kind and np.array_equal(getattr(acted, size), getattr(own, size))
+        wanted = f"{kind}({getattr(own, size)})"
     if not same:
         raise UsageError(
             f"gymnasium = {name!r} has actions {acted}, but the policy was trained on {wanted}; give the environment "

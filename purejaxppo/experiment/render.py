@@ -59,7 +59,7 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
             action_key, step_key = jax.random.split(key)
             distribution = policy(obs)
             action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
-            bounded = environment_action(env.action_space, action)
+            bounded = environment_action(env.action_space, distribution, action)
             env_state, obs, reward, terminated, truncated = env.step(step_key, env_state, bounded)
             return (env_state, obs), (env_state, reward, terminated | truncated)
 

@@ -17,7 +17,7 @@ from purejaxppo.experiment.directory import RunRecord, read_json, read_record
 from purejaxppo.experiment.manifest import refusing
 from purejaxppo.rollout import environment_action
 from purejaxppo.train import init
-from purejaxppo.types import TrainState, UsageError
+from purejaxppo.types import Observation, TrainState, UsageError
 
 
 class Trained(NamedTuple):
@@ -105,17 +105,12 @@ def final_scores(record: RunRecord) -> np.ndarray | None:
 
 def actor(config: Config, state: TrainState) -> Callable[..., jax.Array]:
     """`act(obs, key=None)` of one seed's policy."""
-    policy, env = acting(config, state), config.environment
-    rank = len(env.observation_space.shape)
+    policy, space = acting(config, state), config.environment.action_space
 
     @jax.jit
-    def act(obs: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        obs = jax.numpy.asarray(obs)
-        distribution = policy(obs)
+    def act(obs: Observation, key: jax.Array | None = None) -> jax.Array:
+        distribution = policy(jax.tree.map(jax.numpy.asarray, obs))
         action = distribution.mode() if key is None else distribution.sample(key)
-        bound = partial(environment_action, env.action_space)
-        for _ in range(obs.ndim - rank):
-            bound = jax.vmap(bound)
-        return bound(action)
+        return environment_action(space, distribution, action)
 
     return act

@@ -36,8 +36,9 @@ def local_model(
     theta, unravel = ravel_pytree(params)
     evaluate = surrogate_and_kl(policy, unravel, batch, advantage)
     gradient = mean_over_shards(jax.grad(lambda theta: evaluate(theta)[0])(theta))
-    obs, size = batch.obs, batch.obs.shape[0]
+    obs, size = batch.obs, batch.log_prob.size
     if subsample > 1:
-        obs = obs[permutation(key_of_shard(key), size)[: max(size // subsample, 1)]]
+        chosen = permutation(key_of_shard(key), size)[: max(size // subsample, 1)]
+        obs = jax.tree.map(lambda x: x[chosen], obs)
     product = fisher_vector_product(lambda theta: policy(unravel(theta), obs), theta, damping)
     return LocalModel(theta, unravel, gradient, product, lambda theta: mean_over_shards(evaluate(theta)))
