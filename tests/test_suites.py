@@ -1,7 +1,11 @@
 """Every suite keeps the promises of `types.Env`, its own time limit included. Suites that are absent are skipped."""
 
+import contextlib
 import functools
 import importlib.util
+import os
+import subprocess
+import sys
 
 import gymnasium
 import jax
@@ -14,6 +18,10 @@ from test_envs import avals, check_types, random_policy
 from purejaxppo import init, preset, update_step
 from purejaxppo.envs import SUITES, env_names, make_env
 from purejaxppo.rollout import begin_episodes, rollout
+from purejaxppo.run import main
+from purejaxppo.types import UsageError
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # before MuJoCo is imported
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the suites' own
 BATCH, STEPS = 3, 500
@@ -200,3 +208,71 @@ def test_names_are_listed_where_a_suite_is_installed(suite):
         pytest.skip(f"{suite} is not installed")
     names = env_names(suite)
     assert len(set(names)) == len(names) > 3
+
+
+REFUSED = {
+    "nowhere/ant": ["'nowhere'", "brax", "navix"],
+    "gymnax/Cartpole": ["did you mean CartPole-v1"],
+    "CartPole-v1,max_steps": ["'max_steps' is not key=value"],
+    "CartPole-v1,no_such=3": ["gymnax raised", "no_such"],
+    "brax/halfcheeta": ["did you mean halfcheetah"],
+    "brax/ant,backend=euler": ["brax raised", "backend"],
+    "playground/CartpoleBalanced": ["did you mean CartpoleBalance"],
+    "craftax/Craftax-v1": ["did you mean Craftax-"],
+    "navix/Navix-Empty-9x9-v0": ["did you mean Navix-Empty-"],
+    "jumanji/snake": ["did you mean Snake-v1"],
+    "jumanji/Connector-v3": ["MultiDiscreteArray", "choose another one"],
+    "pgx/tictactoe": ["did you mean tic_tac_toe"],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_name_or_parameter_that_is_wrong_is_one_line(name, capsys):
+    if "nowhere" not in name and "/" in name:
+        with contextlib.suppress(UsageError):
+            installed(name)  # or skip
+    assert main(["--env", name]) == 2
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert printed.startswith("error: env")
+    for part in REFUSED[name]:
+        assert part in printed
+
+
+@pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "gymnax"])
+def test_an_absent_suite_names_its_extra(suite, monkeypatch, capsys):
+    """Its package made impossible to import."""
+    monkeypatch.setitem(sys.modules, PACKAGES[suite], None)
+    for module in [
+        name for name in sys.modules if name.startswith((f"purejaxppo.envs.{suite}", f"{PACKAGES[suite]}."))
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    assert main(["--env", f"{suite}/any"]) == 2
+    assert f"pip install 'purejaxppo[{suite}]'" in capsys.readouterr().err
+
+
+def test_importing_the_package_imports_no_suite():
+    code = f"import sys, purejaxppo; print(sorted(set({sorted(PACKAGES.values())}) & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_parameters_are_numbers_truths_and_words():
+    env = make_env("Pendulum-v1,max_steps_in_episode=20,g=9.5")
+    assert repr(env) == "GymnaxEnv('Pendulum-v1', max_steps_in_episode=20, g=9.5)"
+    assert preset("ppo", "Pendulum-v1,g=9.5").num_steps == preset("ppo", "Pendulum-v1").num_steps
+
+
+DRAWN = [name for name in LIMITS if not name.startswith(("CartPole", "pgx"))]
+
+
+@pytest.mark.parametrize("env", DRAWN, indirect=True)
+def test_a_suites_pictures(env):
+    states = jax.device_get([env.reset(jax.random.key(i))[0] for i in range(2)])
+    try:
+        frames = list(env.render_frames(states))
+    except UsageError as error:
+        pytest.skip(str(error))  # no OpenGL
+    assert len(frames) == 2
+    assert {(frame.dtype, frame.shape) for frame in frames} == {(np.dtype(np.uint8), frames[0].shape)}
+    assert frames[0].shape[2] == 3
+    assert frames[0].std() > 1
