@@ -76,8 +76,13 @@ def _adapter(suite: str) -> ModuleType:
     try:
         with quiet():
             return importlib.import_module(f"purejaxppo.envs.{suite}")
-    except Exception as error:  # a suite's import may fail in other ways than by its absence
-        raise UsageError(f"{suite} cannot be imported ({reason(error)}); pip install 'purejaxppo[{suite}]'.") from error
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{suite} is not installed ({error}); pip install 'purejaxppo[{suite}]'.") from error
+    except Exception as error:  # of another version, say, or without the OpenGL that MUJOCO_GL asks for
+        raise UsageError(
+            f"{suite} is installed but cannot be imported ({reason(error)}); pip install -U 'purejaxppo[{suite}]', "
+            "and unset MUJOCO_GL if it is set."
+        ) from error
 
 
 def _setting(name: str, text: str) -> tuple[str, Any]:
