@@ -20,7 +20,12 @@ class RunOptions:
     """What a run is, beside its settings."""
 
     algo: Annotated[Literal["reinforce", "a2c", "npg", "trpo", "ppo", "ppo-penalty"], tyro.conf.arg(help="update rule")]
-    env: Annotated[str, tyro.conf.arg(help="environment, or module:Class for one of your own; see --list-envs")]
+    env: Annotated[
+        str,
+        tyro.conf.arg(
+            help="environment, ENV,key=value with parameters, or module:Class for one of your own; see --list-envs"
+        ),
+    ]
     seed: Annotated[int, tyro.conf.arg(help="the first seed")] = 0
     num_seeds: Annotated[int, tyro.conf.arg(help="seeds seed … seed + num_seeds - 1, trained as one program")] = 8
     out: Annotated[str | None, tyro.conf.arg(help="run directory; must be new. None: runs/ENV-ALGO-seedS-TIME")] = None

@@ -62,7 +62,7 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
         raise UsageError(f"algo = {algo!r} is not one of: {', '.join(ALGORITHMS)}{_did_you_mean(algo, ALGORITHMS)}.")
     known = {field.name for field in dataclasses.fields(Config)} - {"algo", "env"}
     own = {field.name for field in dataclasses.fields(ALGORITHMS[algo])}  # type: ignore[arg-type]
-    name = env.removeprefix("gymnax/") if isinstance(env, str) else ""
+    name = env.removeprefix("gymnax/").partition(",")[0] if isinstance(env, str) else ""
     chosen = {**PRESETS.get((algo, name), {}), **settings}
     for unknown in chosen.keys() - known - own:
         hint = _did_you_mean(unknown, known | own)

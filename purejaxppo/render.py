@@ -29,12 +29,13 @@ from purejaxppo.experiment.trained import Trained, load
 from purejaxppo.presets import settings_of
 from purejaxppo.types import UsageError
 
-# before pygame and matplotlib start: no window, no sound, no greeting
+# before pygame, matplotlib and MuJoCo start: no window, no sound, no greeting
 HEADLESS = {
     "SDL_VIDEODRIVER": "dummy",
     "SDL_AUDIODRIVER": "dummy",
     "PYGAME_HIDE_SUPPORT_PROMPT": "1",
     "MPLBACKEND": "Agg",
+    **({"MUJOCO_GL": "egl"} if sys.platform == "linux" else {}),
 }
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from purejaxppo.command import exit_code, leave
-from purejaxppo.envs import env_names
+from purejaxppo.envs import SUITES, env_names
 from purejaxppo.experiment.devices import choose_devices, use_cpu_cores
 from purejaxppo.experiment.loop import resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine
@@ -24,13 +24,23 @@ def main(argv: list[str]) -> int:
     def command() -> None:
         use_cpu_cores()
         if "--list-envs" in argv:
-            console.print("\n".join(env_names()))
+            list_envs(console)
         elif any(token.partition("=")[0] == "--resume" for token in argv):
             resume(argv, console)
         else:
             begin(argv, console)
 
     return exit_code(command)
+
+
+def list_envs(console: Console) -> None:
+    """Every environment's name, a line each; a suite that is not installed is one line."""
+    for suite in SUITES:
+        prefix = "" if suite == "gymnax" else f"{suite}/"
+        try:
+            console.print("\n".join(prefix + name for name in env_names(suite)), soft_wrap=True)
+        except UsageError as missing:
+            console.print(f"{prefix}…: {missing}", soft_wrap=True, markup=False)
 
 
 def begin(argv: list[str], console: Console) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.envs.common import strong
 from purejaxppo.types import Box, Discrete, UsageError, reason
 
 CLASSIC_CONTROL = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
@@ -16,7 +17,7 @@ DRAWN = (  # that gymnax's Visualizer knows beside those
 )
 
 
-def gymnax_names() -> list[str]:
+def names() -> list[str]:
     import gymnax  # two seconds of imports, spared to those who bring their own environment
 
     return list(gymnax.registered_envs)
@@ -54,14 +55,13 @@ class GymnaxEnv:
 
     def reset(self, key: jax.Array) -> tuple[Any, jax.Array]:
         obs, state = self._env.reset_env(key, self._params)
-        # gymnax states hold Python numbers; a scan carry must not be weakly typed
-        return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.asarray(x).dtype), state), self._observe(obs)
+        return strong(state), self._observe(obs)
 
     def step(
         self, key: jax.Array, state: Any, action: jax.Array
     ) -> tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array]:
         obs, new_state, reward, terminated, _ = self._env.step_env(key, state, action, self._params)
-        new_state = jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), new_state, state)
+        new_state = strong(new_state, state)
         terminated = jnp.asarray(terminated, bool)
         truncated = jnp.asarray(self._env.is_truncated(new_state, self._params), bool) & ~terminated
         return new_state, self._observe(obs), jnp.asarray(reward, jnp.float32), terminated, truncated

@@ -1,0 +1,79 @@
+"""pgx games (https://github.com/sotetsuk/pgx): MinAtar, 2048, and board games against a random opponent."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pgx
+
+from purejaxppo.envs.common import Timed, advance, begin, quiet
+from purejaxppo.types import Box, Discrete
+
+
+def names() -> list[str]:
+    return list(pgx.available_envs())
+
+
+class Game(NamedTuple):
+    """A game, and which of its players the policy is."""
+
+    board: Any
+    player: jax.Array  # [] int32
+
+
+class PgxEnv:
+    """One game. In those of several players the policy is one of them, drawn at the start, and the others play at
+    random, within `step`: so each observation is the policy's own view, at its turn or at the end.
+
+    An illegal move loses at once, as pgx has it.
+
+    Args:
+        name: `minatar-breakout`, say.
+        max_steps: the time limit, which truncates; pgx itself has none.
+    """
+
+    def __init__(self, name: str, max_steps: int = 10_000) -> None:
+        with quiet():
+            self._env: Any = pgx.make(name)
+            board = jax.eval_shape(self._env.init, jax.random.key(0))
+        self._limit = max_steps
+        self.observation_space = Box(-jnp.inf, jnp.inf, board.observation.shape)
+        self.action_space = Discrete(board.legal_action_mask.shape[0])
+
+    def reset(self, key: jax.Array) -> tuple[Timed, jax.Array]:
+        start_key, player_key, opponents_key = jax.random.split(key, 3)
+        player = jax.random.randint(player_key, (), 0, self._env.num_players)
+        board, _ = self._opponents(opponents_key, self._env.init(start_key), player)
+        return begin(Game(board, player)), self._observe(board, player)
+
+    def step(
+        self, key: jax.Array, state: Timed, action: jax.Array
+    ) -> tuple[Timed, jax.Array, jax.Array, jax.Array, jax.Array]:
+        (board, player), (own_key, opponents_key) = state.inner, jax.random.split(key)
+        board = self._env.step(board, action, own_key)
+        reward = board.rewards[player]
+        board, more = self._opponents(opponents_key, board, player)
+        state, terminated, truncated = advance(state, Game(board, player), board.terminated, self._limit)
+        return state, self._observe(board, player), reward + more, terminated, truncated
+
+    def _observe(self, board: Any, player: jax.Array) -> jax.Array:
+        return self._env._observe(board, player).astype(jnp.float32)  # `board.observation` is whose turn it is
+
+    def _opponents(self, key: jax.Array, board: Any, player: jax.Array) -> tuple[Any, jax.Array]:
+        """`(board, reward)` once all others have moved, uniformly among their legal moves."""
+        if self._env.num_players == 1:
+            return board, jnp.zeros(())
+
+        def waiting(carry: Any) -> jax.Array:
+            _, board, _ = carry
+            return ~board.terminated & (board.current_player != player)
+
+        def move(carry: Any) -> Any:
+            key, board, reward = carry
+            key, choice_key, step_key = jax.random.split(key, 3)
+            action = jax.random.categorical(choice_key, jnp.log(board.legal_action_mask.astype(jnp.float32)))
+            board = self._env.step(board, action, step_key)
+            return key, board, reward + board.rewards[player]
+
+        _, board, reward = jax.lax.while_loop(waiting, move, (key, board, jnp.zeros(())))
+        return board, reward
