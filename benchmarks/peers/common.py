@@ -1,0 +1,138 @@
+"""What all participants in `throughput.py` share: their arguments, the settings, the clock, the line that they print.
+
+Imports nothing but the standard library at the top, as each participant lives in an environment of its own.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GAMMA, GAE_LAMBDA = 0.99, 0.95
+CLIP_EPS, ENTROPY_COEF, VALUE_COEF, MAX_GRAD_NORM = 0.2, 0.01, 0.5, 0.5  # PPO
+MAX_KL, CG_ITERATIONS, DAMPING = 0.01, 15, 0.1  # TRPO
+HIDDEN_SIZES = (64, 64)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement. PPO has the settings of CleanRL and purejaxrl (MinAtar: purejaxrl's), TRPO sb3-contrib's."""
+
+    env: str
+    algo: str
+    seeds: int
+    envs: int
+    updates: int
+    checkout: Path | None
+    cache: Path | None
+
+    @property
+    def minatar(self) -> bool:
+        return self.env.endswith("MinAtar")
+
+    @property
+    def num_steps(self) -> int:
+        return 128 if self.algo == "ppo" else 2048
+
+    @property
+    def num_epochs(self) -> int:
+        return 4 if self.algo == "ppo" else 10
+
+    @property
+    def num_minibatches(self) -> int:
+        return (8 if self.minatar else 4) if self.algo == "ppo" else 16
+
+    @property
+    def minibatch_size(self) -> int:
+        return self.envs * self.num_steps // self.num_minibatches
+
+    @property
+    def learning_rate(self) -> float:
+        """Annealed to 0 in PPO, where the peer can; constant in TRPO, where it is the critic's."""
+        return (5e-3 if self.minatar else 2.5e-4) if self.algo == "ppo" else 1e-3
+
+    @property
+    def activation(self) -> str:
+        return "relu" if self.minatar else "tanh"
+
+    @property
+    def steps(self) -> int:
+        """Per seed."""
+        return self.updates * self.envs * self.num_steps
+
+    def annealed(self, count: Any) -> Any:
+        """The learning rate at gradient step `count`, for optax."""
+        total = self.updates * self.num_epochs * self.num_minibatches
+        return self.learning_rate * (1.0 - count / total)
+
+
+def job() -> Job:
+    """The measurement that the command line asks for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--env", required=True)
+    parser.add_argument("--algo", choices=("ppo", "trpo"), default="ppo")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--envs", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=0, help="per seed, cut to whole updates; 0: ten updates")
+    parser.add_argument("--checkout", type=Path, help="where the peer's sources are")
+    parser.add_argument("--cache", type=Path, help="compile only, with JAX's persistent cache in this directory")
+    args = parser.parse_args()
+    wanted = Job(args.env, args.algo, args.seeds, args.envs, 10, args.checkout, args.cache)
+    updates = max(1, args.steps // (args.envs * wanted.num_steps)) if args.steps else 10
+    return Job(args.env, args.algo, args.seeds, args.envs, updates, args.checkout, args.cache)
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """What `work` returns, and what it cost: seconds, and the process's peak memory up to its end."""
+    began = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return result, {"run_seconds": seconds, "peak_rss_bytes": peak * (1 if sys.platform == "darwin" else 1024)}
+
+
+def timed_compiled(jitted: Any, keys: Any) -> tuple[Any, dict[str, Any]]:
+    """The same for a jitted function of keys; compilation (tracing, lowering, XLA) is timed apart."""
+    import jax
+
+    began = time.perf_counter()
+    compiled = jitted.lower(keys).compile()
+    compile_seconds = time.perf_counter() - began
+    result, cost = timed(lambda: jax.block_until_ready(compiled(keys)))
+    if jax.default_backend() != "cpu" or cost["run_seconds"] < 1:  # the first call loads kernels and touches memory
+        del result
+        result, cost = timed(lambda: jax.block_until_ready(compiled(keys)))
+    memory = jax.devices()[0].memory_stats() or {}
+    return result, cost | {
+        "compile_seconds": compile_seconds,
+        "peak_device_bytes": memory.get("peak_bytes_in_use"),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def mean(returns: Any) -> float | None:
+    """Of the returns of the last episodes that ended; None if none did."""
+    return float(sum(returns) / len(returns)) if len(returns) else None
+
+
+def report(job: Job, cost: dict[str, Any], final_return: float | None, packages: str, note: str = "") -> None:
+    """Print the one line of JSON. `packages`: those whose versions it names."""
+    versions = {name: importlib.metadata.version(name) for name in packages.split()}
+    line = {
+        "seeds": job.seeds,
+        "envs": job.envs,
+        "steps_per_seed": job.steps,
+        "steps_per_second": job.steps * job.seeds / cost["run_seconds"],
+        **cost,
+        "final_return": final_return,
+        "versions": versions | {"python": platform.python_version()},
+        "note": note,
+    }
+    print(json.dumps(line), flush=True)

@@ -1,0 +1,84 @@
+"""purejaxppo itself, PPO or TRPO: all seeds as one program, spread over the devices.
+
+Runs in the environment of `throughput.py`. With --cache it compiles only, through JAX's persistent cache.
+"""
+
+import json
+import math
+import time
+from typing import Any
+
+import common
+import jax
+import numpy as np
+
+import purejaxppo
+from purejaxppo import PPO, TRPO, Box, Config, make_train
+from purejaxppo.envs import make_env
+from purejaxppo.experiment.devices import over_runs, use_cpu_cores
+
+
+class Flattened:
+    """An environment whose observations are vectors, so that MinAtar meets the peers' MLP instead of a convolution."""
+
+    def __init__(self, name: str) -> None:
+        self._env = make_env(name)
+        self.action_space = self._env.action_space
+        space = self._env.observation_space
+        self.observation_space = Box(np.min(space.low), np.max(space.high), (math.prod(space.shape),))
+
+    def reset(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        state, obs = self._env.reset(key)
+        return state, obs.reshape(-1)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, ...]:
+        state, obs, *rest = self._env.step(key, state, action)
+        return state, obs.reshape(-1), *rest
+
+
+def settings(job: common.Job) -> Config:
+    if job.algo == "ppo":
+        algo: Any = PPO(clip_eps=common.CLIP_EPS, entropy_coef=common.ENTROPY_COEF)
+    else:
+        algo = TRPO(max_kl=common.MAX_KL, cg_iterations=common.CG_ITERATIONS, damping=common.DAMPING)
+    return Config(
+        env=Flattened(job.env) if job.minatar else job.env,
+        algo=algo,
+        num_envs=job.envs,
+        num_steps=job.num_steps,
+        total_steps=job.steps,
+        gamma=common.GAMMA,
+        gae_lambda=common.GAE_LAMBDA,
+        learning_rate=job.learning_rate,
+        anneal_learning_rate=job.algo == "ppo",
+        max_grad_norm=common.MAX_GRAD_NORM,
+        num_epochs=job.num_epochs,
+        num_minibatches=job.num_minibatches,
+        hidden_sizes=common.HIDDEN_SIZES,
+        activation=job.activation,
+    )
+
+
+def main() -> None:
+    job = common.job()
+    use_cpu_cores()
+    if job.cache:
+        jax.config.update("jax_compilation_cache_dir", str(job.cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    devices = jax.devices()[: math.gcd(job.seeds, jax.device_count())]
+    train = over_runs(make_train(settings(job)), devices)
+    keys = jax.random.split(jax.random.key(0), job.seeds)
+    if job.cache:
+        began = time.perf_counter()
+        train.lower(keys).compile()
+        print(json.dumps({"compile_seconds": time.perf_counter() - began}))
+        return
+    (_, metrics), cost = common.timed_compiled(train, keys)
+    last = slice(-max(1, job.updates // 10), None)
+    returns, episodes = (np.asarray(metrics[name])[:, last] for name in ("episode_return", "episodes"))
+    final_return = float(np.nansum(returns * episodes) / episodes.sum()) if episodes.any() else None
+    common.report(job, cost, final_return, "jax flax optax gymnax", f"purejaxppo {purejaxppo.__version__}")
+
+
+if __name__ == "__main__":
+    main()
