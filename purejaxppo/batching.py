@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 ENV_AXIS = "env"  # of the device mesh: on it one run's environments are split, and everything else is replicated
 
@@ -20,9 +21,12 @@ def mean_over_shards(tree: Any) -> Any:
     """The mean over those devices: of means over equally many samples, the mean over all.
 
     To be taken of a gradient, never inside what is differentiated: with `check_vma=False`, the gradient of a `pmean`
-    is the local gradient.
+    is the local gradient. One collective for the whole tree, because each costs some 50 µs on a CPU.
     """
-    return jax.lax.pmean(tree, ENV_AXIS) if shards() > 1 else tree
+    if shards() == 1:
+        return tree
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.lax.pmean(flat, ENV_AXIS))
 
 
 def sum_over_shards(tree: Any) -> Any:
@@ -36,9 +40,12 @@ def key_of_shard(key: jax.Array) -> jax.Array:
 
 def moments(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> tuple[jax.Array, jax.Array]:
     """Mean and population variance, over all devices' samples."""
-    local = jnp.mean(x, axis=axis)
-    mean = mean_over_shards(local)
-    return mean, mean_over_shards(jnp.var(x, axis=axis) + (local - mean) ** 2)
+    mean, variance = jnp.mean(x, axis=axis), jnp.var(x, axis=axis)
+    if shards() == 1:
+        return mean, variance
+    means, variances = jax.lax.all_gather(jnp.stack([mean, variance]), ENV_AXIS, axis=1)
+    mean = jnp.mean(means, axis=0)
+    return mean, jnp.mean(variances + (means - mean) ** 2, axis=0)
 
 
 @jax.custom_batching.custom_vmap

@@ -65,8 +65,9 @@ def main() -> None:
     if job.cache:
         jax.config.update("jax_compilation_cache_dir", str(job.cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    devices = jax.devices()[: math.gcd(job.seeds, jax.device_count())]
-    train = over_runs(make_train(settings(job)), devices)
+    shards = jax.device_count() if job.seeds == 1 and job.envs >= 64 else 1  # one run's environments on all devices
+    devices = jax.devices()[: shards * math.gcd(job.seeds, jax.device_count())]
+    train = over_runs(make_train(settings(job)), devices, env_shards=shards)
     keys = jax.random.split(jax.random.key(0), job.seeds)
     if job.cache:
         began = time.perf_counter()
