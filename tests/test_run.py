@@ -189,7 +189,7 @@ BAD = {
     "--env test_run:FloatFlags": ["terminated is float32[] but must be bool[]"],
     "--env test_run:WrongShape": ["obs", "float32[2]", "float32[1]"],
     "--env test_run:NoSpaces": ["'test_run:NoSpaces'", "no step, observation_space, action_space"],
-    "--env test_run:DictActions": ["action_space", "neither a purejaxppo Box nor Discrete"],
+    "--env test_run:DictActions": ["action_space", "is no purejaxppo Box, Discrete"],
     "--env test_run:DeepObservations": ["observation_space", "rank"],
     "--num-envs 0": ["num_envs = 0", "[1, inf)", "default is 4"],
     "--num-envs -3": ["num_envs = -3", "[1, inf)"],
