@@ -75,7 +75,7 @@ CONFIG = Config(
 programs = {}
 
 
-def compile_once(config, devices, keys, log_interval, final_episodes, compile=loop.compile_program):
+def compile_once(config, devices, keys, log_interval, final_episodes, env_shards=1, compile=loop.compile_program):
     """`compile_program`, once per log interval; always with evaluations, which are programs of their own."""
     if log_interval not in programs:
         programs[log_interval] = compile(config.replace(eval_interval=1), devices, keys, log_interval, final_episodes)
