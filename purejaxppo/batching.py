@@ -44,8 +44,8 @@ def moments(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> tuple[ja
     if shards() == 1:
         return mean, variance
     means, variances = jax.lax.all_gather(jnp.stack([mean, variance]), ENV_AXIS, axis=1)
-    mean = jnp.mean(means, axis=0)
-    return mean, jnp.mean(variances + (means - mean) ** 2, axis=0)
+    mean = jnp.mean(means, axis=0, keepdims=True)
+    return mean[0], jnp.mean(variances + (means - mean) ** 2, axis=0)
 
 
 @jax.custom_batching.custom_vmap

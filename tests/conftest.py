@@ -8,7 +8,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked `slow`, unless `-m` says something about it."""
+    """Leave out what is marked `slow`, unless `-m` says something about it; the longest test begins first."""
+    items.sort(key=lambda item: "test_survival" not in item.nodeid)
     if "slow" in config.getoption("markexpr"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

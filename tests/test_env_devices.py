@@ -126,7 +126,11 @@ def test_an_update_of_the_policy(algo, problem):
         assert float(actual_metrics[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
 
 
-@pytest.mark.parametrize("algo", ALL, ids=lambda algo: type(algo).__name__)
+@pytest.mark.parametrize(
+    "algo",
+    [pytest.param(x, marks=() if isinstance(x, PPO | TRPO) else pytest.mark.slow) for x in ALL],
+    ids=lambda algo: type(algo).__name__,
+)
 def test_replicas_stay_bit_identical(algo):
     """After 100 updates, with normalisers, both devices hold the very same parameters, moments and statistics."""
     config = config_of(algo, normalize_observations=True, normalize_rewards=True, num_steps=8, num_minibatches=2)
