@@ -68,7 +68,7 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     use_cpu_cores()
     found = {}
-    for algo, steps in (("ppo", 500_000), ("trpo", 100_000), ("a2c", 500_000)):
+    for algo, steps in (("ppo", 500_000), ("trpo", 100_000), ("a2c", 1_000_000)):
         found[algo] = compare(algo, steps, 16, chosen.rounds)
         print(algo, {name: round(x, 4) for name, x in found[algo].items()}, flush=True)
     if chosen.out:
