@@ -64,11 +64,8 @@ def compile_program(
     lay = partial(over_runs, devices=devices, env_shards=env_shards)
     place = partial(laid_out, devices=devices, env_shards=env_shards)
     start = lay(lambda key: init(config, key))
-    keys = place(jax.eval_shape(lambda: keys))
-    state, number = (
-        place(jax.eval_shape(jax.vmap(lambda key: init(config, key)), keys)),
-        jax.ShapeDtypeStruct((), jnp.int32),
-    )
+    keys = place(keys)
+    state, number = place(jax.eval_shape(start, keys)), jax.ShapeDtypeStruct((), jnp.int32)
     totals = place(jax.ShapeDtypeStruct((len(keys), len(names)), jnp.float32))
     jobs: list[tuple[Any, tuple[Any, ...]]] = [
         (lay(advance, shared=2, donate=True), (state, totals, number, number)),
