@@ -25,7 +25,7 @@ from purejaxppo.experiment.summary import Summary, conclude
 from purejaxppo.health import CAUSES
 from purejaxppo.presets import settings_of
 from purejaxppo.train import init
-from purejaxppo.types import TrainState, UsageError
+from purejaxppo.types import EnvironmentFailure, TrainState, UsageError
 
 CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
 CHECKPOINT_SECONDS = 30.0
@@ -48,6 +48,7 @@ def run_experiment(
     Raises:
         UsageError: the run cannot work; with `debug`, also once a seed fails, naming the operation.
         OSError: a file cannot be written. The last checkpoint is whole.
+        EnvironmentFailure: an environment on the host failed. The last checkpoint is whole.
         Stopped: SIGTERM or SIGINT; everything is saved.
     """
     options = options or HostOptions()
@@ -116,6 +117,12 @@ def resume_experiment(
         return run.drive(snapshot)
 
 
+def with_episodes_of(fresh: TrainState, state: TrainState) -> TrainState:
+    """`state`, but its environments are those of `fresh`, which have just begun."""
+    normalizer = state.reward_normalizer.replace(discounted_return=fresh.reward_normalizer.discounted_return)
+    return state.replace(rollout=fresh.rollout, reward_normalizer=normalizer)
+
+
 def _padded(seeds: list[int], devices: list[jax.Device], options: HostOptions) -> int:
     """Runs, equally many on all devices: what is left over trains copies of the last seed."""
     at_once = len(devices) // options.env_devices
@@ -156,10 +163,22 @@ class Run:
 
     def drive(self, snapshot: Snapshot | None) -> Summary:
         """Go on from a checkpoint, or from the beginning, to the end."""
+        env = self.config.environment
         try:
             return self._drive(snapshot)
         except OSError as error:
             raise OSError(f"{error}; the last checkpoint is whole: make room, then --resume {self.out}") from error
+        except jax.errors.JaxRuntimeError as error:
+            failed = getattr(env, "failed", None)
+            if failed is None:
+                raise
+            raise EnvironmentFailure(
+                f"{failed.env}: environment {failed.index} of seed {self.seeds[self.runs[failed.run]]} {failed.how}; "
+                f"the last checkpoint is whole: mend the environment, then --resume {self.out}"
+            ) from error
+        finally:
+            if hasattr(env, "close"):
+                env.close()
 
     def _drive(self, snapshot: Snapshot | None) -> Summary:
         config, progress = self.config, self.progress
@@ -188,10 +207,15 @@ class Run:
             program = signals.wait(build, give_up=True)
             self.seconds["compile"] += time.monotonic() - began
             progress.stage("training", done * self.batch * len(self.seeds), config.env_steps * len(self.seeds))
-            state, totals = program.init(self.keys), np.zeros((len(self.runs), len(program.metrics)), np.float32)
+            on_host = getattr(config.environment, "on_host", False)
+            starts = jax.vmap(jax.random.fold_in, (0, None))(self.keys, done) if on_host and done else self.keys
+            state, totals = program.init(starts), np.zeros((len(self.runs), len(program.metrics)), np.float32)
             if snapshot:
-                restored = checkpoint.unflatten(snapshot, self.like, "state.")
-                state = jax.tree.map(lambda new, old: jax.device_put(old[self.runs], new.sharding), state, restored)
+                fresh, restored = state, checkpoint.unflatten(snapshot, self.like, "state.")
+                state = jax.tree.map(lambda new, old: jax.device_put(old[self.runs], new.sharding), fresh, restored)
+                if on_host:
+                    progress.say("environments on the host cannot be restored: all begin new episodes")
+                    state = with_episodes_of(fresh, state)
                 totals = snapshot.arrays["totals"][self.runs]
                 if totals.shape[1] != len(program.metrics):
                     raise UsageError(

@@ -54,6 +54,11 @@ class HostOptions:
 
     def check_devices(self, config: Config, devices: int) -> None:
         """Raises: UsageError, so many devices cannot be shared out like this."""
+        if self.env_devices > 1 and getattr(config.environment, "on_host", False):
+            raise UsageError(
+                f"env_devices = {self.env_devices} must be 1 for {config.env!r}: a device that waits for the host would "
+                "keep the others waiting; leave it out, seeds are spread over devices all the same."
+            )
         if devices % self.env_devices:
             raise UsageError(
                 f"env_devices = {self.env_devices} must divide the {devices} devices in use; pass --devices, or "
