@@ -19,7 +19,12 @@ _MINATAR = {  # purejaxrl's settings for MinAtar
 _SPARSE_REWARD = {"gamma": 0.999, "normalize_observations": True, "normalize_rewards": True, "total_steps": 300_000}
 
 _NORMALIZED = {"normalize_observations": True, "normalize_rewards": True, "total_steps": 1_000_000}
-_TRPO_MUJOCO = {**_NORMALIZED, "num_epochs": 20, "cg_iterations": 25}  # rl-baselines3-zoo's
+_TRPO_MUJOCO = {  # rl-baselines3-zoo's; Stable-Baselines3-contrib clips no gradient of the critic
+    **_NORMALIZED,
+    "num_epochs": 20,
+    "cg_iterations": 25,
+    "max_grad_norm": math.inf,
+}
 _PPO_MUJOCO = {  # CleanRL's ppo_continuous_action.py, after table 3 of the paper
     **_NORMALIZED,
     "num_envs": 1,
@@ -79,6 +84,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "damping": 0.01,
         "num_epochs": 15,
         "num_minibatches": 8,
+        "max_grad_norm": math.inf,
         "total_steps": 200_000,
     },
     ("trpo", "gymnasium/BipedalWalker-v3"): _TRPO_MUJOCO,
