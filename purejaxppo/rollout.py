@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.batching import any_run
+from purejaxppo.envs.common import restart
 from purejaxppo.types import Box, Env, Observation, RolloutState, Space, Transition
 
 
@@ -72,11 +73,6 @@ def rollout(
     keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
     (state, sums), transitions = jax.lax.scan(step, (state, EpisodeSums(*jnp.zeros((3,)))), keys)
     return state, transitions, sums
-
-
-def restart(env: Env, key: jax.Array, state: Any) -> tuple[Any, Observation]:
-    """The start of the episode after the one in `state`."""
-    return env.restart(key, state) if hasattr(env, "restart") else env.reset(key)
 
 
 def _reset_where(done: jax.Array, keys: jax.Array, env: Env, env_state: Any, obs: Any) -> tuple[Any, Any]:
