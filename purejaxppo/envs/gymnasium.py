@@ -46,7 +46,7 @@ class GymnasiumEnv(HostEnv):
             raise UsageError(f"workers = {workers!r} must be a whole number in [1, inf); leave it out for one per core.")
         with quiet():
             env = make(name, params)
-        fps = env.metadata.get("render_fps")
+        self._limit, fps = env.spec.max_episode_steps, env.metadata.get("render_fps")
         try:
             acted = _action_space(name, env.action_space)
             entries = dict(_entries(name, env.observation_space))
