@@ -16,19 +16,12 @@ from learning import RESULTS, Claim, table
 
 from purejaxppo.experiment.devices import use_cpu_cores
 
+LANDER, HOPPER = "gymnasium/LunarLander-v3", "gymnasium/Hopper-v5"
 CLAIMS = [
-    Claim(
-        "ppo LunarLander",
-        "ppo",
-        "gymnasium/LunarLander-v3",
-        1_000_000,
-        100,
-        "no published run of v3 at these settings",
-        seeds=5,
-    ),
-    Claim("trpo LunarLander", "trpo", "gymnasium/LunarLander-v3", 200_000, 130, "133 at 2e5 (rl-baselines3-zoo)", seeds=5),
-    Claim("trpo Hopper", "trpo", "gymnasium/Hopper-v5", 1_000_000, None, "3372 (sb3-contrib), 2046 (tianshou)", seeds=3),
-    Claim("ppo Hopper", "ppo", "gymnasium/Hopper-v5", 1_000_000, None, "2383 (CleanRL), 2609 (tianshou)", seeds=3),
+    Claim("ppo LunarLander", "ppo", LANDER, 1_000_000, 100, "–", seeds=5),
+    Claim("trpo LunarLander", "trpo", LANDER, 200_000, 130, "133 at 2e5, one run (rl-baselines3-zoo)", seeds=5),
+    Claim("trpo Hopper", "trpo", HOPPER, 1_000_000, None, "3372 (sb3-contrib), 2046 (tianshou)", seeds=3),
+    Claim("ppo Hopper", "ppo", HOPPER, 1_000_000, None, "2383 (CleanRL), 2609 (tianshou)", seeds=3),
     Claim("trpo BipedalWalker", "trpo", "gymnasium/BipedalWalker-v3", 1_000_000, None, "–", seeds=2),
 ]
 
@@ -36,8 +29,8 @@ CLAIMS = [
 def write(results: dict[str, dict[str, Any]]) -> None:
     """learning_host.json and learning_host.md under results/."""
     (RESULTS / "learning_host.json").write_text(json.dumps(results, indent=1) + "\n")
-    head = "# Learning on the host\n\nMade by `python benchmarks/learning_host.py`; mean of 100 greedy episodes per final policy.\n\n"
-    (RESULTS / "learning_host.md").write_text(head + table(results))
+    made = "Made by `python benchmarks/learning_host.py`; mean of 100 greedy episodes per final policy."
+    (RESULTS / "learning_host.md").write_text(f"# Learning on the host\n\n{made}\n\n{table(results)}")
 
 
 def main() -> int:

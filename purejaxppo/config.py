@@ -48,7 +48,7 @@ class Config(struct.PyTreeNode):
         1, "times that each action is taken, rewards summed; steps then count actions", interval="[1, inf)"
     )
     observation_clip: float = number(math.inf, "(0, inf]", "clip observations to ±this; inf does not")
-    reward_scale: float = number(1.0, "(0, inf)", "multiply the rewards that are learnt from, not those that are reported")
+    reward_scale: float = number(1.0, "(0, inf)", "multiply rewards, for learning alone: reported ones stay")
     reward_clip: float = number(math.inf, "(0, inf]", "then clip them to ±this; inf does not")
 
     gamma: float = number(0.99, "[0, 1]", "discount")

@@ -21,7 +21,7 @@ class UsageError(ValueError):
     """A request that cannot be met. The message is one line: the value, the rule, the fix."""
 
 
-class EnvironmentFailure(RuntimeError):
+class HostEnvironmentError(RuntimeError):
     """An environment on the host crashed, raised, or gave a number that is not finite: the end of a run."""
 
 

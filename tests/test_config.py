@@ -21,8 +21,8 @@ SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 2 * 32, "hidden_sizes": 
 UPDATES = {"learning_rate": 0.02, "gae_lambda": 0.9, "num_epochs": 2, "anneal_learning_rate": False}
 
 NETWORK = (  # what `init` depends on
-    *("env", "frame_stack", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
-    "action_distribution",
+    *("env", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
+    *("action_distribution", "frame_stack"),
 )
 
 

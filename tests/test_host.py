@@ -17,10 +17,10 @@ from support import quick_jit
 
 from purejaxppo import evaluate, init, make_train, preset, update_step
 from purejaxppo.envs import check_env, make_env
-from purejaxppo.envs.pool import Broken
+from purejaxppo.envs.pool import EnvironmentBrokenError
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.run import main
-from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, UsageError
+from purejaxppo.types import Discrete, MultiBinary, MultiDiscrete, UsageError
 
 gymnasium = pytest.importorskip("gymnasium")
 CLOCK = "gymnasium/host_environments:Clock-v0"
@@ -219,7 +219,7 @@ def test_a_failure_names_the_environment_and_ends_the_processes(how):
     table = np.stack([pools, slots, ended, slots, slots * 0], axis=1)
     for _ in range(2):
         env._host_step(table)
-    with pytest.raises(Broken) as broken:
+    with pytest.raises(EnvironmentBrokenError) as broken:
         env._host_step(table)
     assert FAILURES[how] in str(broken.value)
     assert broken.value.index == (0 if how == "abort" else 1)  # the first of the process
@@ -244,7 +244,9 @@ def test_a_failure_names_the_seed_and_leaves_the_checkpoint_and_a_resumed_run_be
     assert run("--env", name, "--devices", "1", *flags) == 1
     [printed] = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("warning")]
     seed, index = seeds[order[0] // 2], order[0] % 2
-    assert printed.startswith(f"error: host_environments:Clock-v0: environment {index} of seed {seed} raised ValueError")
+    assert printed.startswith(
+        f"error: host_environments:Clock-v0: environment {index} of seed {seed} raised ValueError"
+    )
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["10"]
     assert not children()
     mended.touch()

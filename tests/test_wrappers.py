@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 
 class Steps:
-    """Sees (start, step) in five shapes; rewarded by the step's number; ends at 5 if `start` is even, else is cut off."""
+    """Sees start and step in many shapes; pays the step's number; ends at 5 if `start` is even, else is cut off."""
 
     action_space = Discrete(2)
     observation_space = {
@@ -119,7 +119,9 @@ def test_both_on_the_host():
 
 
 def test_rewards_are_scaled_then_clipped_for_learning_alone():
-    config = preset("a2c", Steps(), **SMALL | {"reward_scale": 0.5, "reward_clip": 2.0, "gae_lambda": 1.0, "gamma": 1.0})
+    config = preset(
+        "a2c", Steps(), **SMALL | {"reward_scale": 0.5, "reward_clip": 2.0, "gae_lambda": 1.0, "gamma": 1.0}
+    )
     rewards = np.asarray([[3.0, -9.0], [8.0, 1.0]], np.float32)
     state = init(config, jax.random.key(0))
     obs = jax.tree.map(lambda x: jnp.stack([x] * 2), state.rollout.obs)

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from purejaxppo.envs.common import quiet
-from purejaxppo.envs.gymnasium_worker import make
+from purejaxppo.envs.gymnasium_worker import Layout, make
 from purejaxppo.envs.host import HostEnv
 from purejaxppo.envs.pool import Plan
 from purejaxppo.types import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space, UsageError
@@ -43,7 +43,9 @@ class GymnasiumEnv(HostEnv):
 
     def __init__(self, name: str, workers: int | None = None, **params: Any) -> None:
         if workers is not None and (type(workers) is not int or workers < 1):
-            raise UsageError(f"workers = {workers!r} must be a whole number in [1, inf); leave it out for one per core.")
+            raise UsageError(
+                f"workers = {workers!r} must be a whole number in [1, inf); leave it out for one per core."
+            )
         with quiet():
             env = make(name, params)
         self._limit, fps = env.spec.max_episode_steps, env.metadata.get("render_fps")
@@ -57,7 +59,7 @@ class GymnasiumEnv(HostEnv):
             self.render_fps = float(fps)
         ours = {entry: _observation_space(entry, space, acted) for entry, (_, space) in entries.items()}
         dtypes = {entry: _dtype(ours[entry], space) for entry, (_, space) in entries.items()}
-        layout = {"do": ("uint8", []), "seed": ("int32", []), "reward": ("float32", [])}
+        layout: Layout = {"do": ("uint8", []), "seed": ("int32", []), "reward": ("float32", [])}
         layout |= {"terminated": ("bool", []), "truncated": ("bool", [])}
         layout["action"] = ("float32" if isinstance(acted, Box) else "int32", list(acted.shape))
         for entry, space in ours.items():
@@ -68,7 +70,7 @@ class GymnasiumEnv(HostEnv):
             params=params,
             layout=layout,
             paths={entry: path for entry, (path, _) in entries.items()},
-            starts={entry: int(space.start) if isinstance(space, spaces.Discrete) else 0 for entry, (_, space) in entries.items()},
+            starts={entry: _first(space) for entry, (_, space) in entries.items()},
         )
         super().__init__(plan, ours[""] if [*ours] == [""] else ours, acted, dtypes, workers)
 
@@ -89,6 +91,10 @@ def _entries(name: str, space: Any, path: tuple[Any, ...] = ()) -> Any:
         yield ".".join(map(str, path)), (list(path), space)
     for key, part in parts:
         yield from _entries(name, part, (*path, key))
+
+
+def _first(space: Any) -> int:
+    return int(space.start) if isinstance(space, spaces.Discrete) else 0
 
 
 def _observation_space(entry: str, space: Any, acted: Space) -> Any:

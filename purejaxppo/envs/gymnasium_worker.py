@@ -67,8 +67,9 @@ class Worker:
         self.starts: dict[str, int] = about["starts"]
         self.index = self.rows.start
         self.envs = {}
-        for self.index in self.rows:
-            self.envs[self.index] = make(about["name"], about["params"])
+        for i in self.rows:
+            self.index = i
+            self.envs[i] = make(about["name"], about["params"])
         self.scalar = not self.envs[self.index].action_space.shape
         self.dtype = self.envs[self.index].action_space.dtype
         self.first_action = np.asarray(getattr(self.envs[self.index].action_space, "start", 0))
@@ -76,8 +77,8 @@ class Worker:
     def turn(self) -> None:
         """What the pool asks of each environment. `self.index` is the one at work."""
         arrays, todo = self.arrays, self.arrays["do"].tolist()
-        for self.index in self.rows:
-            i, env = self.index, self.envs[self.index]
+        for i, env in self.envs.items():
+            self.index = i
             if todo[i] == STEP:
                 action = arrays["action"][i]
                 if self.scalar:

@@ -19,8 +19,8 @@ import numpy as np
 from jax.experimental import io_callback
 
 from purejaxppo.batching import run_shard
-from purejaxppo.envs.pool import RESET, STEP, Broken, Plan, Pool
-from purejaxppo.types import Box, EnvironmentFailure, EnvState, Observation, ObservationSpace, Space
+from purejaxppo.envs.pool import RESET, STEP, EnvironmentBrokenError, Plan, Pool
+from purejaxppo.types import Box, HostEnvironmentError, Observation, ObservationSpace, Space
 
 MOST_POOLS = 16  # of one environment; beyond it the one that was used longest ago is closed
 _EPISODES_AT_ONCE = 10
@@ -41,7 +41,7 @@ class Failed(NamedTuple):
 
     env: str
     run: int  # of those that are vmapped and spread over devices together
-    index: int  # of the run's environments
+    place: int  # among the run's environments
     how: str
 
 
@@ -131,10 +131,10 @@ class HostEnv:
             table = np.concatenate([np.asarray(table) for table in tables])
             try:
                 return act(table[:, 1:])
-            except Broken as broken:
+            except EnvironmentBrokenError as broken:
                 self.failed = failed = _failed(self._plan.name, broken, shape, int(table[0, 0]))
-                message = f"{failed.env}: environment {failed.index} of run {failed.run} {failed.how}"
-                raise EnvironmentFailure(message) from None
+                message = f"{failed.env}: environment {failed.place} of run {failed.run} {failed.how}"
+                raise HostEnvironmentError(message) from None
 
         shard = jnp.broadcast_to(run_shard(), columns[0].shape)
         table = jnp.stack([shard, *columns], axis=1).astype(jnp.int32)  # one array: each costs some 30 µs
@@ -197,20 +197,28 @@ class HostEnv:
         return made
 
     def _find(self, table: np.ndarray) -> tuple[Pool, np.ndarray]:
-        """The pool and the slots that the first columns name. Raises: Broken: there are none, or one is two."""
+        """The pool and the slots that the first columns name.
+
+        Raises:
+            EnvironmentBrokenError: they are not there, or one is to be two.
+        """
         numbers, slots = table[:, 0], table[:, 1]
         pool = self._pools.get(int(numbers[0]))
         if pool is None or (numbers != numbers[0]).any():
-            raise Broken(0, "is not in this process, or was closed; begin new episodes: they cannot be stored")
+            raise EnvironmentBrokenError(
+                0, "is not in this process, or was closed; begin new episodes: they cannot be stored"
+            )
         with self._lock:
             self._pools.move_to_end(pool.number)
         if len(np.unique(slots)) < len(slots):
-            raise Broken(0, "is to be in two runs at once; give each run a key of its own")
+            raise EnvironmentBrokenError(0, "is to be in two runs at once; give each run a key of its own")
         return pool, slots
 
 
 def _as_one_batch(call: Callable[..., Any], shape: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """`call(shape, *arrays [N, …])` as a function that any number of `vmap`s may be applied to; their axes are `shape`."""
+    """`call(shape, *arrays [N, …])` as a function of one environment's arrays, to which any number of `vmap`s may be
+    applied: their axes are `shape`, and together N.
+    """
 
     @jax.custom_batching.custom_vmap
     def apply(*arguments: Any) -> Any:
@@ -234,7 +242,7 @@ def _seed(key: jax.Array) -> jax.Array:
     return (jax.random.bits(key, (), jnp.uint32) >> 1).astype(jnp.int32)
 
 
-def _failed(name: str, broken: Broken, shape: tuple[int, ...], device: int) -> Failed:
+def _failed(name: str, broken: EnvironmentBrokenError, shape: tuple[int, ...], device: int) -> Failed:
     """The last axis of a batch counts the environments of a run, those before it runs."""
     per_run, runs = (shape or (1,))[-1], int(np.prod(shape[:-1], dtype=int))
     return Failed(name, device * runs + broken.index // per_run, broken.index % per_run, str(broken))
@@ -244,7 +252,7 @@ class _NotTwice(logging.Filter):
     """JAX logs what callbacks raise, with a traceback, beside raising it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], EnvironmentFailure))
+        return not (record.exc_info and isinstance(record.exc_info[1], HostEnvironmentError))
 
 
 logging.getLogger("jax._src.callback").addFilter(_NotTwice())

@@ -81,5 +81,3 @@ class JumanjiEnv:
         viewer = self._env._viewer
         viewer._display = viewer._display_rgb_array
         return (np.asarray(viewer.render(state.inner))[..., :3] for state in states)
-
-

@@ -20,7 +20,7 @@ from purejaxppo.envs.gymnasium_worker import RESET, SKIP, STEP, Layout, size, vi
 _NUMBERS = itertools.count(1)
 
 
-class Broken(RuntimeError):
+class EnvironmentBrokenError(RuntimeError):
     """An environment failed: `index` is which of the pool's, the message how."""
 
     def __init__(self, index: int, message: str) -> None:
@@ -59,9 +59,7 @@ class Pool:
             file.truncate(total)
             self.arrays = views(mmap.mmap(file.fileno(), total), plan.layout, num_envs)
             edges = np.linspace(0, num_envs, min(workers, num_envs) + 1).astype(int).tolist()
-            self._workers = [
-                self._start(plan, file.fileno(), first, last) for first, last in itertools.pairwise(edges)
-            ]
+            self._workers = [self._start(plan, file.fileno(), first, last) for first, last in itertools.pairwise(edges)]
         self._floats = [name for name, x in self.arrays.items() if ":" in name and x.dtype == np.float32]
 
     def _start(self, plan: Plan, memory: int, first: int, last: int) -> _Process:
@@ -85,10 +83,10 @@ class Pool:
         """Let the environments `slots` do what `todo` says, all but those that are `idle`.
 
         Raises:
-            Broken: one failed, gave a number that is not finite, or its process ended. The pool is closed.
+            EnvironmentBrokenError: one failed, gave a number that is not finite, or its process ended. All are closed.
         """
         if not self._workers:
-            raise Broken(0, "was closed after a failure")
+            raise EnvironmentBrokenError(0, "was closed after a failure")
         arrays = self.arrays
         arrays["do"][:] = SKIP
         arrays["do"][slots] = np.where(idle, SKIP, todo)
@@ -102,25 +100,25 @@ class Pool:
             self._check_finite(slots[~idle], todo)
         except BrokenPipeError:
             self._hear(worker)
-        except Broken:
+        except EnvironmentBrokenError:
             self.close()
             raise
 
     def _hear(self, worker: _Process) -> None:
-        """Wait for a worker. Raises: Broken."""
+        """Wait for a worker. Raises: EnvironmentBrokenError."""
         said = os.read(worker.answer, 1)
         if said == gymnasium_worker.DONE:
             return
         if said == gymnasium_worker.FAILED:
             with os.fdopen(os.dup(worker.answer), "rb") as answer:
                 told = json.loads(answer.readline())
-            raise Broken(told["index"], f"raised {told['error']}")
+            raise EnvironmentBrokenError(told["index"], f"raised {told['error']}")
         code = worker.process.wait()
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise Broken(worker.first, f"or one beside it in its process ended the process ({name})")
+        raise EnvironmentBrokenError(worker.first, f"or one beside it in its process ended the process ({name})")
 
     def _check_finite(self, slots: np.ndarray, todo: int) -> None:
-        """Raises: Broken."""
+        """Raises: EnvironmentBrokenError."""
         names = [name for name in self._floats if todo == STEP or name.startswith("start")]
         if todo == STEP:
             names.append("reward")
@@ -129,7 +127,7 @@ class Pool:
                 bad = [i for i in slots.tolist() if not np.isfinite(self.arrays[name][i]).all()]
                 what = "a reward" if name == "reward" else "an observation"
                 for i in bad:
-                    raise Broken(i, f"gave {what} that is not finite")
+                    raise EnvironmentBrokenError(i, f"gave {what} that is not finite")
 
     def close(self) -> None:
         """End the workers."""
@@ -148,4 +146,4 @@ def _nameless() -> Any:
     return tempfile.TemporaryFile()
 
 
-__all__ = ["RESET", "STEP", "Broken", "Plan", "Pool"]
+__all__ = ["RESET", "STEP", "EnvironmentBrokenError", "Plan", "Pool"]

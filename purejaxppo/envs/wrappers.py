@@ -115,7 +115,9 @@ class FrameStack(Wrapper):
 
     def _begin(self, inner: EnvState, seen: Observation) -> tuple[Stacked, Observation]:
         def fill(space: Any, new: jax.Array) -> jax.Array:
-            return jnp.concatenate([_as_frame(new, len(space.shape))] * self.count, -1) if isinstance(space, Box) else new
+            if not isinstance(space, Box):
+                return new
+            return jnp.concatenate([_as_frame(new, len(space.shape))] * self.count, axis=-1)
 
         obs = self._map(fill, seen)
         return Stacked(inner, obs), obs

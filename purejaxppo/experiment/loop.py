@@ -25,7 +25,7 @@ from purejaxppo.experiment.summary import Summary, conclude
 from purejaxppo.health import CAUSES
 from purejaxppo.presets import settings_of
 from purejaxppo.train import init
-from purejaxppo.types import EnvironmentFailure, TrainState, UsageError
+from purejaxppo.types import HostEnvironmentError, TrainState, UsageError
 
 CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
 CHECKPOINT_SECONDS = 30.0
@@ -48,7 +48,7 @@ def run_experiment(
     Raises:
         UsageError: the run cannot work; with `debug`, also once a seed fails, naming the operation.
         OSError: a file cannot be written. The last checkpoint is whole.
-        EnvironmentFailure: an environment on the host failed. The last checkpoint is whole.
+        HostEnvironmentError: an environment on the host failed. The last checkpoint is whole.
         Stopped: SIGTERM or SIGINT; everything is saved.
     """
     options = options or HostOptions()
@@ -172,8 +172,8 @@ class Run:
             failed = getattr(env, "failed", None)
             if failed is None:
                 raise
-            raise EnvironmentFailure(
-                f"{failed.env}: environment {failed.index} of seed {self.seeds[self.runs[failed.run]]} {failed.how}; "
+            raise HostEnvironmentError(
+                f"{failed.env}: environment {failed.place} of seed {self.seeds[self.runs[failed.run]]} {failed.how}; "
                 f"the last checkpoint is whole: mend the environment, then --resume {self.out}"
             ) from error
         finally:

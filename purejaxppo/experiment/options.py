@@ -56,8 +56,8 @@ class HostOptions:
         """Raises: UsageError, so many devices cannot be shared out like this."""
         if self.env_devices > 1 and getattr(config.environment, "on_host", False):
             raise UsageError(
-                f"env_devices = {self.env_devices} must be 1 for {config.env!r}: a device that waits for the host would "
-                "keep the others waiting; leave it out, seeds are spread over devices all the same."
+                f"env_devices = {self.env_devices} must be 1 for {config.env!r}, whose environments run on the host; "
+                "leave it out: seeds are spread over devices all the same."
             )
         if devices % self.env_devices:
             raise UsageError(
