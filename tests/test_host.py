@@ -34,7 +34,10 @@ class Always(NamedTuple):
 
     action: Any
 
-    def sample(self, key):
+    def noise(self, key):
+        return jnp.zeros(())
+
+    def sample_with(self, noise):
         return self.action
 
     def bound(self, action, low, high):
