@@ -20,7 +20,7 @@ from throughput import machine
 from venvs import default_root, interpreter
 
 HERE = Path(__file__).parent
-TASKS = {("CartPole-v1", 4): 60_000, ("LunarLander-v3", 16): 100_000, ("Hopper-v5", 8): 60_000}  # steps of training
+TASKS = {("CartPole-v1", 4): 40_000, ("LunarLander-v3", 16): 60_000, ("Hopper-v5", 8): 40_000}  # steps of training
 PEERS = {"ours": ("ours.py", []), "dummy": ("sb3_host_ppo.py", ["dummy"]), "subproc": ("sb3_host_ppo.py", ["subproc"])}
 
 

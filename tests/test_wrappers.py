@@ -123,7 +123,7 @@ def test_rewards_are_scaled_then_clipped_for_learning_alone():
         "a2c", Steps(), **SMALL | {"reward_scale": 0.5, "reward_clip": 2.0, "gae_lambda": 1.0, "gamma": 1.0}
     )
     rewards = np.asarray([[3.0, -9.0], [8.0, 1.0]], np.float32)
-    state = init(config, jax.random.key(0))
+    state = quick_jit(init)(config, jax.random.key(0))
     obs = jax.tree.map(lambda x: jnp.stack([x] * 2), state.rollout.obs)
     ends = jnp.asarray([[False, False], [True, True]])
     distribution = Uniform()

@@ -1,5 +1,6 @@
 """Environments in processes of their own: a few workers, each with several, over memory shared with this process."""
 
+import contextlib
 import itertools
 import json
 import mmap
@@ -94,12 +95,11 @@ class Pool:
             arrays[name][slots] = value
         try:
             for worker in self._workers:
-                os.write(worker.ask, b".")
+                with contextlib.suppress(BrokenPipeError):  # it is not there any more: it will be heard
+                    os.write(worker.ask, b".")
             for worker in self._workers:
                 self._hear(worker)
             self._check_finite(slots[~idle], todo)
-        except BrokenPipeError:
-            self._hear(worker)
         except EnvironmentBrokenError:
             self.close()
             raise

@@ -15,6 +15,7 @@ from purejaxppo.experiment.checkpoint import Snapshot
 from purejaxppo.experiment.debug import explain
 from purejaxppo.experiment.devices import choose_devices
 from purejaxppo.experiment.directory import RunRecord, lock, new_directory, read_record, versions, write_record
+from purejaxppo.experiment.host import closing, with_episodes_of
 from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import ROWS, Program, check_memory, compile_program, means
@@ -25,7 +26,7 @@ from purejaxppo.experiment.summary import Summary, conclude
 from purejaxppo.health import CAUSES
 from purejaxppo.presets import settings_of
 from purejaxppo.train import init
-from purejaxppo.types import HostEnvironmentError, TrainState, UsageError
+from purejaxppo.types import TrainState, UsageError
 
 CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
 CHECKPOINT_SECONDS = 30.0
@@ -117,12 +118,6 @@ def resume_experiment(
         return run.drive(snapshot)
 
 
-def with_episodes_of(fresh: TrainState, state: TrainState) -> TrainState:
-    """`state`, but its environments are those of `fresh`, which have just begun."""
-    normalizer = state.reward_normalizer.replace(discounted_return=fresh.reward_normalizer.discounted_return)
-    return state.replace(rollout=fresh.rollout, reward_normalizer=normalizer)
-
-
 def _padded(seeds: list[int], devices: list[jax.Device], options: HostOptions) -> int:
     """Runs, equally many on all devices: what is left over trains copies of the last seed."""
     at_once = len(devices) // options.env_devices
@@ -163,22 +158,11 @@ class Run:
 
     def drive(self, snapshot: Snapshot | None) -> Summary:
         """Go on from a checkpoint, or from the beginning, to the end."""
-        env = self.config.environment
         try:
-            return self._drive(snapshot)
+            with closing(self.config.environment, [self.seeds[run] for run in self.runs], self.out):
+                return self._drive(snapshot)
         except OSError as error:
             raise OSError(f"{error}; the last checkpoint is whole: make room, then --resume {self.out}") from error
-        except jax.errors.JaxRuntimeError as error:
-            failed = getattr(env, "failed", None)
-            if failed is None:
-                raise
-            raise HostEnvironmentError(
-                f"{failed.env}: environment {failed.place} of seed {self.seeds[self.runs[failed.run]]} {failed.how}; "
-                f"the last checkpoint is whole: mend the environment, then --resume {self.out}"
-            ) from error
-        finally:
-            if hasattr(env, "close"):
-                env.close()
 
     def _drive(self, snapshot: Snapshot | None) -> Summary:
         config, progress = self.config, self.progress
