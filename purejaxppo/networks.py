@@ -18,6 +18,7 @@ from purejaxppo.distributions import (
     FactoredCategorical,
     TanhGaussian,
 )
+from purejaxppo.recurrent import CELLS, initial_hidden, unroll
 from purejaxppo.types import (
     ACTION_MASK,
     Box,
@@ -26,6 +27,7 @@ from purejaxppo.types import (
     MultiDiscrete,
     Observation,
     ObservationSpace,
+    Sequences,
     Space,
     UsageError,
     reason,
@@ -130,11 +132,61 @@ def visible(space: ObservationSpace, names: tuple[str, ...]) -> ObservationSpace
     return {name: space[name] for name in names or sorted(space.keys() - {ACTION_MASK})}
 
 
+def is_recurrent(kind: str, network: Any) -> bool:
+    """Whether a network has a hidden state: the user's own if it is a flax cell, ours if `kind` names one."""
+    return kind != "none" if network is None else isinstance(network, nn.RNNCellBase)
+
+
+def begin(network: Any, obs: Observation) -> Any:
+    """The hidden state [..., H] of a policy or critic before the first of observations [..., O]; () if it has none."""
+    if not is_recurrent(network.recurrent, network.network):
+        return ()
+    seen = select(network.space, obs)
+    if network.network is not None:
+        return initial_hidden(network.network, seen)
+    rank = len(next(iter(network.space.values())).shape if isinstance(seen, Mapping) else network.space.shape)
+    shape = jnp.shape(next(iter(seen.values())) if isinstance(seen, Mapping) else seen)
+    return initial_hidden(CELLS[network.recurrent](network.recurrent_size), jnp.zeros((*shape[: len(shape) - rank], 1)))
+
+
+def numbers(network: Any, size: int, gain: float, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
+    """What policy and critic have in common, and the hidden state: torso, recurrent cell if there is one, last layer.
+
+    Or, with a module of the user's own, what that one returns for the entries of `space`.
+    """
+    if network.network is not None:
+        seen = select(network.space, obs)
+        if isinstance(network.network, nn.RNNCellBase):
+            return unroll(network.network, seen, hidden, start)
+        return network.network(seen), hidden
+    x = Torso(network.space, network.hidden_sizes, network.activation, network.layer_norm)(obs)
+    if network.recurrent != "none":
+        weights = {name: orthogonal(1.0) for name in ("kernel_init", "recurrent_kernel_init")}
+        x, hidden = unroll(CELLS[network.recurrent](network.recurrent_size, **weights), x, hidden, start)
+    return dense(size, gain)(x), hidden
+
+
+def replay(advance: Any, seen: Any, hidden: str) -> Any:
+    """The results [N] of observations [N, O]; or [B, T] of `Sequences`, from the hidden state in their field `hidden`."""
+    if not isinstance(seen, Sequences):
+        return advance(seen)[0]
+    obs, start = swap((seen.obs, seen.start))
+    return swap(advance(obs, getattr(seen, hidden), start)[0])
+
+
+def swap(tree: Any) -> Any:
+    """[T, B, ...] ↔ [B, T, ...]."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
+
+
 class PolicyNetwork(nn.Module):
     """π(·|s), a distribution over `action_space`; the last layer gives the parameters that `num_parameters` counts.
 
     Actions that the observation's mask forbids have probability exactly 0. With `network`, a module of the user's own,
     that one gives the parameters, or a distribution itself; it sees the entries of `space`.
+
+    `advance` is one step: obs [..., O], hidden state [..., H] ↦ π [...], hidden state; both are () without memory. With
+    `start` [T, ...] it is T: obs [T, ..., O], the hidden state before them ↦ π and hidden states after each, [T, ...].
     """
 
     action_space: Space
@@ -144,14 +196,20 @@ class PolicyNetwork(nn.Module):
     layer_norm: bool = False
     action_distribution: str = "gaussian"
     network: nn.Module | None = None
+    recurrent: str = "none"
+    recurrent_size: int = 64
+
+    def __call__(self, seen: Any) -> Any:
+        return replay(self.advance, seen, "hidden")
 
     @nn.compact
-    def __call__(self, obs: Observation) -> Any:
-        acted, size = self.action_space, num_parameters(self.action_space, self.action_distribution)
-        if self.network is not None:
-            x = self.network(select(self.space, obs))
-        else:
-            x = dense(size, 0.01)(Torso(self.space, self.hidden_sizes, self.activation, self.layer_norm)(obs))
+    def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
+        size = num_parameters(self.action_space, self.action_distribution)
+        x, hidden = numbers(self, size, 0.01, obs, hidden, start)
+        return self._distribution(x, obs), hidden
+
+    def _distribution(self, x: Any, obs: Observation) -> Any:
+        acted = self.action_space
         if not isinstance(x, jax.Array):
             return x
         mask = obs.get(ACTION_MASK) if isinstance(obs, Mapping) else None
@@ -205,27 +263,44 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
         return
     if not isinstance(network, nn.Module):
         raise UsageError(f"{name} = {network!r:.80} is no flax.linen Module; pass an instance of one.")
+    hidden, carried = (), ()
     try:
-        returned, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), obs)
+        if isinstance(network, nn.RNNCellBase):
+            hidden = jax.eval_shape(lambda x: initial_hidden(network, x), obs)
+            (carried, returned), _ = jax.eval_shape(network.init_with_output, jax.random.key(0), hidden, obs)
+        else:
+            returned, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), obs)
     except Exception as error:  # whatever the user's code raises
         raise UsageError(f"{name} = {type(network).__name__} fails on one observation ({reason(error)}).") from error
     if getattr(returned, "shape", shape) != shape:
         raise UsageError(
             f"{name} = {type(network).__name__} returns shape {returned.shape} for one observation; make it {shape}."
         )
+    if carried != hidden:
+        raise UsageError(
+            f"{name} = {type(network).__name__} turns the hidden state {hidden} of initialize_carry into {carried}; "
+            "keep structure, shapes and types."
+        )
 
 
 class ValueNetwork(nn.Module):
-    """V(s), without the trailing axis. With `network`, a module of the user's own, it is what that one returns."""
+    """V(s), without the trailing axis. With `network`, a module of the user's own, it is what that one returns.
+
+    `advance` is as a `PolicyNetwork`'s.
+    """
 
     space: ObservationSpace
     hidden_sizes: tuple[int, ...]
     activation: str
     layer_norm: bool = False
     network: nn.Module | None = None
+    recurrent: str = "none"
+    recurrent_size: int = 64
+
+    def __call__(self, seen: Any) -> jax.Array:
+        return replay(self.advance, seen, "critic_hidden")
 
     @nn.compact
-    def __call__(self, obs: Observation) -> jax.Array:
-        if self.network is not None:
-            return self.network(select(self.space, obs))
-        return dense(1, 1.0)(Torso(self.space, self.hidden_sizes, self.activation, self.layer_norm)(obs))[..., 0]
+    def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[jax.Array, Any]:
+        x, hidden = numbers(self, 1, 1.0, obs, hidden, start)
+        return x[..., 0] if self.network is None else x, hidden

@@ -5,6 +5,7 @@ key ─► init ─► TrainState ─► ┌ rollout ─► advantages ─► up
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ from purejaxppo.batching import as_argument, key_of_shard, mean_over_shards, sha
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
+from purejaxppo.networks import begin, swap
 from purejaxppo.normalize import RewardNormalizer, observation_statistics, update_statistics
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.types import Batch, Failure, Metrics, Params, TrainState, Transition
+from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition
 
 
 def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
@@ -79,7 +81,9 @@ def init(config: Config, key: jax.Array) -> TrainState:
     num_envs = config.num_envs // shards()
     episodes = begin_episodes(key_of_shard(env_key), env, num_envs)
     policy, critic = networks(config)
-    params, critic_params = policy.init(policy_key, episodes.obs), critic.init(critic_key, episodes.obs)
+    hidden, critic_hidden = begin(policy, episodes.obs), begin(critic, episodes.obs)
+    params = policy.init(policy_key, episodes.obs, hidden, method="advance")
+    critic_params = critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
     return TrainState(
         policy=params,
         critic=critic_params,
@@ -87,7 +91,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
         critic_optimizer=MinibatchAdam.init(critic_params),
         observation_statistics=observation_statistics(env.observation_space),
         reward_normalizer=RewardNormalizer.init(num_envs),
-        rollout=episodes,
+        rollout=episodes._replace(hidden=hidden, critic_hidden=critic_hidden),
         key=key,
         update=jnp.zeros((), jnp.int32),
         failure=Failure(*jnp.zeros((2,), jnp.int32)),
@@ -105,7 +109,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     env, act = config.environment, acting(config, state)
     episodes, transitions, sums = rollout(key_of_shard(rollout_key), env, act, state.rollout, config.num_steps)
     sums = sum_over_shards(sums)
-    batch, reward_normalizer = learning_batch(config, state, transitions)
+    batch, reward_normalizer, critic_hidden = learning_batch(config, state, transitions)
 
     adam = MinibatchAdam(
         learning_rate(config, state.update), config.max_grad_norm, config.num_epochs, config.num_minibatches
@@ -137,20 +141,26 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         if config.normalize_observations
         else statistics,
         reward_normalizer=reward_normalizer,
-        rollout=episodes,
+        rollout=episodes._replace(critic_hidden=critic_hidden),
         key=key,
         update=state.update + 1,
     )
     return freeze(state, updated, metrics, cause_of_failure(transitions, batch, metrics, updated))
 
 
-def learning_batch(config: Config, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer]:
-    """Advantages and value targets of a rollout, flattened to [T·B], and the reward statistics that went into them."""
+def learning_batch(config: Config, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer, Any]:
+    """Advantages and value targets of a rollout from `state`: a batch of samples [T·B], or of sequences [B, T].
+
+    Beside it the reward statistics that went into them, and the critic's hidden state [B, H] after the rollout.
+    """
     _, critic = networks(config)
-    obs, next_obs = (normalize(config, state, x) for x in (transitions.obs, transitions.next_obs))
-    values, next_values = critic.apply(state.critic, obs), critic.apply(state.critic, next_obs)
-    log_probs = transitions.distribution.log_prob(transitions.action)
     terminated, done = transitions.terminated, transitions.terminated | transitions.truncated
+    start = jnp.concatenate([state.rollout.episode_length[None] == 0, done[:-1]])
+    obs, next_obs = (normalize(config, state, x) for x in (transitions.obs, transitions.next_obs))
+    hidden = state.rollout.critic_hidden
+    values, hidden = critic.apply(state.critic, obs, hidden, start, method="advance")
+    next_values, _ = critic.apply(state.critic, next_obs, hidden, method="advance")
+    log_probs = transitions.distribution.log_prob(transitions.action)
 
     rewards, normalizer = transitions.reward, state.reward_normalizer
     if config.normalize_rewards:
@@ -174,7 +184,10 @@ def learning_batch(config: Config, state: TrainState, transitions: Transition) -
         advantage=advantages if config.advantage_estimator == "gae" else returns - values,
         value_target=targets[config.value_target],
     )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), normalizer
+    if not config.is_recurrent:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), normalizer, ()
+    sequences = Sequences(*swap((obs, start)), state.rollout.hidden, state.rollout.critic_hidden)
+    return swap(batch)._replace(obs=sequences), normalizer, jax.tree.map(lambda x: x[-1], hidden)
 
 
 def value_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
