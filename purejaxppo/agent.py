@@ -15,10 +15,10 @@ from purejaxppo.types import Observation, TrainState
 def networks(config: Config) -> tuple[Any, Any]:
     """`PolicyNetwork` and `ValueNetwork`, apart: neither shares a parameter with the other."""
     env, layers = config.environment, (config.hidden_sizes, config.activation, config.layer_norm)
-    memory = (config.recurrent, config.recurrent_size)
+    kind, memory = config.action_distribution, (config.recurrent, config.recurrent_size)
     for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
     return (
-        PolicyNetwork(env.action_space, for_policy, *layers, config.action_distribution, config.policy_network, *memory),
+        PolicyNetwork(env.action_space, for_policy, *layers, kind, config.policy_network, *memory),
         ValueNetwork(for_critic, *layers, config.critic_network, *memory),
     )
 

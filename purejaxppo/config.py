@@ -12,16 +12,8 @@ from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, PPO
 from purejaxppo.envs import check_env, make_env
-from purejaxppo.networks import (
-    ACTION_DISTRIBUTIONS,
-    ACTIVATIONS,
-    check_network,
-    is_recurrent,
-    num_parameters,
-    select,
-    visible,
-)
-from purejaxppo.recurrent import RECURRENT
+from purejaxppo.networks import ACTION_DISTRIBUTIONS, ACTIVATIONS, check_network, num_parameters, select, visible
+from purejaxppo.recurrent import RECURRENT, is_recurrent
 from purejaxppo.types import Box, Env, UsageError, number, static
 
 DEFAULTS: dict[str, Any] = {

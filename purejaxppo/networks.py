@@ -18,7 +18,7 @@ from purejaxppo.distributions import (
     FactoredCategorical,
     TanhGaussian,
 )
-from purejaxppo.recurrent import CELLS, initial_hidden, unroll
+from purejaxppo.recurrent import CELLS, initial_hidden, is_recurrent, swap, unroll
 from purejaxppo.types import (
     ACTION_MASK,
     Box,
@@ -132,11 +132,6 @@ def visible(space: ObservationSpace, names: tuple[str, ...]) -> ObservationSpace
     return {name: space[name] for name in names or sorted(space.keys() - {ACTION_MASK})}
 
 
-def is_recurrent(kind: str, network: Any) -> bool:
-    """Whether a network has a hidden state: the user's own if it is a flax cell, ours if `kind` names one."""
-    return kind != "none" if network is None else isinstance(network, nn.RNNCellBase)
-
-
 def begin(network: Any, obs: Observation) -> Any:
     """The hidden state [..., H] of a policy or critic before the first of observations [..., O]; () if it has none."""
     if not is_recurrent(network.recurrent, network.network):
@@ -167,16 +162,11 @@ def numbers(network: Any, size: int, gain: float, obs: Observation, hidden: Any,
 
 
 def replay(advance: Any, seen: Any, hidden: str) -> Any:
-    """The results [N] of observations [N, O]; or [B, T] of `Sequences`, from the hidden state in their field `hidden`."""
+    """The results [N] of observations [N, O]; or [B, T] of `Sequences`, from what is in their field `hidden` on."""
     if not isinstance(seen, Sequences):
         return advance(seen)[0]
     obs, start = swap((seen.obs, seen.start))
     return swap(advance(obs, getattr(seen, hidden), start)[0])
-
-
-def swap(tree: Any) -> Any:
-    """[T, B, ...] ↔ [B, T, ...]."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
 
 
 class PolicyNetwork(nn.Module):

@@ -10,6 +10,11 @@ CELLS = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 RECURRENT = ("none", *CELLS)
 
 
+def is_recurrent(kind: str, network: Any) -> bool:
+    """Whether a network has a hidden state: the user's own if it is a flax cell, ours if `kind` names one."""
+    return kind != "none" if network is None else isinstance(network, nn.RNNCellBase)
+
+
 def initial_hidden(cell: nn.RNNCellBase, x: Any) -> Any:
     """The hidden state [..., H] before the first of inputs x [..., F]."""
     return cell.initialize_carry(jax.random.key(0), jax.tree.map(jnp.shape, x))
@@ -40,3 +45,8 @@ def unroll(cell: nn.RNNCellBase, x: Any, hidden: Any, start: jax.Array | None) -
         return y, hidden
     _, results = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})(cell, hidden, (x, start))
     return results
+
+
+def swap(tree: Any) -> Any:
+    """[T, B, ...] ↔ [B, T, ...]."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)

@@ -117,9 +117,7 @@ def episodes(trained: Trained, options: RenderOptions) -> Iterator[Iterator[Stil
         seeds = np.random.SeedSequence(options.episode_seed).generate_state(options.episodes)
         for i, seed in enumerate(seeds):
             sampling = jax.random.fold_in(key, i) if options.sample else None
-            yield gymnasium_stills(
-                options.gymnasium, config.environment, act, int(seed), options.max_steps, sampling
-            )
+            yield gymnasium_stills(options.gymnasium, config.environment, act, int(seed), options.max_steps, sampling)
         return
     draw, play = renderer(config.environment), player(config, options.max_steps)
     for i in range(options.episodes):

@@ -16,9 +16,10 @@ from purejaxppo.batching import as_argument, key_of_shard, mean_over_shards, sha
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
-from purejaxppo.networks import begin, swap
+from purejaxppo.networks import begin
 from purejaxppo.normalize import RewardNormalizer, observation_statistics, update_statistics
 from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.recurrent import swap
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition
 

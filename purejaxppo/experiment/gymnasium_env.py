@@ -42,7 +42,7 @@ def play(
     seed: Sequence[int],
     key: jax.Array | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Play exactly `episodes` episodes with `act(obs, key, hidden)` and return their returns and lengths, [episodes] each.
+    """Play exactly `episodes` episodes with `act(obs, key, hidden)`; their returns and lengths, [episodes].
 
     In each round, every environment plays one episode to its end. So all that begin count: to take the first E to end
     would favour short ones. With a `key` actions are sampled, without they are the policy's mode.

@@ -15,7 +15,8 @@ from purejaxppo.config import Config
 from purejaxppo.experiment.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
 from purejaxppo.experiment.directory import RunRecord, read_json, read_record
 from purejaxppo.experiment.manifest import refusing
-from purejaxppo.networks import begin, is_recurrent
+from purejaxppo.networks import begin
+from purejaxppo.recurrent import is_recurrent
 from purejaxppo.rollout import environment_action
 from purejaxppo.train import init
 from purejaxppo.types import Observation, TrainState, UsageError
