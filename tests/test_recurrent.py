@@ -224,7 +224,7 @@ def test_it_remembers_what_pays_and_a_feed_forward_policy_cannot(algo, kind):
 
 def test_updates_one_by_one_and_in_one_scan_give_the_same_bits():
     """So the hidden states are part of the state that is saved."""
-    config = Config(env=Walk(), algo=A2C(), recurrent="lstm", normalize_observations=True, **SMALL)
+    config = Config(env=Walk(), algo=A2C(), recurrent="gru", normalize_observations=True, **SMALL)
     start = quick_jit(lambda key: init(config, key))(KEY)
     one_by_one, update = start, quick_jit(lambda state: update_step(config, state))
     for _ in range(3):
@@ -239,10 +239,10 @@ def test_updates_one_by_one_and_in_one_scan_give_the_same_bits():
 def test_act_carries_the_hidden_state(walker):
     """One observation or a batch, step by step, from the beginning of an episode where none is given."""
     act, state, policy = walker.act, walker.state, networks(walker.config)[0]
-    obs = 3 * np.random.default_rng(0).normal(size=(6, 4, 2)).astype(np.float32)
+    obs = np.random.default_rng(0).normal(size=(6, 4, 2)).astype(np.float32)
     seen = Sequences(obs.swapaxes(0, 1), np.zeros((4, 6), bool), begin(policy, obs[0]), ())
     expected = np.clip(policy.apply(state.policy, seen).mode(), -1, 1)  # [B, T, 1]
-    assert np.std(expected) > 0.1
+    assert np.std(expected) > 0.05
     hidden = hidden_of_one = None
     for t in range(6):
         actions, hidden = act(obs[t], hidden=hidden)
