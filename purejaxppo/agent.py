@@ -6,17 +6,20 @@ from typing import Any
 import jax
 
 from purejaxppo.config import Config
-from purejaxppo.networks import PolicyNetwork, ValueNetwork, begin, visible
+from purejaxppo.networks import PolicyNetwork, SharedNetwork, ValueNetwork, begin, visible
 from purejaxppo.normalize import normalize_observation
 from purejaxppo.recurrent import restart
 from purejaxppo.types import Observation, TrainState
 
 
 def networks(config: Config) -> tuple[Any, Any]:
-    """`PolicyNetwork` and `ValueNetwork`, apart: neither shares a parameter with the other."""
+    """`PolicyNetwork` and `ValueNetwork`, apart: neither shares a parameter with the other; or one `SharedNetwork`."""
     env, layers = config.environment, (config.hidden_sizes, config.activation, config.layer_norm)
     kind, memory = config.action_distribution, (config.recurrent, config.recurrent_size)
     for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
+    if config.shared_torso:
+        shared = SharedNetwork(env.action_space, for_policy, *layers, kind, None, *memory)
+        return shared, shared.clone(judges=True)
     return (
         PolicyNetwork(env.action_space, for_policy, *layers, kind, config.policy_network, *memory),
         ValueNetwork(for_critic, *layers, config.critic_network, *memory),

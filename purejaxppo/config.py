@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from flax import struct
 
-from purejaxppo.algorithms import ALGORITHMS, PPO
+from purejaxppo.algorithms import ALGORITHMS, NPG, PPO, TRPO
 from purejaxppo.envs import check_env, make_env
-from purejaxppo.networks import ACTION_DISTRIBUTIONS, ACTIVATIONS, check_network, num_parameters, select, visible
+from purejaxppo.networks import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
 from purejaxppo.recurrent import RECURRENT, is_recurrent
+from purejaxppo.torso import ACTIVATIONS, select
 from purejaxppo.types import Box, Env, UsageError, number, static
 
 DEFAULTS: dict[str, Any] = {
@@ -61,6 +62,8 @@ class Config(struct.PyTreeNode):
     hidden_sizes: tuple[int, ...] = static((64, 64), "widths of the hidden layers", interval="[1, inf)")
     activation: str = static("tanh", "activation of the hidden layers", choices=tuple(ACTIVATIONS))
     layer_norm: bool = static(False, "normalise what goes into each activation (Ba et al., 2016)")
+    shared_torso: bool = static(False, "policy and critic share all layers but the last; not in NPG and TRPO")
+    value_coef: float = number(0.5, "[0, inf)", "weight of the critic's loss beside the policy's if they share layers")
     recurrent: str = static("none", "a recurrent cell after the hidden layers, in policy and critic", choices=RECURRENT)
     recurrent_size: int = static(64, "width of the recurrent cell's hidden state", interval="[1, inf)")
     policy_network: Any = static(None, "a flax module of your own: what the policy sees ↦ its parameters")
@@ -147,6 +150,17 @@ class Config(struct.PyTreeNode):
                 )
         elif kind in ("tanh-gaussian", "beta") and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
             raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
+        if self.shared_torso and isinstance(self.algo, NPG | TRPO):
+            raise UsageError(
+                f"shared_torso = True is for first-order methods: the Fisher matrix of {type(self.algo).__name__} is "
+                "that of the policy's own parameters; leave it at False."
+            )
+        apart = (self.policy_network, self.critic_network) != (None, None) or self.policy_obs != self.critic_obs
+        if self.shared_torso and apart:
+            raise UsageError(
+                "shared_torso = True, but policy and critic have networks or entries of the observation of their own; "
+                "leave it at False."
+            )
         known = sorted(visible(seen, ())) if isinstance(seen, Mapping) else []
         for name in ("policy_obs", "critic_obs"):
             entries = getattr(self, name)

@@ -85,6 +85,8 @@ def init(config: Config, key: jax.Array) -> TrainState:
     hidden, critic_hidden = begin(policy, episodes.obs), begin(critic, episodes.obs)
     params = policy.init(policy_key, episodes.obs, hidden, method="advance")
     critic_params = critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
+    if config.shared_torso:
+        critic_params = ()  # they are the policy's own
     return TrainState(
         policy=params,
         critic=critic_params,
@@ -115,12 +117,17 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     adam = MinibatchAdam(
         learning_rate(config, state.update), config.max_grad_norm, config.num_epochs, config.num_minibatches
     )
+    critic_params, critic_moments, critic_loss = state.critic, state.critic_optimizer, value_loss(config)
+    if config.shared_torso:
+        adam = adam.replace(also=critic_loss)
     params, algorithm_state, metrics = config.algo.update(
         policy_key, policy.apply, state.policy, state.algorithm, batch, adam
     )
-    critic_params, critic_moments, critic_metrics = adam.minimize(
-        critic_key, value_loss(config), state.critic, state.critic_optimizer, batch
-    )
+    critic_metrics = metrics
+    if not config.shared_torso:
+        critic_params, critic_moments, critic_metrics = adam.minimize(
+            critic_key, critic_loss, critic_params, critic_moments, batch
+        )
 
     metrics |= {
         "episode_return": sums.returns / sums.episodes,  # NaN where no episode ended
@@ -158,9 +165,9 @@ def learning_batch(config: Config, state: TrainState, transitions: Transition) -
     terminated, done = transitions.terminated, transitions.terminated | transitions.truncated
     start = jnp.concatenate([state.rollout.episode_length[None] == 0, done[:-1]])
     obs, next_obs = (normalize(config, state, x) for x in (transitions.obs, transitions.next_obs))
-    hidden = state.rollout.critic_hidden
-    values, hidden = critic.apply(state.critic, obs, hidden, start, method="advance")
-    next_values, _ = critic.apply(state.critic, next_obs, hidden, method="advance")
+    params = state.policy if config.shared_torso else state.critic
+    values, hidden = critic.apply(params, obs, state.rollout.critic_hidden, start, method="advance")
+    next_values, _ = critic.apply(params, next_obs, hidden, method="advance")
     log_probs = transitions.distribution.log_prob(transitions.action)
 
     rewards, normalizer = transitions.reward, state.reward_normalizer
@@ -187,20 +194,24 @@ def learning_batch(config: Config, state: TrainState, transitions: Transition) -
     )
     if not config.is_recurrent:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), normalizer, ()
-    sequences = Sequences(*swap((obs, start)), state.rollout.hidden, state.rollout.critic_hidden)
+    sequences = Sequences(swap(obs), swap(start), state.rollout.hidden, state.rollout.critic_hidden)
     return swap(batch)._replace(obs=sequences), normalizer, jax.tree.map(lambda x: x[-1], hidden)
 
 
 def value_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
-    """½ mean (V - target)²; with `value_clip_eps`, the larger of it and that of V kept within ±ε of its old value."""
+    """½ mean (V - target)²; with `value_clip_eps`, the larger of it and that of V kept within ±ε of its old value.
+
+    Beside the policy's loss, on layers that they share, it is weighted by `value_coef`.
+    """
     _, critic = networks(config)
+    weight = config.value_coef if config.shared_torso else 1.0
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         values = critic.apply(params, batch.obs)
         clipped = batch.value + jnp.clip(values - batch.value, -config.value_clip_eps, config.value_clip_eps)
         errors = jnp.maximum((values - batch.value_target) ** 2, (clipped - batch.value_target) ** 2)
         value = 0.5 * jnp.mean(errors)
-        return value, {"value_loss": value}
+        return weight * value, {"value_loss": value}
 
     return loss
 

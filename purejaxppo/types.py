@@ -158,7 +158,7 @@ class TrainState(struct.PyTreeNode):
     """Everything about a run: save it, and the run can go on bit for bit."""
 
     policy: Params
-    critic: Params
+    critic: Params  # () where they are the policy's own
     algorithm: AlgorithmState
     critic_optimizer: Any  # Adam's moments
     observation_statistics: Any  # RunningStatistics over O, a dict of them, or None

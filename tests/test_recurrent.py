@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from support import assert_same_bits, quick_jit
 from test_spaces import ALGORITHMS, MASK
 
-from purejaxppo import A2C, Config, evaluate, init, load, make_train, update_step
+from purejaxppo import A2C, TRPO, Config, evaluate, init, load, make_train, update_step
 from purejaxppo.agent import acting, networks
 from purejaxppo.evaluate import main as evaluate_command
 from purejaxppo.experiment.export import TOLERANCE, export_policy, largest_difference
@@ -284,6 +284,8 @@ class Growing(Sum):
         ({"recurrent": "gru", "recurrent_size": 0}, "recurrent_size = 0 must be a whole number"),
         ({"policy_network": Sum(), "num_envs": 6}, "whole sequences: num_envs = 6 is not"),
         ({"policy_network": Sum(), "env": Walk()}, r"shape \(3,\) for one observation; make it \(2,\)"),
+        ({"shared_torso": True, "algo": TRPO()}, "shared_torso = True is for first-order methods: the Fisher matrix"),
+        ({"shared_torso": True, "policy_network": Sum()}, "networks or entries of the observation of their own"),
         ({"policy_network": Growing()}, "keep structure, shapes and types"),
     ],
 )
@@ -299,6 +301,7 @@ def walker():
     """A policy with memory, as `load` would return it."""
     config = Config(env=Walk(continuous=True), recurrent="lstm", **SMALL)
     state = quick_jit(lambda key: stub(config, key))(KEY)
+    state.policy["params"]["Dense_0"]["bias"] *= 0.0  # its actions are within the bounds
     return Trained(config, 0, state, 0, actor(config, state))
 
 
@@ -330,3 +333,30 @@ def test_resume_is_exact(finished, tmp_path):
     assert main(["--resume", str(half), "--total-steps", "256", "--quiet"]) == 0
     assert_same_bits(load(half).state, load(whole).state)
     assert (half / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
+def test_a_shared_torso_is_moved_by_both_losses():
+    """Adam's first moment after A2C's one step is 0.1 · (∇ policy loss + value_coef · ∇ value loss)."""
+    config = Config(env=Walk(), algo=A2C(), shared_torso=True, value_coef=0.7, max_grad_norm=np.inf, recurrent="gru")
+    config = config.replace(**SMALL)
+    policy, critic = networks(config)
+
+    @quick_jit
+    def run(key):
+        state = stub(config, key)
+        batch = learning_batch(config, state, collect(config, state, jax.random.split(state.key, 4)[1])[0])[0]
+
+        def loss(params):
+            distribution, values = policy.apply(params, batch.obs), critic.apply(params, batch.obs)
+            gain = distribution.log_prob(batch.action) * batch.advantage + 0.01 * distribution.entropy()
+            return jnp.mean(0.35 * (values - batch.value_target) ** 2 - gain)
+
+        after, metrics = update_step(config, state)
+        return jax.grad(loss)(state.policy), after.algorithm.mu, metrics["grad_norm"], metrics["value_loss"]
+
+    gradient, moment, norm, value_loss = run(KEY)
+    for g, m in zip(jax.tree.leaves(gradient), jax.tree.leaves(moment), strict=True):
+        np.testing.assert_allclose(m, 0.1 * g, atol=1e-6)
+    assert norm == pytest.approx(float(jnp.linalg.norm(ravel_pytree(gradient)[0])), rel=1e-5)
+    assert value_loss > 0
+    assert set(gradient["params"]) == {"Torso_0", "GRUCell_0", "Dense_0", "Dense_1"}

@@ -61,8 +61,8 @@ def play(
             for i in playing:
                 obs[i], _ = envs[i].reset(seed=int(seeds[first + i]))
             while playing:
-                actions, hidden = act(obs, None if key is None else jax.random.fold_in(key, calls), hidden)
-                actions, calls = np.asarray(actions), calls + 1
+                drawn, hidden = act(obs, None if key is None else jax.random.fold_in(key, calls), hidden)
+                actions, calls = np.asarray(drawn), calls + 1
                 ended = set()
                 for i in playing:
                     obs[i], reward, terminated, truncated, _ = envs[i].step(for_gymnasium(envs[i], actions[i]))
