@@ -16,13 +16,13 @@ from learning import RESULTS, Claim, measure
 from purejaxppo.experiment.devices import use_cpu_cores
 
 TASKS = {  # task ↦ environment, steps, and what memory is to reach
-    "MemoryChain": ("MemoryChain-bsuite,memory_length=20", 200_000, 0.95),
-    "CartPole without velocities": ("masked_cartpole:MaskedCartPole", 500_000, 450),
+    "MemoryChain": ("MemoryChain-bsuite,memory_length=20", 150_000, 0.95),
+    "CartPole without velocities": ("masked_cartpole:MaskedCartPole", 300_000, 450),
 }
 SETTINGS = {"num_envs": 16, "num_steps": 128, "num_minibatches": 4, "hidden_sizes": (64,), "recurrent_size": 64}
 BY_ALGORITHM = {
     "ppo": {"learning_rate": 1e-3, "num_epochs": 4, "value_clip_eps": float("inf")},
-    "trpo": {"learning_rate": 1e-3, "num_epochs": 10},
+    "trpo": {"learning_rate": 1e-3, "num_epochs": 6},
 }
 SEEDS = 5
 NAMES = {"none": "feed-forward", "gru": "GRU", "lstm": "LSTM"}
