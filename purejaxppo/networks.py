@@ -52,9 +52,12 @@ def begin(network: Any, obs: Observation) -> Any:
     seen = select(network.space, obs)
     if network.network is not None:
         return initial_hidden(network.network, seen)
-    rank = len(next(iter(network.space.values())).shape if isinstance(seen, Mapping) else network.space.shape)
-    shape = jnp.shape(next(iter(seen.values())) if isinstance(seen, Mapping) else seen)
-    return initial_hidden(CELLS[network.recurrent](network.recurrent_size), jnp.zeros((*shape[: len(shape) - rank], 1)))
+    space, x = network.space, seen
+    if isinstance(space, Mapping):  # any entry knows how many there are
+        name = min(space)
+        space, x = space[name], x[name]
+    batch_shape = jnp.shape(x)[: jnp.ndim(x) - len(space.shape)]
+    return initial_hidden(CELLS[network.recurrent](network.recurrent_size), jnp.zeros((*batch_shape, 1)))
 
 
 def numbers(network: Any, size: int, gain: float, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
@@ -94,7 +97,7 @@ class PolicyNetwork(nn.Module):
     Actions that the observation's mask forbids have probability exactly 0. With `network`, a module of the user's own,
     that one gives the parameters, or a distribution itself; it sees the entries of `space`.
 
-    `advance` is one step: obs [..., O], hidden state [..., H] ↦ π [...], hidden state; both are () without memory. With
+    `advance` is one step: obs [..., O], hidden state [..., H] ↦ π [...], hidden state; that is () without memory. With
     `start` [T, ...] it is T: obs [T, ..., O], the hidden state before them ↦ π and hidden states after each, [T, ...].
     """
 
