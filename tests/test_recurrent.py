@@ -1,6 +1,8 @@
 """Recurrent policies: unrolled as in the rollout, forgetting at episode starts, with memory that pays."""
 
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,6 @@ from test_spaces import ALGORITHMS, MASK
 
 from purejaxppo import A2C, TRPO, Config, evaluate, init, load, make_train, update_step
 from purejaxppo.agent import acting, networks
-from purejaxppo.evaluate import main as evaluate_command
 from purejaxppo.experiment.export import TOLERANCE, export_policy, largest_difference
 from purejaxppo.experiment.trained import Trained, actor
 from purejaxppo.export import main as export
@@ -317,7 +318,8 @@ def finished(tmp_path_factory):
 def test_a_run_on_two_devices_is_evaluated_filmed_and_exported(finished, tmp_path, capsys):
     hidden = load(finished).state.rollout
     assert hidden.hidden[0].shape == hidden.critic_hidden[1].shape == (4, 6)
-    assert evaluate_command([str(finished), "--episodes", "3", "--gymnasium", "CartPole-v1"]) == 0
+    command = [sys.executable, "-m", "purejaxppo.evaluate", str(finished), "--episodes", "3"]
+    subprocess.run([*command, "--gymnasium", "CartPole-v1"], check=True, capture_output=True)
     for where in ([], ["--gymnasium", "CartPole-v1"]):
         assert render([str(finished), *where, "--max-steps", "5", "--out", str(tmp_path / "policy.gif")]) == 0
     assert export([str(finished), "--out", str(tmp_path / "policy.onnx")]) == 0
