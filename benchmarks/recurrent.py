@@ -16,7 +16,7 @@ from learning import RESULTS, Claim, measure
 from purejaxppo.experiment.devices import use_cpu_cores
 
 TASKS = {  # task ↦ environment, steps, what memory is to reach, and the cells that are tried
-    "MemoryChain": ("MemoryChain-bsuite,memory_length=20", 150_000, 0.95, ("none", "gru", "lstm")),
+    "MemoryChain": ("MemoryChain-bsuite,memory_length=10", 150_000, 0.95, ("none", "gru", "lstm")),
     "CartPole without velocities": ("masked_cartpole:MaskedCartPole", 400_000, 400, ("none", "gru")),
 }
 SETTINGS = {"num_envs": 16, "num_steps": 128, "num_minibatches": 4, "hidden_sizes": (64,), "recurrent_size": 64}
