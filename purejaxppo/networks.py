@@ -19,7 +19,7 @@ from purejaxppo.distributions import (
     TanhGaussian,
 )
 from purejaxppo.recurrent import CELLS, initial_hidden, is_recurrent, swap, unroll
-from purejaxppo.torso import Torso, dense, orthogonal, select
+from purejaxppo.torso import Torso, head, orthogonal, select
 from purejaxppo.types import (
     ACTION_MASK,
     Box,
@@ -71,7 +71,7 @@ def numbers(network: Any, size: int, gain: float, obs: Observation, hidden: Any,
             return unroll(network.network, seen, hidden, start)
         return network.network(seen), hidden
     x, hidden = features(network, obs, hidden, start)
-    return dense(size, gain)(x), hidden
+    return head(size, gain)(x), hidden
 
 
 def features(network: Any, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
@@ -154,8 +154,8 @@ class SharedNetwork(PolicyNetwork):
     @nn.compact
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
         x, hidden = features(self, obs, hidden, start)
-        numbers = dense(num_parameters(self.action_space, self.action_distribution), 0.01)(x)
-        distribution, value = self._distribution(numbers, obs), dense(1, 1.0)(x)[..., 0]
+        numbers = head(num_parameters(self.action_space, self.action_distribution), 0.01)(x)
+        distribution, value = self._distribution(numbers, obs), head(1, 1.0)(x)[..., 0]
         return value if self.judges else distribution, hidden
 
 
