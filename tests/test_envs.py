@@ -23,15 +23,15 @@ BROADCASTS = {"Swimmer-misc"}  # its own code relies on implicit rank promotion
 PLAYABLE = [name for name in env_names() if name not in NEEDS_DOWNLOAD]
 
 
-def random_policy(space, obs):
+def random_policy(space, obs, hidden, start):
     """Actions that owe nothing to the observation."""
     batch_shape = jax.tree.leaves(obs)[0].shape[:1]
     if isinstance(space, Discrete):
         mask = obs.get("action_mask") if isinstance(obs, dict) else None
-        return Categorical(masked(jnp.zeros((*batch_shape, space.n)), mask))
+        return Categorical(masked(jnp.zeros((*batch_shape, space.n)), mask)), hidden
     if isinstance(space, MultiDiscrete):
-        return FactoredCategorical.of([jnp.zeros((*batch_shape, n)) for n in space.nvec])
-    return DiagonalGaussian(*jnp.zeros((2, *batch_shape, *space.shape)))
+        return FactoredCategorical.of([jnp.zeros((*batch_shape, n)) for n in space.nvec]), hidden
+    return DiagonalGaussian(*jnp.zeros((2, *batch_shape, *space.shape))), hidden
 
 
 def avals(tree):

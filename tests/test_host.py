@@ -60,7 +60,9 @@ def played(env, num_envs, num_steps, key=0):
     """Transitions of a rollout in which every action is 1."""
     begin_key, key = jax.random.split(jax.random.key(key))
     episodes = begin_episodes(begin_key, env, num_envs)
-    return rollout(key, env, lambda obs: Always(jnp.ones(num_envs, jnp.int32)), episodes, num_steps)
+    return rollout(
+        key, env, lambda obs, hidden, start: (Always(jnp.ones(num_envs, jnp.int32)), hidden), episodes, num_steps
+    )
 
 
 def check_clock(t):

@@ -61,7 +61,9 @@ def play(env, num_envs, num_steps):
     def played(key):
         begin_key, key = jax.random.split(key)
         episodes = begin_episodes(begin_key, env, num_envs)
-        return rollout(key, env, lambda obs: Always(jnp.ones(num_envs, jnp.int32)), episodes, num_steps)[1]
+        return rollout(
+            key, env, lambda obs, hidden, start: (Always(jnp.ones(num_envs, jnp.int32)), hidden), episodes, num_steps
+        )[1]
 
     return jax.device_get(played(jax.random.key(0)))
 
@@ -129,7 +131,7 @@ def test_rewards_are_scaled_then_clipped_for_learning_alone():
     distribution = Uniform()
     action = jnp.zeros((2, 2), jnp.int32)
     t = Transition(obs, action, jnp.asarray(rewards), ends, ~ends & False, obs, distribution)
-    batch, _ = learning_batch(config, state, t)
+    batch, *_ = learning_batch(config, state, t)
     learnt = np.asarray([[1.5, -2.0], [2.0, 0.5]])
     np.testing.assert_allclose(batch.value_target, np.asarray([learnt.sum(0), learnt[1]]).ravel(), rtol=1e-5, atol=1e-5)
     config = config.replace(total_steps=16, reward_scale=0.1)

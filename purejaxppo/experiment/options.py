@@ -64,12 +64,12 @@ class HostOptions:
                 f"env_devices = {self.env_devices} must divide the {devices} devices in use; pass --devices, or "
                 "--env-devices 1."
             )
-        if config.num_envs % self.env_devices or config.num_envs // self.env_devices * config.num_steps % (
-            config.num_minibatches
-        ):
+        kind, length = ("sequences", 1) if config.is_recurrent else ("samples", config.num_steps)
+        part, rest = divmod(config.num_envs, self.env_devices)
+        if rest or part * length % config.num_minibatches:
             raise UsageError(
                 f"num_envs = {config.num_envs} must be a multiple of env_devices = {self.env_devices}, and each part's "
-                f"samples of num_minibatches = {config.num_minibatches}; pass another --num-envs."
+                f"{kind} of num_minibatches = {config.num_minibatches}; pass another --num-envs."
             )
 
     @classmethod
