@@ -38,18 +38,28 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
 
 
 def over_runs(
-    fn: Callable[..., Any], devices: Sequence[jax.Device], shared: int = 0, donate: bool = False, env_shards: int = 1
+    fn: Callable[..., Any],
+    devices: Sequence[jax.Device],
+    shared: int = 0,
+    donate: bool = False,
+    env_shards: int = 1,
+    exact: bool = False,
 ) -> Any:
     """`fn` for one run, jitted for many: vmapped over the leading axis of its arguments and sharded over devices.
 
     The last `shared` arguments are the same for all runs; with `donate`, the first is used up. The number of runs must
     be a multiple of the number of devices, and no device waits for another: the program has no collectives. With
     `env_shards` > 1, so many devices share a run, each has its part of the environments, and they average gradients;
-    everything else of a state is on all of them.
+    everything else of a state is on all of them. With `exact`, a device makes its runs one after another, each with
+    the very operations, and so the bits, that it has alone; under `vmap` the last digits depend on how many there are.
     """
     mesh = _mesh(devices, env_shards)
     own = len(inspect.signature(fn).parameters) - shared
-    mapped = jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)
+
+    def mapped(*arguments: Any) -> Any:
+        if exact:
+            return jax.lax.map(lambda run: fn(*run, *arguments[own:]), arguments[:own])
+        return jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)(*arguments)
 
     def many(*arguments: Any) -> Any:
         results = jax.eval_shape(mapped, *arguments) if env_shards > 1 else None
@@ -98,13 +108,25 @@ def _specs(tree: Any, env_shards: int) -> Any:
     return jax.tree.map(of_state, tree, is_leaf=lambda x: isinstance(x, TrainState))
 
 
-def available_bytes(device: jax.Device) -> int | None:
-    """Free memory for arrays on a device, where it can be known."""
-    if device.platform != "cpu":
-        stats = device.memory_stats()
+def available_bytes(devices: Sequence[jax.Device]) -> int | None:
+    """Free memory for arrays on each device, where it can be known. A CPU's devices share one memory."""
+    if devices[0].platform != "cpu":
+        stats = devices[0].memory_stats()
         return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(found[1]) * 1024 // len(devices) if found else None
+
+
+def differing_replica(tree: Any) -> str | None:
+    """The first array of which two devices hold different bits, though they should be copies; None if there is none."""
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        data = jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        first: dict[str, bytes] = {}
+        for shard in data.addressable_shards:
+            bits = np.asarray(shard.data).tobytes()
+            if first.setdefault(str(shard.index), bits) != bits:
+                return jax.tree_util.keystr(path, simple=True, separator=".")
+    return None
