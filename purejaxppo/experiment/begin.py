@@ -71,7 +71,7 @@ def resume_experiment(
     record = read_record(directory, env)
     if total_steps is not None and total_steps != record.config.total_steps:
         record = record._replace(config=_longer(record.config, total_steps))
-    record, here = devices_again(record, len(record.seeds), devices, mesh, progress)
+    record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
     options = HostOptions.of(record.options)
     check_memory(record.config, padded(len(record.seeds), here, options), here, options)
     with lock(directory):
@@ -82,11 +82,12 @@ def resume_experiment(
 
 
 def devices_again(
-    record: RunRecord, runs: int, devices: int | None, mesh: str | None, progress: ProgressLine
+    record: RunRecord, programs: list[tuple[Config, int]], devices: int | None, mesh: str | None, progress: ProgressLine
 ) -> tuple[RunRecord, list[jax.Device]]:
-    """Devices for a run that goes on: those asked for; else as many as before, or fewer if there are no more here.
+    """Devices for what goes on: those asked for; else as many as before, or fewer if there are no more here.
 
-    Says what may differ for it, and returns the record as it now is.
+    `programs` are the configs that they must fit, and how many runs each has. Says what may differ for it, and returns
+    the record as it now is.
     """
     options = HostOptions.of(record.options)
     everything = choose_devices(devices)
@@ -97,7 +98,9 @@ def devices_again(
         progress.warn(f"mesh = {options.mesh} is more than the {len(everything)} devices here: each run gets one")
         options = dataclasses.replace(options, mesh="")
     wanted = len(everything) if devices or mesh is not None else min(record.devices, len(everything))
-    here = options.place(record.config, runs, everything[:wanted])
+    here = everything[:wanted]
+    for config, runs in programs:
+        here = options.place(config, runs, here)
     now = record._replace(options=dataclasses.asdict(options), devices=len(here), versions=versions())
     if options.env_shards != HostOptions.of(record.options).env_shards:
         progress.warn(f"{options.env_shards} devices share each run now: its episodes will be others")

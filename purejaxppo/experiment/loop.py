@@ -14,7 +14,7 @@ from purejaxppo.config import Config
 from purejaxppo.experiment import checkpoint
 from purejaxppo.experiment.checkpoint import Snapshot
 from purejaxppo.experiment.debug import explain
-from purejaxppo.experiment.devices import differing_replica
+from purejaxppo.experiment.devices import at_once, differing_replica, equally_many
 from purejaxppo.experiment.directory import RunRecord
 from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.options import HostOptions
@@ -32,10 +32,9 @@ CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for
 CHECKPOINT_SECONDS = 30.0
 
 
-def padded(runs: int, devices: list[jax.Device], options: HostOptions) -> int:
+def padded(runs: int, devices: list[jax.Device], options: HostOptions, together: int | None = None) -> int:
     """Runs, equally many on all devices: what is left over trains copies of the last one."""
-    at_once = len(devices) // options.env_shards
-    return -(-runs // at_once) * at_once
+    return equally_many(runs, len(devices) // options.env_shards, together)
 
 
 class Group(NamedTuple):
@@ -97,7 +96,8 @@ class Run:
 
     def compile(self) -> Program:
         """All that the run needs."""
-        return compile_program(self.config, self.devices, self.keys, self.options, self.swept)
+        together = at_once(self.devices) if self.group else None
+        return compile_program(self.config, self.devices, self.keys, self.options, self.swept, together)
 
     def drive(self, snapshot: Snapshot | None = None) -> list[Summary]:
         """Go on from a checkpoint, or from the beginning, to the end; what came of it, by run directory."""

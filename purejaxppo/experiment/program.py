@@ -36,14 +36,19 @@ class Program(NamedTuple):
 
 
 def compile_program(
-    config: Config, devices: list[jax.Device], keys: jax.Array, options: HostOptions, swept: Mapping[str, np.ndarray]
+    config: Config,
+    devices: list[jax.Device],
+    keys: jax.Array,
+    options: HostOptions,
+    swept: Mapping[str, np.ndarray],
+    together: int | None = None,
 ) -> Program:
     """Compile everything that a run needs, side by side: XLA releases the interpreter while it works.
 
     `advance` makes `count` updates after `done` ones. It takes the sums of what the present row of the log has so far,
     and returns those of this row and of the rows after it, one more at each multiple of `log_interval`. So rows do not
     depend on how updates are divided into calls. The state that it is given is used up. `swept` are settings of which
-    each run has its own, [runs].
+    each run has its own, [runs]; so many runs as `together` says, see `over_runs`, are made at once.
     """
     log_interval = options.log_interval or 1
     one = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
@@ -66,7 +71,7 @@ def compile_program(
         return lambda state: evaluate(config, state, evaluation_key(state), episodes)
 
     shards = options.env_shards
-    lay = partial(over_runs, devices=devices, env_shards=shards, exact=options.seed_mode == "map")
+    lay = partial(over_runs, devices=devices, env_shards=shards, together=1 if options.seed_mode == "map" else together)
     place = partial(laid_out, devices=devices, env_shards=shards)
     start = lay(lambda key, own: init(with_settings(config, own), key))
     keys, own = place(keys), place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in swept.items()})
