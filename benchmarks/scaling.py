@@ -10,6 +10,7 @@ explained, and judged, in benchmarks/SCALING.md.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,8 +22,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
-PARTS = ("devices", "sweep", "memory", "model")
-ENV_STEPS = 2048  # per run and update: 2 × 1024 as TRPO has it, the environments being 8 × 256 here
+PARTS = ("devices", "sweep", "memory", "host", "model")
 
 
 def worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def measure(job: dict[str, Any], cores: int = 2) -> dict[str, Any]:
 def devices(rounds: int) -> dict[str, Any]:
     """16 seeds on one device, which has one core, against two devices and both cores."""
     found: dict[str, Any] = {}
-    for algo, updates in (("trpo", 30), ("ppo", 300)):
+    for algo, updates in (("trpo", 10), ("ppo", 150)):
         job = {"algo": algo, "runs": 16, "updates": updates, "repeats": 2}
         sides = [[measure(job | {"devices": n}, cores=n)["seconds"] for n in (1, 2)] for _ in range(rounds)]
         ratios = [one / two for one, two in sides]
@@ -126,8 +126,8 @@ def devices(rounds: int) -> dict[str, Any]:
 def sweep(rounds: int) -> dict[str, Any]:
     """64 settings × 8 seeds of TRPO in one program, against 16 seeds of one setting: environment steps per second."""
     swept = [("max_kl", 0.003, 0.03), ("gamma", 0.98, 0.995)]
-    few = {"algo": "trpo", "devices": 2, "runs": 16, "updates": 50, "repeats": 2}
-    many = few | {"runs": 512, "updates": 5, "swept": swept, "repeats": 1}
+    few = {"algo": "trpo", "devices": 2, "runs": 16, "updates": 20, "repeats": 2}
+    many = few | {"runs": 512, "updates": 2, "swept": swept, "repeats": 1}
     sides = [[measure(job)["steps_per_second"] for job in (few, many)] for _ in range(rounds)]
     ratio = statistics.median(many / few for few, many in sides)
     print(f"512 runs / 16 runs: {ratio:.2f}", flush=True)
@@ -184,7 +184,7 @@ def fit(points: list[dict[str, Any]], cores: int = 2) -> dict[str, Any]:
         in_turn = max(1, job["devices"] / cores)  # devices of one core
         each = job["runs"] * job["env"] / job["devices"]  # runs on one device
         samples = in_turn * each * job["settings"]["num_envs"] * job["settings"]["num_steps"] / job["env"]
-        talks = (job["env"] > 1) * in_turn
+        talks = np.log2(job["env"]) * in_turn  # a tree of so many steps
         rows.append([samples, in_turn, talks * point["collectives"], talks * point["collective_bytes"]])
         seconds.append(point["seconds_per_update"])
     matrix, y = np.asarray(rows), np.asarray(seconds)
@@ -199,10 +199,86 @@ def fit(points: list[dict[str, Any]], cores: int = 2) -> dict[str, Any]:
     }
 
 
+def host() -> dict[str, float]:
+    """What one process does for all runs: rows of the log, and checkpoints."""
+    import tempfile
+
+    import jax
+
+    from purejaxppo.experiment import checkpoint
+    from purejaxppo.experiment.logging import MetricsFile
+    from purejaxppo.presets import preset
+    from purejaxppo.train import init
+
+    runs, work = 5000, Path(tempfile.mkdtemp(prefix="scaling-"))
+    rng = np.random.default_rng(0)
+    row = {f"metric{i}": rng.normal(size=runs) for i in range(20)}
+    log = MetricsFile(work / "metrics.csv", list(range(runs)))
+    began = time.perf_counter()
+    log.write(1, 1, row)
+    row_seconds = (time.perf_counter() - began) / runs
+    log.close()
+    state = jax.eval_shape(partial(init, preset("trpo", "CartPole-v1")), jax.random.key(0))
+    state_bytes = sum(x.size * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(state))
+    states = {"state": rng.normal(size=(1000, state_bytes // 8))}
+    began = time.perf_counter()
+    checkpoint.save(work / "1", states, {})
+    found = {
+        "row_seconds": row_seconds,
+        "row_bytes": (work / "metrics.csv").stat().st_size / runs,
+        "state_bytes": state_bytes,
+        "checkpoint_bytes_per_second": states["state"].nbytes / (time.perf_counter() - began),
+    }
+    shutil.rmtree(work)
+    print(found, flush=True)
+    return found
+
+
+def extrapolate(results: dict[str, Any]) -> str:
+    """The tables of SCALING.md: what the fitted model says of more devices than there are here."""
+    samples, lines = (
+        2048,
+        ["| seeds | devices | TRPO, s per update | PPO | states, GB | checkpoint, min | 100 rows, min |"],
+    )
+    lines += ["|" + "---|" * 7]
+    machine = results["host"]
+    for runs, count in ((16, 2), (512, 2), (10_000, 64), (1_000_000, 4096)):
+        fits = [results["model"]["fit"][algo] for algo in ("trpo", "ppo")]
+        times = [x["seconds_per_update"] + x["seconds_per_sample"] * samples * -(-runs // count) for x in fits]
+        states = runs * machine["state_bytes"]
+        shown = (*(f"{t:.2g}" for t in times), f"{states / 1e9:.2g}")
+        shown += (
+            f"{states / machine['checkpoint_bytes_per_second'] / 60:.2g}",
+            f"{100 * runs * machine['row_seconds'] / 60:.2g}",
+        )
+        lines.append("| " + " | ".join((f"{runs:,}", f"{count:,}", *shown)) + " |")
+    lines += [
+        "",
+        "| devices of one run | "
+        + " | ".join(f"{a}, {b} environments" for a in ("TRPO", "PPO") for b in (64, 4096))
+        + " |",
+    ]
+    lines += ["|" + "---|" * 5]
+    for count in (1, 2, 4, 8, 64, 512, 4096):
+        cells = []
+        for algo in ("trpo", "ppo"):
+            x = results["model"]["fit"][algo]
+            point = next(p for p in results["model"]["points"] if p["job"]["algo"] == algo)
+            talk = (
+                point["collectives"] * x["seconds_per_collective"] + point["collective_bytes"] * x["seconds_per_byte"]
+            )
+            for num_envs in (64, 4096):
+                alone = x["seconds_per_update"] + x["seconds_per_sample"] * 256 * num_envs
+                spread = x["seconds_per_update"] + x["seconds_per_sample"] * 256 * num_envs / count
+                cells.append(f"{alone / (spread + np.log2(count) * talk):.3g}×" if count <= num_envs else "–")
+        lines.append(f"| {count:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
@@ -213,3 +289,5 @@ if __name__ == "__main__":
         if chosen.only in (None, part):
             results[part] = globals()[part](*([chosen.rounds] if part in ("devices", "sweep") else []))
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if {"host", "model"} <= results.keys():
+        print(extrapolate(results))

@@ -8,13 +8,18 @@ import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from purejaxppo import Config, UsageError
+from purejaxppo.experiment import loop, program
 from purejaxppo.experiment.devices import differing_replica
+from purejaxppo.experiment.options import HostOptions
 
 ROOT = pathlib.Path(__file__).parent
 BEGIN = """
@@ -45,7 +50,7 @@ def finishes(program, devices, *arguments, timeout=150):
 
 RUN_AXIS = """
 from collections import Counter
-config = config_of(TRPO(), total_steps=32)
+config = config_of(ALL[sys.argv[1]], total_steps=32)
 train, wanted = make_train(config), None
 COLLECTIVE = "all-reduce|all-gather|all-to-all|collective|reduce-scatter|send|recv"
 for count in (1, 2, 4, 8):
@@ -65,9 +70,10 @@ print(sorted(groups))
 """
 
 
-def test_the_run_axis_has_no_collectives_and_the_same_results_on_1_2_4_8_devices():
+@pytest.mark.parametrize("algo", ["a2c", *(pytest.param(x, marks=pytest.mark.slow) for x in ("ppo", "trpo"))])
+def test_the_run_axis_has_no_collectives_and_the_same_results_on_1_2_4_8_devices(algo):
     """In order, the bits; vmapped, 1e-5 after the first update. With an env axis, only who shares a run talks."""
-    printed = finishes(RUN_AXIS, 8)
+    printed = finishes(RUN_AXIS, 8, algo)
     assert printed.strip() in ("['{{0,1},{2,3}}']", "['[2,2]<=[4]']")
 
 
@@ -124,7 +130,10 @@ def test_the_env_axis_on_1_2_4_devices_every_algorithm():
 
 REPLICAS = """
 config = config_of(TRPO(), num_envs=8, normalize_observations=True, normalize_rewards=True, total_steps=100 * 64)
+from purejaxppo import Config, UsageError
+from purejaxppo.experiment import loop, program
 from purejaxppo.experiment.devices import differing_replica
+from purejaxppo.experiment.options import HostOptions
 state, metrics = over_runs(make_train(config), jax.devices(), env_shards=4)(KEYS[:2])
 assert int(state.update[0]) == 100
 print(differing_replica((state, metrics)), len(state.policy["params"]["Dense_0"]["kernel"].addressable_shards))
@@ -146,6 +155,27 @@ def test_a_replica_that_differs_is_found():
     split = jax.make_array_from_single_device_arrays((2, 2), NamedSharding(mesh, PartitionSpec("env")), parts)
     assert differing_replica({"same": jax.device_put(np.ones(2), placed), "split": split}) is None
     assert differing_replica({"split": split, "policy": {"w": torn}}) == "policy.w"
+
+    class State(NamedTuple):
+        policy: dict
+        failure: tuple
+
+    state = State({"w": torn}, (np.zeros(1), np.zeros(1)))
+    loop.Run._find_sick(SimpleNamespace(each=[], debug=False), state)
+    with pytest.raises(UsageError, match=r"policy\.w differs between devices"):
+        loop.Run._find_sick(SimpleNamespace(each=[], debug=True), state)
+
+
+def test_the_memory_check_knows_what_devices_share(monkeypatch):
+    """A run too large for one device fits on two that share it, but not two such runs, nor with each its own."""
+    config = Config(env="CartPole-v1", num_envs=4096, num_steps=128, num_minibatches=512)
+    per_run = 4096 * 128 * (4 * 16)  # four copies of each observation; states, activations are less
+    monkeypatch.setattr(program, "available_bytes", lambda devices: int(0.9 * per_run))
+    shared, own = HostOptions(mesh="env=2"), HostOptions()
+    program.check_memory(config, 1, jax.devices(), shared)
+    for runs, devices, options in ((1, jax.devices()[:1], own), (2, jax.devices(), own), (2, jax.devices(), shared)):
+        with pytest.raises(UsageError, match="GiB"):
+            program.check_memory(config, runs, devices, options)
 
 
 EXACT = """
@@ -177,7 +207,7 @@ MESHES = """
 from purejaxppo.experiment import loop
 from purejaxppo.experiment.checkpoint import flatten, read, steps_saved
 from purejaxppo.run import main
-flags = "--algo ppo --num-envs 8 --num-steps 4 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --final-episodes 1"
+flags = "--algo a2c --num-envs 8 --num-steps 4 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --final-episodes 1"
 flags = [*flags.split(), *"--log-interval 1 --quiet --num-seeds 8 --total-steps 64".split()]
 train = loop.Run.train
 def check_what_is_restored(self, program, state, *others):
@@ -201,7 +231,7 @@ for name, mesh in json.loads(sys.argv[2]).items():
 
 
 def test_a_checkpoint_of_one_mesh_is_restored_exactly_on_another(tmp_path):
-    """8 → 1, 1 → 8, environments that four devices shared onto one; and fewer devices than the run had."""
+    """1 → 8; 8 → 1, where there is no more than one; environments that four devices shared, onto one each."""
     begun = {"wide": "run=8", "narrow": "run=1", "shared": "run=2,env=4"}
     assert finishes(MESHES, 8, tmp_path, json.dumps(begun), timeout=300) == ""
     then = {"narrow": "run=8", "shared": "run=8"}
