@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 import re
-import shutil
 
 import jax
 import numpy as np
@@ -14,12 +13,14 @@ from support import assert_same_bits
 from purejaxppo import PPO, TRPO, Config, UsageError, make_train
 from purejaxppo.experiment import loop
 from purejaxppo.experiment.devices import equally_many
+from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.trained import load
 from purejaxppo.presets import with_settings
 from purejaxppo.run import main as run
 from purejaxppo.sweep import SweepOptions, flags_of, main
 from purejaxppo.sweeps import plan
 from purejaxppo.sweeps.axes import grid, parse_axis, parse_sampler
+from purejaxppo.sweeps.experiment import begin_sweep
 from purejaxppo.sweeps.function import sweep
 
 TINY = {"num_envs": 2, "num_steps": 16, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (8,)}
@@ -188,13 +189,27 @@ def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys):
     assert run(["--resume", str(one), "--total-steps", "128", "--quiet"]) == 0
     assert json.loads((one / "summary.json").read_text())["env_steps"] == 128
 
-    damaged = tmp_path / "damaged"
-    shutil.copytree(part, damaged)
-    record = json.loads((damaged / "sweep.json").read_text())
-    (damaged / "sweep.json").write_text(json.dumps(record | {"sweep": [{"gama": 0.1}]}))
-    capsys.readouterr()
-    assert main(["--resume", str(damaged)]) == 2
-    assert "did you mean gamma?" in capsys.readouterr().err
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ([{"gama": 0.1}], "did you mean gamma?"),
+        ([{"gamma": 2.0}], "gamma = 2.0"),
+        ([{"gamma": 10**400}], "larger than can be"),
+        ([], "a sweep needs an axis"),
+        ("all", "is not what a run leaves"),
+        ([["gamma"]], "is not what a run leaves"),
+    ],
+)
+def test_nothing_in_a_sweeps_file_is_believed(tmp_path, monkeypatch, capsys, sweep, message):
+    monkeypatch.setattr(loop, "compile_program", None)
+    begin_sweep(CONFIG, [{"gamma": 0.9}], [0, 1], tmp_path / "it", jax.devices(), HostOptions())
+    path = tmp_path / "it" / "sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sweep": sweep}))
+    assert main(["--resume", str(tmp_path / "it")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
 
 
 BAD = {

@@ -128,10 +128,11 @@ class Run:
                 )
                 for x in self.records
             ]
-            progress.stage("compiling")
-            began = time.monotonic()
-            program = (self.group and self.group.program) or signals.wait(self.compile, give_up=True)
-            self.seconds["compile"] += time.monotonic() - began
+            program = self.group.program if self.group else None
+            if program is None:
+                progress.stage("compiling")
+                program = signals.wait(self.compile, give_up=True)
+            self.seconds["compile"] += program.compile_seconds
             progress.stage("training", done * self.batch * count, config.env_steps * count)
             state, totals = (
                 program.init(self.keys, self.swept),

@@ -1,6 +1,7 @@
 """What a run compiles."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,6 +27,7 @@ class Program(NamedTuple):
     """A run's compiled pieces, each for all seeds at once."""
 
     metrics: list[str]  # the columns of totals; the last, "updates", counts updates
+    compile_seconds: float
     device_bytes: int  # that a device needs at the worst moment, by XLA's account
     init: Callable[..., Any]  # keys, swept -> state
     advance: Callable[
@@ -50,7 +52,7 @@ def compile_program(
     depend on how updates are divided into calls. The state that it is given is used up. `swept` are settings of which
     each run has its own, [runs]; so many runs as `together` says, see `over_runs`, are made at once.
     """
-    log_interval = options.log_interval or 1
+    began, log_interval = time.monotonic(), options.log_interval or 1
     one = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
     names = [*sorted(jax.eval_shape(lambda state: update_step(config, state), one)[1]), "updates"]
 
@@ -88,7 +90,9 @@ def compile_program(
         compiled = [*pool.map(lambda job: job[0].lower(*job[1]).compile(), jobs)]
     step, first, final, *between = compiled
     evaluate_between = between[0] if between else final
-    return Program(names, max(map(device_bytes, compiled)), first, step, evaluate_between, final)
+    return Program(
+        names, time.monotonic() - began, max(map(device_bytes, compiled)), first, step, evaluate_between, final
+    )
 
 
 def device_bytes(compiled: Any) -> int:

@@ -136,12 +136,12 @@ def run_sweep(
             for members in step.batches if step.program else ():
                 if all((sweep.directories[j] / "summary.json").exists() for j in members):
                     continue
-                progress.say(f"{step.group.name}: settings {', '.join(str(j + 1) for j in members)}")
+                progress.say(f"{step.group.name}: {len(members)} settings")
                 run = _run(sweep, step.group, members, step.at_once, step.program, devices, progress, debug)
                 for record in run.records:
                     record.directory.mkdir(exist_ok=True)
                     write_record(record)
-                run.drive(run.newest())
+                run.drive(run.newest() if run.out.exists() else None)
                 shutil.rmtree(run.out)
         shutil.rmtree(sweep.record.directory / ".unfinished", ignore_errors=True)
     return [read_json(directory / "summary.json") for directory in sweep.directories]
