@@ -81,7 +81,7 @@ def _status(name: str) -> int:
 
 
 def collectives(text: str, config: Any) -> dict[str, Any]:
-    """Collectives and their bytes per update, counted through the loops that they stand in, by what they carry."""
+    """Collectives and their bytes per update, as the update rules have them; in the text, loops count once."""
     import jax
 
     from purejaxppo.train import init
@@ -90,8 +90,8 @@ def collectives(text: str, config: Any) -> dict[str, Any]:
     policy, critic = (sum(int(np.prod(x.shape)) for x in jax.tree.leaves(x)) for x in (state.policy, state.critic))
     passes = config.num_epochs * config.num_minibatches
     algo = config.algo
-    moved = 2 + algo.cg_iterations if hasattr(algo, "cg_iterations") else passes  # gradient, products, last metrics
-    few = 6  # moments of advantages and values, sums of episodes, entropy, health: a few numbers each
+    moved = 1 + algo.cg_iterations if hasattr(algo, "cg_iterations") else passes  # the gradient, and Fisher products
+    few = 7  # moments of advantages and values, line search, sums of episodes, entropy, health: a few numbers each
     return {
         "collectives_in_text": text.count(" all-reduce(") + text.count(" all-gather("),
         "collectives": moved + passes + few,
