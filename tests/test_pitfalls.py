@@ -20,7 +20,7 @@ from environments import (
 )
 from support import assert_same_bits, level_1_jit, quick_jit
 
-from purejaxppo import A2C, Config, evaluate, init, make_train
+from purejaxppo import A2C, REINFORCE, Config, evaluate, init, make_train
 from purejaxppo.agent import acting, networks
 from purejaxppo.batching import any_run
 from purejaxppo.envs import GymnaxEnv
@@ -278,3 +278,26 @@ def test_episode_statistics_are_nan_only_where_no_episode_ended():
     np.testing.assert_array_equal(metrics["episode_length"], [np.nan, 30, 30])
     for name, values in metrics.items():
         assert name.startswith("episode_") or np.all(np.isfinite(values)), name
+
+
+def test_metrics_take_memory_by_updates_not_by_steps():
+    """What `train` returns beside the state is one number per metric and update; so is what it keeps while it runs."""
+
+    def memory(num_steps, updates):
+        config = Config(
+            env="CartPole-v1",
+            algo=REINFORCE(),
+            num_envs=2,
+            num_steps=num_steps,
+            total_steps=2 * num_steps * updates,
+            hidden_sizes=(4,),
+        )
+        analysis = jax.jit(make_train(config)).lower(jax.random.key(0)).compile().memory_analysis()
+        return analysis.output_size_in_bytes, analysis.temp_size_in_bytes
+
+    (few, few_temporary), (many, many_temporary) = memory(8, 10), memory(8, 1010)
+    names = (many - few) / (4 * 1000)
+    assert names == int(names)
+    assert 10 < names < 20  # metrics, 4 bytes per update each
+    assert many_temporary - few_temporary <= 2 * (many - few)
+    assert memory(64, 10)[0] == few  # eight times the steps
