@@ -87,7 +87,7 @@ def phases(config: Config) -> dict[str, Callable[[Data], Data]]:
 
     def estimate(data: Data) -> Data:
         state, transitions, _ = data
-        batch, normalizer = learning_batch(config, state, transitions)
+        batch, normalizer, _ = learning_batch(config, state, transitions)
         return state.replace(reward_normalizer=normalizer), transitions, batch
 
     def adam(state: TrainState) -> MinibatchAdam:

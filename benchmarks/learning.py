@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.experiment.devices import over_runs, use_cpu_cores
-from purejaxppo.experiment.logging import versions
+from purejaxppo.experiment.directory import versions
 from purejaxppo.experiment.statistics import iqm, iqm_interval
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.train import evaluation_key, make_train

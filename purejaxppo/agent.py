@@ -3,19 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from purejaxppo.config import Config
-from purejaxppo.networks import PolicyNetwork, ValueNetwork, visible
+from purejaxppo.networks import PolicyNetwork, SharedNetwork, ValueNetwork, begin, visible
 from purejaxppo.normalize import normalize_observation
+from purejaxppo.recurrent import restart
 from purejaxppo.types import Observation, TrainState
 
 
 def networks(config: Config) -> tuple[Any, Any]:
-    """`PolicyNetwork` and `ValueNetwork`, apart: neither shares a parameter with the other."""
+    """`PolicyNetwork` and `ValueNetwork`, apart: neither shares a parameter with the other; or one `SharedNetwork`."""
     env, layers = config.environment, (config.hidden_sizes, config.activation, config.layer_norm)
+    kind, memory = config.action_distribution, (config.recurrent, config.recurrent_size)
     for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
+    if config.shared_torso:
+        shared = SharedNetwork(env.action_space, for_policy, *layers, kind, None, *memory)
+        return shared, shared.clone(judges=True)
     return (
-        PolicyNetwork(env.action_space, for_policy, *layers, config.action_distribution, config.policy_network),
-        ValueNetwork(for_critic, *layers, config.critic_network),
+        PolicyNetwork(env.action_space, for_policy, *layers, kind, config.policy_network, *memory),
+        ValueNetwork(for_critic, *layers, config.critic_network, *memory),
     )
 
 
@@ -24,7 +31,17 @@ def normalize(config: Config, state: TrainState, obs: Observation) -> Observatio
     return normalize_observation(state.observation_statistics, obs) if config.normalize_observations else obs
 
 
-def acting(config: Config, state: TrainState) -> Callable[[Observation], Any]:
-    """The policy of a state: obs [..., O] as the environment gave it ↦ π(·|obs)."""
+def acting(config: Config, state: TrainState) -> Callable[..., tuple[Any, Any]]:
+    """The policy of a state: (obs [..., O] as the environment gave it, hidden [..., H]) ↦ π(·|obs), hidden.
+
+    The hidden state is () without memory. `start` [...] says where an episode begins, whatever the hidden state is;
+    before the first, `begin` of networks.py gives one.
+    """
     policy, _ = networks(config)
-    return lambda obs: policy.apply(state.policy, normalize(config, state, obs))
+
+    def act(obs: Observation, hidden: Any = (), start: jax.Array | None = None) -> tuple[Any, Any]:
+        if start is not None:
+            hidden = restart(start, begin(policy, obs), hidden)
+        return policy.apply(state.policy, normalize(config, state, obs), hidden, method="advance")
+
+    return act

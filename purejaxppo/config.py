@@ -10,9 +10,11 @@ import jax
 import numpy as np
 from flax import struct
 
-from purejaxppo.algorithms import ALGORITHMS, PPO
+from purejaxppo.algorithms import ALGORITHMS, NPG, PPO, TRPO
 from purejaxppo.envs import check_env, make_env
-from purejaxppo.networks import ACTION_DISTRIBUTIONS, ACTIVATIONS, check_network, num_parameters, select, visible
+from purejaxppo.networks import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
+from purejaxppo.recurrent import RECURRENT, is_recurrent
+from purejaxppo.torso import ACTIVATIONS, select
 from purejaxppo.types import Box, Env, UsageError, number, static
 
 DEFAULTS: dict[str, Any] = {
@@ -60,6 +62,10 @@ class Config(struct.PyTreeNode):
     hidden_sizes: tuple[int, ...] = static((64, 64), "widths of the hidden layers", interval="[1, inf)")
     activation: str = static("tanh", "activation of the hidden layers", choices=tuple(ACTIVATIONS))
     layer_norm: bool = static(False, "normalise what goes into each activation (Ba et al., 2016)")
+    shared_torso: bool = static(False, "policy and critic share all layers but the last; not in NPG and TRPO")
+    value_coef: float = number(0.5, "[0, inf)", "weight of the critic's loss beside the policy's if they share layers")
+    recurrent: str = static("none", "a recurrent cell after the hidden layers, in policy and critic", choices=RECURRENT)
+    recurrent_size: int = static(64, "width of the recurrent cell's hidden state", interval="[1, inf)")
     policy_network: Any = static(None, "a flax module of your own: what the policy sees ↦ its parameters")
     critic_network: Any = static(None, "a flax module of your own: what the critic sees ↦ V")
     policy_obs: tuple[str, ...] = static((), "entries of a dictionary observation that the policy sees; none is all")
@@ -97,6 +103,11 @@ class Config(struct.PyTreeNode):
         """Environment steps per seed that are really made."""
         return self.num_updates * self.num_envs * self.num_steps
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the policy or the critic has a hidden state."""
+        return any(is_recurrent(self.recurrent, network) for network in (self.policy_network, self.critic_network))
+
     def check(self) -> None:
         """Refuse what cannot work, before anything is compiled.
 
@@ -111,10 +122,13 @@ class Config(struct.PyTreeNode):
             for field in dataclasses.fields(owner):
                 check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
         batch = self.num_envs * self.num_steps
-        if batch % self.num_minibatches:
-            near = sorted(_divisors(batch), key=lambda n: abs(n - self.num_minibatches))
+        what, parts = ("num_envs × num_steps", batch)
+        if self.is_recurrent:
+            what, parts = "recurrent networks learn from whole sequences: num_envs", self.num_envs
+        if parts % self.num_minibatches:
+            near = sorted(_divisors(parts), key=lambda n: abs(n - self.num_minibatches))
             raise UsageError(
-                f"num_envs × num_steps = {batch} is not divisible by num_minibatches = {self.num_minibatches}; "
+                f"{what} = {parts} is not divisible by num_minibatches = {self.num_minibatches}; "
                 f"the nearest that are: {', '.join(map(str, sorted(near[:3])))}."
             )
         if batch == self.num_minibatches and getattr(self.algo, "normalize_advantages", "") == "minibatch":
@@ -136,6 +150,17 @@ class Config(struct.PyTreeNode):
                 )
         elif kind in ("tanh-gaussian", "beta") and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
             raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
+        if self.shared_torso and isinstance(self.algo, NPG | TRPO):
+            raise UsageError(
+                f"shared_torso = True is for first-order methods: the Fisher matrix of {type(self.algo).__name__} is "
+                "that of the policy's own parameters; leave it at False."
+            )
+        apart = (self.policy_network, self.critic_network) != (None, None) or self.policy_obs != self.critic_obs
+        if self.shared_torso and apart:
+            raise UsageError(
+                "shared_torso = True, but policy and critic have networks or entries of the observation of their own; "
+                "leave it at False."
+            )
         known = sorted(visible(seen, ())) if isinstance(seen, Mapping) else []
         for name in ("policy_obs", "critic_obs"):
             entries = getattr(self, name)

@@ -21,7 +21,7 @@ from purejaxppo.experiment.directory import read_record, write_json
 from purejaxppo.experiment.gymnasium_env import open_env, play
 from purejaxppo.experiment.options import Checkpoint, EnvAgain, Flag, RunDirectory
 from purejaxppo.experiment.statistics import iqm, iqm_interval
-from purejaxppo.experiment.trained import actor, load_all, seed_index
+from purejaxppo.experiment.trained import load_all, seed_index, stepper
 from purejaxppo.presets import settings_of
 from purejaxppo.types import TrainState, UsageError
 
@@ -127,7 +127,7 @@ def in_gymnasium(config: Config, states: TrainState, seeds: list[int], options: 
     """Each seed's episodes in the Gymnasium environment."""
     env, played = config.environment, []
     for i, seed in enumerate(seeds):
-        act = actor(config, jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i]), states))
+        act = stepper(config, jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i]), states))
         key = None if config.eval_greedy else jax.random.fold_in(jax.random.key(options.episode_seed), seed)
         starts = (options.episode_seed, seed)
         played.append(play(str(options.gymnasium), env, act, options.episodes, starts, key))

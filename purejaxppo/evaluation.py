@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.agent import acting
+from purejaxppo.agent import acting, networks
 from purejaxppo.batching import any_run
 from purejaxppo.config import Config
+from purejaxppo.networks import begin
 from purejaxppo.rollout import begin_episodes, step_envs
 from purejaxppo.types import Metrics, RolloutState, TrainState
 
@@ -32,17 +33,18 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
     env, policy = config.environment, acting(config, state)
     start_key, play_key = jax.random.split(key)
     start = begin_episodes(start_key, env, num_episodes)
+    start = start._replace(hidden=begin(networks(config)[0], start.obs))
 
     def step(carry: tuple[RolloutState, jax.Array, jax.Array]) -> tuple[RolloutState, jax.Array, jax.Array]:
         episodes, playing, key = carry
         key, action_key, step_key = jax.random.split(key, 3)
-        distribution = policy(episodes.obs)
+        distribution, hidden = policy(episodes.obs, episodes.hidden)
         action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
         keys = jax.random.split(step_key, num_episodes)
         env_state, obs, reward, terminated, truncated = step_envs(keys, env, episodes.env, distribution, action)
         returns = episodes.episode_return + jnp.where(playing, reward, 0.0)
         lengths = episodes.episode_length + playing
-        return RolloutState(env_state, obs, returns, lengths), playing & ~(terminated | truncated), key
+        return RolloutState(env_state, obs, returns, lengths, hidden), playing & ~(terminated | truncated), key
 
     def unfinished(carry: tuple[RolloutState, jax.Array, jax.Array]) -> jax.Array:
         return any_run(carry[1])

@@ -1,4 +1,4 @@
-"""Policy and value networks, and their orthogonal initialisation."""
+"""Policy and value networks."""
 
 import math
 from collections.abc import Mapping
@@ -18,6 +18,8 @@ from purejaxppo.distributions import (
     FactoredCategorical,
     TanhGaussian,
 )
+from purejaxppo.recurrent import CELLS, initial_hidden, is_recurrent, swap, unroll
+from purejaxppo.torso import Torso, head, orthogonal, select
 from purejaxppo.types import (
     ACTION_MASK,
     Box,
@@ -26,116 +28,14 @@ from purejaxppo.types import (
     MultiDiscrete,
     Observation,
     ObservationSpace,
+    Sequences,
     Space,
     UsageError,
     reason,
 )
 
-ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
 ACTION_DISTRIBUTIONS = ("gaussian", "gaussian-state-std", "tanh-gaussian", "beta")
 LOG_STD_RANGE = (-5.0, 2.0)  # of log σ where it depends on the state
-
-
-def orthogonal(gain: float) -> Any:
-    """Initialiser: `gain` times a Haar-random matrix with orthonormal rows or columns (Saxe et al., 2014).
-
-    Gram–Schmidt, each column projected twice ("twice is enough": Giraud et al., 2005), instead of LAPACK's QR:
-    batched QR under `vmap` deadlocks XLA on CPUs with few cores, and is slow on a GPU for small matrices.
-    """
-
-    def init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
-        rows, columns = max(shape), min(shape)
-        gaussian = jax.random.normal(key, (columns, rows), dtype)
-
-        def orthonormalize(i: jax.Array, basis: jax.Array) -> jax.Array:
-            vector = gaussian[i]
-            for _ in range(2):  # rows of `basis` not yet filled are 0 and take nothing away
-                vector -= (basis @ vector) @ basis
-            return basis.at[i].set(vector / jnp.linalg.norm(vector))
-
-        basis = jax.lax.fori_loop(0, columns, orthonormalize, jnp.zeros_like(gaussian))
-        return gain * (basis if shape[0] == columns else basis.T)
-
-    return init
-
-
-def dense(features: int, gain: float) -> nn.Dense:
-    return nn.Dense(features, kernel_init=orthogonal(gain))
-
-
-def head(features: int, gain: float) -> nn.Dense:
-    """A last layer, of few outputs."""
-    return nn.Dense(features, kernel_init=orthogonal(gain), dot_general=_narrow_matmul)
-
-
-def _narrow_matmul(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """x [..., I] · kernel [I, O] for small O, written so that XLA's CPU backend is fast at the kernel's gradient.
-
-    That is computed as gᵀx, [O, I], and then transposed; xᵀg takes 4 to 12 times as long. The barrier keeps XLA from
-    making the one of the other.
-    """
-    transposed = jax.lax.optimization_barrier(kernel.T)
-    return jax.lax.dot_general(x, transposed, (((x.ndim - 1,), (1,)), ((), ())))
-
-
-def convolution(x: jax.Array, features: int, size: int, stride: int = 1) -> jax.Array:
-    """A convolution without padding, and ReLU: [..., H, W, C] -> [..., H', W', features].
-
-    It is written as one matmul on patches: with one set of filters per seed, XLA's grouped convolutions are many times
-    slower.
-    """
-    height, width = (x.shape[axis] - size + 1 for axis in (-3, -2))
-    patches = [x[..., i : i + height : stride, j : j + width : stride, :] for i in range(size) for j in range(size)]
-    return nn.relu(dense(features, 2**0.5)(jnp.concatenate(patches, axis=-1)))
-
-
-class Torso(nn.Module):
-    """Observation → features: each entry is encoded, in the order of their names; then all go through one MLP.
-
-    Vectors and matrices are flattened; integers are embedded (as wide as the first hidden layer). Images [H, W, C] of
-    at least 36 × 36 go through the network of Mnih et al. (2015, Nature 518; dense 512 included, bytes divided by
-    255), smaller ones through 16 filters, 3×3 (Young and Tian, 2019, arXiv:1903.03176); ReLU in both.
-    """
-
-    space: ObservationSpace  # what it sees
-    hidden_sizes: tuple[int, ...]
-    activation: str
-    layer_norm: bool = False
-
-    @nn.compact
-    def __call__(self, obs: Observation) -> jax.Array:  # [..., O] -> [..., features]
-        entries = select(self.space, obs)
-        if isinstance(self.space, Mapping):
-            x = jnp.concatenate([self._encode(self.space[name], entries[name]) for name in entries], axis=-1)
-        else:
-            x = self._encode(self.space, entries)
-        for size in self.hidden_sizes:
-            x = dense(size, 2**0.5)(x)
-            x = ACTIVATIONS[self.activation](nn.LayerNorm()(x) if self.layer_norm else x)
-        return x
-
-    def _encode(self, space: Any, obs: jax.Array) -> jax.Array:
-        if isinstance(space, Discrete):
-            return nn.Embed(space.n, self.hidden_sizes[0] if self.hidden_sizes else 64)(obs)
-        rank = len(space.shape)
-        x = obs.astype(jnp.float32)
-        batch_shape = x.shape[: x.ndim - rank]
-        if is_large_image(space):
-            x = x / 255.0 if obs.dtype == jnp.uint8 else x
-            x = convolution(convolution(convolution(x, 32, 8, 4), 64, 4, 2), 64, 3)
-            return nn.relu(dense(512, 2**0.5)(x.reshape(*batch_shape, -1)))
-        if rank == 3:
-            x = convolution(x, 16, 3)
-        return x.reshape(*batch_shape, -1)
-
-
-def is_large_image(space: Box) -> bool:
-    return len(space.shape) == 3 and min(space.shape[:2]) >= 36
-
-
-def select(space: ObservationSpace, obs: Observation) -> Observation:
-    """The entries of an observation that `space` has, sorted by name; the observation itself if it is no dict."""
-    return {name: obs[name] for name in sorted(space)} if isinstance(space, Mapping) else obs
 
 
 def visible(space: ObservationSpace, names: tuple[str, ...]) -> ObservationSpace:
@@ -145,11 +45,60 @@ def visible(space: ObservationSpace, names: tuple[str, ...]) -> ObservationSpace
     return {name: space[name] for name in names or sorted(space.keys() - {ACTION_MASK})}
 
 
+def begin(network: Any, obs: Observation) -> Any:
+    """The hidden state [..., H] of a policy or critic before the first of observations [..., O]; () if it has none."""
+    if not is_recurrent(network.recurrent, network.network):
+        return ()
+    seen = select(network.space, obs)
+    if network.network is not None:
+        return initial_hidden(network.network, seen)
+    space, x = network.space, seen
+    if isinstance(space, Mapping):  # any entry knows how many there are
+        name = min(space)
+        space, x = space[name], x[name]
+    batch_shape = jnp.shape(x)[: jnp.ndim(x) - len(space.shape)]
+    return initial_hidden(CELLS[network.recurrent](network.recurrent_size), jnp.zeros((*batch_shape, 1)))
+
+
+def numbers(network: Any, size: int, gain: float, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
+    """What policy and critic have in common, and the hidden state: torso, recurrent cell if there is one, last layer.
+
+    Or, with a module of the user's own, what that one returns for the entries of `space`.
+    """
+    if network.network is not None:
+        seen = select(network.space, obs)
+        if isinstance(network.network, nn.RNNCellBase):
+            return unroll(network.network, seen, hidden, start)
+        return network.network(seen), hidden
+    x, hidden = features(network, obs, hidden, start)
+    return head(size, gain)(x), hidden
+
+
+def features(network: Any, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
+    """What comes before the last layer, and the hidden state."""
+    x = Torso(network.space, network.hidden_sizes, network.activation, network.layer_norm)(obs)
+    if network.recurrent == "none":
+        return x, hidden
+    weights = {name: orthogonal(1.0) for name in ("kernel_init", "recurrent_kernel_init")}
+    return unroll(CELLS[network.recurrent](network.recurrent_size, **weights), x, hidden, start)
+
+
+def replay(advance: Any, seen: Any, hidden: str) -> Any:
+    """The results [N] of observations [N, O]; or [B, T] of `Sequences`, from what is in their field `hidden` on."""
+    if not isinstance(seen, Sequences):
+        return advance(seen)[0]
+    obs, start = swap((seen.obs, seen.start))
+    return swap(advance(obs, getattr(seen, hidden), start)[0])
+
+
 class PolicyNetwork(nn.Module):
     """π(·|s), a distribution over `action_space`; the last layer gives the parameters that `num_parameters` counts.
 
     Actions that the observation's mask forbids have probability exactly 0. With `network`, a module of the user's own,
     that one gives the parameters, or a distribution itself; it sees the entries of `space`.
+
+    `advance` is one step: obs [..., O], hidden state [..., H] ↦ π [...], hidden state; that is () without memory. With
+    `start` [T, ...] it is T: obs [T, ..., O], the hidden state before them ↦ π and hidden states after each, [T, ...].
     """
 
     action_space: Space
@@ -159,14 +108,20 @@ class PolicyNetwork(nn.Module):
     layer_norm: bool = False
     action_distribution: str = "gaussian"
     network: nn.Module | None = None
+    recurrent: str = "none"
+    recurrent_size: int = 64
+
+    def __call__(self, seen: Any) -> Any:
+        return replay(self.advance, seen, "hidden")
 
     @nn.compact
-    def __call__(self, obs: Observation) -> Any:
-        acted, size = self.action_space, num_parameters(self.action_space, self.action_distribution)
-        if self.network is not None:
-            x = self.network(select(self.space, obs))
-        else:
-            x = head(size, 0.01)(Torso(self.space, self.hidden_sizes, self.activation, self.layer_norm)(obs))
+    def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
+        size = num_parameters(self.action_space, self.action_distribution)
+        x, hidden = numbers(self, size, 0.01, obs, hidden, start)
+        return self._distribution(x, obs), hidden
+
+    def _distribution(self, x: Any, obs: Observation) -> Any:
+        acted = self.action_space
         if not isinstance(x, jax.Array):
             return x
         mask = obs.get(ACTION_MASK) if isinstance(obs, Mapping) else None
@@ -189,6 +144,19 @@ class PolicyNetwork(nn.Module):
             return DiagonalGaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
         log_std = jnp.broadcast_to(self.param("log_std", nn.initializers.zeros, x.shape[-1:]), x.shape)
         return (TanhGaussian if kind == "tanh-gaussian" else DiagonalGaussian)(x, log_std)
+
+
+class SharedNetwork(PolicyNetwork):
+    """Policy and critic in one, with all layers but the last in common: π, or V if it `judges`."""
+
+    judges: bool = False
+
+    @nn.compact
+    def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
+        x, hidden = features(self, obs, hidden, start)
+        numbers = head(num_parameters(self.action_space, self.action_distribution), 0.01)(x)
+        distribution, value = self._distribution(numbers, obs), head(1, 1.0)(x)[..., 0]
+        return value if self.judges else distribution, hidden
 
 
 def num_parameters(space: Space, action_distribution: str) -> int:
@@ -220,27 +188,44 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
         return
     if not isinstance(network, nn.Module):
         raise UsageError(f"{name} = {network!r:.80} is no flax.linen Module; pass an instance of one.")
+    hidden, carried = (), ()
     try:
-        returned, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), obs)
+        if isinstance(network, nn.RNNCellBase):
+            hidden = jax.eval_shape(lambda x: initial_hidden(network, x), obs)
+            (carried, returned), _ = jax.eval_shape(network.init_with_output, jax.random.key(0), hidden, obs)
+        else:
+            returned, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), obs)
     except Exception as error:  # whatever the user's code raises
         raise UsageError(f"{name} = {type(network).__name__} fails on one observation ({reason(error)}).") from error
     if getattr(returned, "shape", shape) != shape:
         raise UsageError(
             f"{name} = {type(network).__name__} returns shape {returned.shape} for one observation; make it {shape}."
         )
+    if carried != hidden:
+        raise UsageError(
+            f"{name} = {type(network).__name__} turns the hidden state {hidden} of initialize_carry into {carried}; "
+            "keep structure, shapes and types."
+        )
 
 
 class ValueNetwork(nn.Module):
-    """V(s), without the trailing axis. With `network`, a module of the user's own, it is what that one returns."""
+    """V(s), without the trailing axis. With `network`, a module of the user's own, it is what that one returns.
+
+    `advance` is as a `PolicyNetwork`'s.
+    """
 
     space: ObservationSpace
     hidden_sizes: tuple[int, ...]
     activation: str
     layer_norm: bool = False
     network: nn.Module | None = None
+    recurrent: str = "none"
+    recurrent_size: int = 64
+
+    def __call__(self, seen: Any) -> jax.Array:
+        return replay(self.advance, seen, "critic_hidden")
 
     @nn.compact
-    def __call__(self, obs: Observation) -> jax.Array:
-        if self.network is not None:
-            return self.network(select(self.space, obs))
-        return head(1, 1.0)(Torso(self.space, self.hidden_sizes, self.activation, self.layer_norm)(obs))[..., 0]
+    def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[jax.Array, Any]:
+        x, hidden = numbers(self, 1, 1.0, obs, hidden, start)
+        return x[..., 0] if self.network is None else x, hidden

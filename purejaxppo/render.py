@@ -25,7 +25,7 @@ from purejaxppo.experiment.render import (
     stills,
     write_film,
 )
-from purejaxppo.experiment.trained import Trained, load
+from purejaxppo.experiment.trained import Trained, load, stepper
 from purejaxppo.presets import settings_of
 from purejaxppo.types import UsageError
 
@@ -112,14 +112,12 @@ def film(options: RenderOptions, console: Console) -> None:
 
 def episodes(trained: Trained, options: RenderOptions) -> Iterator[Iterator[Still]]:
     """The episodes of a film, drawn as they are asked for."""
-    config, key = trained.config, jax.random.key(options.episode_seed)
+    config, key, act = trained.config, jax.random.key(options.episode_seed), stepper(trained.config, trained.state)
     if options.gymnasium:
         seeds = np.random.SeedSequence(options.episode_seed).generate_state(options.episodes)
         for i, seed in enumerate(seeds):
             sampling = jax.random.fold_in(key, i) if options.sample else None
-            yield gymnasium_stills(
-                options.gymnasium, config.environment, trained.act, int(seed), options.max_steps, sampling
-            )
+            yield gymnasium_stills(options.gymnasium, config.environment, act, int(seed), options.max_steps, sampling)
         return
     draw, play = renderer(config.environment), player(config, options.max_steps)
     for i in range(options.episodes):

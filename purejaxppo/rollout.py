@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.batching import any_run
-from purejaxppo.types import Box, Env, Observation, RolloutState, Space, Transition
+from purejaxppo.types import Box, Env, RolloutState, Space, Transition
 
 
 class EpisodeSums(NamedTuple):
@@ -39,9 +39,9 @@ def step_envs(keys: jax.Array, env: Env, env_state: Any, distribution: Any, acti
 
 
 def rollout(
-    key: jax.Array, env: Env, policy: Callable[[Observation], Any], state: RolloutState, num_steps: int
+    key: jax.Array, env: Env, policy: Callable[..., tuple[Any, Any]], state: RolloutState, num_steps: int
 ) -> tuple[RolloutState, Transition, EpisodeSums]:
-    """Let `policy` (obs [B, O] → distribution [B]) act for `num_steps` steps.
+    """Let `policy` (obs [B, O], hidden [B, H], start [B] → distribution [B], hidden) act for `num_steps` steps.
 
     Where an episode ends, the next step starts a fresh one; `Transition.next_obs` keeps what the step really led to.
     """
@@ -52,7 +52,7 @@ def rollout(
     ) -> tuple[tuple[RolloutState, EpisodeSums], Transition]:
         state, sums = carry
         (step_keys, reset_keys), noise = jnp.split(chance[0], 2), chance[1]
-        distribution = policy(state.obs)
+        distribution, hidden = policy(state.obs, state.hidden, state.episode_length == 0)
         action = distribution.sample_with(noise)
         env_state, next_obs, reward, terminated, truncated = step_envs(step_keys, env, state.env, distribution, action)
         done = terminated | truncated
@@ -65,11 +65,14 @@ def rollout(
             sums.lengths + jnp.sum(jnp.where(done, lengths, 0)),
         )
         env_state, obs = _reset_where(done, reset_keys, env, env_state, next_obs)
-        state = RolloutState(env_state, obs, jnp.where(done, 0.0, returns), jnp.where(done, 0, lengths))
+        state = RolloutState(
+            env_state, obs, jnp.where(done, 0.0, returns), jnp.where(done, 0, lengths), hidden, state.critic_hidden
+        )
         return (state, sums), transition
 
     keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
-    noise = jax.vmap(jax.eval_shape(policy, state.obs).noise)(keys[:, 0])  # one draw: many small ones are slow
+    shapes, _ = jax.eval_shape(policy, state.obs, state.hidden, state.episode_length == 0)
+    noise = jax.vmap(shapes.noise)(keys[:, 0])  # one draw: many small ones are slow
     (state, sums), transitions = jax.lax.scan(step, (state, EpisodeSums(*jnp.zeros((3,)))), (keys[:, 1:], noise))
     return state, transitions, sums
 

@@ -16,10 +16,12 @@ from purejaxppo.batching import as_argument, key_of_shard, mean_over_shards, run
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
+from purejaxppo.networks import begin
 from purejaxppo.normalize import RewardNormalizer, observation_statistics, update_statistics
 from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.recurrent import swap
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.types import Batch, Failure, Metrics, Params, TrainState, Transition
+from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition
 
 
 def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
@@ -80,7 +82,11 @@ def init(config: Config, key: jax.Array) -> TrainState:
     num_envs = config.num_envs // shards()
     episodes = begin_episodes(key_of_shard(env_key), env, num_envs)
     policy, critic = networks(config)
-    params, critic_params = policy.init(policy_key, episodes.obs), critic.init(critic_key, episodes.obs)
+    hidden, critic_hidden = begin(policy, episodes.obs), begin(critic, episodes.obs)
+    params = policy.init(policy_key, episodes.obs, hidden, method="advance")
+    critic_params = critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
+    if config.shared_torso:
+        critic_params = ()  # they are the policy's own
     return TrainState(
         policy=params,
         critic=critic_params,
@@ -88,7 +94,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
         critic_optimizer=MinibatchAdam.init(critic_params),
         observation_statistics=observation_statistics(env.observation_space),
         reward_normalizer=RewardNormalizer.init(num_envs),
-        rollout=episodes,
+        rollout=episodes._replace(hidden=hidden, critic_hidden=critic_hidden),
         key=key,
         update=jnp.zeros((), jnp.int32),
         failure=Failure(*jnp.zeros((2,), jnp.int32)),
@@ -105,17 +111,22 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     env, act = config.environment, acting(config, state)
     episodes, transitions, sums = rollout(key_of_shard(rollout_key), env, act, state.rollout, config.num_steps)
     sums = sum_over_shards(sums)
-    batch, reward_normalizer = learning_batch(config, state, transitions)
+    batch, reward_normalizer, critic_hidden = learning_batch(config, state, transitions)
 
     adam = MinibatchAdam(
         learning_rate(config, state.update), config.max_grad_norm, config.num_epochs, config.num_minibatches
     )
+    critic_params, critic_moments, critic_loss = state.critic, state.critic_optimizer, value_loss(config)
+    if config.shared_torso:
+        adam = adam.replace(also=critic_loss)
     params, algorithm_state, metrics = policy_update(config)(
         config.algo, policy_key, state.policy, state.algorithm, batch, adam
     )
-    critic_params, critic_moments, critic_metrics = adam.minimize(
-        critic_key, value_loss(config), state.critic, state.critic_optimizer, batch
-    )
+    critic_metrics = metrics
+    if not config.shared_torso:
+        critic_params, critic_moments, critic_metrics = adam.minimize(
+            critic_key, critic_loss, critic_params, critic_moments, batch
+        )
 
     metrics |= {
         "episode_return": sums.returns / sums.episodes,  # NaN where no episode ended
@@ -137,7 +148,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         if config.normalize_observations
         else statistics,
         reward_normalizer=reward_normalizer,
-        rollout=episodes,
+        rollout=episodes._replace(critic_hidden=critic_hidden),
         key=key,
         update=state.update + 1,
     )
@@ -154,13 +165,19 @@ def policy_update(config: Config) -> Callable[..., Any]:
     return run_by_run(update) if getattr(config.algo, "run_by_run", False) else update
 
 
-def learning_batch(config: Config, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer]:
-    """Advantages and value targets of a rollout, flattened to [T·B], and the reward statistics that went into them."""
+def learning_batch(config: Config, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer, Any]:
+    """Advantages and value targets of a rollout from `state`: a batch of samples [T·B], or of sequences [B, T].
+
+    Beside it the reward statistics that went into them, and the critic's hidden state [B, H] after the rollout.
+    """
     _, critic = networks(config)
-    obs, next_obs = (normalize(config, state, x) for x in (transitions.obs, transitions.next_obs))
-    values, next_values = critic.apply(state.critic, obs), critic.apply(state.critic, next_obs)
-    log_probs = transitions.distribution.log_prob(transitions.action)
     terminated, done = transitions.terminated, transitions.terminated | transitions.truncated
+    start = jnp.concatenate([state.rollout.episode_length[None] == 0, done[:-1]])
+    obs, next_obs = (normalize(config, state, x) for x in (transitions.obs, transitions.next_obs))
+    params = state.policy if config.shared_torso else state.critic
+    values, hidden = critic.apply(params, obs, state.rollout.critic_hidden, start, method="advance")
+    next_values, _ = critic.apply(params, next_obs, hidden, method="advance")
+    log_probs = transitions.distribution.log_prob(transitions.action)
 
     rewards, normalizer = transitions.reward, state.reward_normalizer
     if config.normalize_rewards:
@@ -184,19 +201,26 @@ def learning_batch(config: Config, state: TrainState, transitions: Transition) -
         advantage=advantages if config.advantage_estimator == "gae" else returns - values,
         value_target=targets[config.value_target],
     )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), normalizer
+    if not config.is_recurrent:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), normalizer, ()
+    sequences = Sequences(swap(obs), swap(start), state.rollout.hidden, state.rollout.critic_hidden)
+    return swap(batch)._replace(obs=sequences), normalizer, jax.tree.map(lambda x: x[-1], hidden)
 
 
 def value_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
-    """½ mean (V - target)²; with `value_clip_eps`, the larger of it and that of V kept within ±ε of its old value."""
+    """½ mean (V - target)²; with `value_clip_eps`, the larger of it and that of V kept within ±ε of its old value.
+
+    Beside the policy's loss, on layers that they share, it is weighted by `value_coef`.
+    """
     _, critic = networks(config)
+    weight = config.value_coef if config.shared_torso else 1.0
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         values = critic.apply(params, batch.obs)
         clipped = batch.value + jnp.clip(values - batch.value, -config.value_clip_eps, config.value_clip_eps)
         errors = jnp.maximum((values - batch.value_target) ** 2, (clipped - batch.value_target) ** 2)
         value = 0.5 * jnp.mean(errors)
-        return value, {"value_loss": value}
+        return weight * value, {"value_loss": value}
 
     return loss
 

@@ -97,7 +97,7 @@ class Env(Protocol):
         ...
 
 
-Policy = Callable[[Params, Observation], Any]  # (params, obs [..., O]) -> a distribution [...], see distributions.py
+Policy = Callable[[Params, Any], Any]  # (params, `Batch.obs`) -> a distribution [N], see distributions.py
 
 
 class Transition(NamedTuple):
@@ -112,10 +112,22 @@ class Transition(NamedTuple):
     distribution: Any  # [T, B, ...] π(·|obs) of the behaviour policy
 
 
-class Batch(NamedTuple):
-    """What an update learns from: one rollout, flattened."""
+class Sequences(NamedTuple):
+    """What recurrent networks see of a rollout: what each environment showed, in order."""
 
-    obs: Observation  # [N, O] normalised, if the run normalises
+    obs: Observation  # [B, T, O]
+    start: jax.Array  # [B, T] bool, the first of an episode: what was before is forgotten
+    hidden: Any  # [B, H] the policy's hidden state before the first of them; () where it has none
+    critic_hidden: Any  # [B, H] likewise
+
+
+class Batch(NamedTuple):
+    """What an update learns from: one rollout, flattened to N = T·B samples.
+
+    Where a network is recurrent, to N = B sequences: every [N, ...] below is [B, T, ...] then.
+    """
+
+    obs: Any  # Observation [N, O] normalised, if the run normalises; or Sequences
     action: jax.Array  # [N, A]
     log_prob: jax.Array  # [N] log π_old(a|s)
     distribution: Any  # [N, ...] π_old(·|s)
@@ -131,6 +143,8 @@ class RolloutState(NamedTuple):
     obs: Observation  # [B, O]
     episode_return: jax.Array  # [B] undiscounted, so far
     episode_length: jax.Array  # [B] int32, so far
+    hidden: Any = ()  # [B, H] the policy's; counts for nothing where `episode_length` is 0
+    critic_hidden: Any = ()  # [B, H]
 
 
 class Failure(NamedTuple):
@@ -144,7 +158,7 @@ class TrainState(struct.PyTreeNode):
     """Everything about a run: save it, and the run can go on bit for bit."""
 
     policy: Params
-    critic: Params
+    critic: Params  # () where they are the policy's own
     algorithm: AlgorithmState
     critic_optimizer: Any  # Adam's moments
     observation_statistics: Any  # RunningStatistics over O, a dict of them, or None

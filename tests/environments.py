@@ -242,3 +242,24 @@ class Probe:
             reward = jnp.where(jnp.any(action == 0) & bool(self.mask), 10.0, reward)
         yes = jnp.ones((), bool)
         return state, self.observe(state, key), reward.astype(jnp.float32), yes, ~yes
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall(Probe):
+    """The same, but x is seen only at the start, 0 in its place after that, and what pays is the action `delay` later.
+
+    Who does not remember x has at most the better half of the probe's reward.
+    """
+
+    delay: int = 3
+
+    def reset(self, key):
+        x, obs = super().reset(key)
+        return Drawn(x, jnp.zeros((), jnp.int32)), obs
+
+    def step(self, key, state, action):
+        _, obs, reward, yes, no = super().step(key, state.drawn, action)
+        obs = self.observe(0.0 * state.drawn, key)
+        state = state._replace(steps=state.steps + 1)
+        over = state.steps > self.delay
+        return state, obs, jnp.where(over, reward, 0.0), over & yes, no

@@ -22,7 +22,7 @@ UPDATES = {"learning_rate": 0.02, "gae_lambda": 0.9, "num_epochs": 2, "anneal_le
 
 NETWORK = (  # what `init` depends on
     *("env", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
-    "action_distribution",
+    *("action_distribution", "recurrent", "recurrent_size", "shared_torso"),
 )
 
 
@@ -66,6 +66,10 @@ SHARED = {
     "hidden_sizes": {"hidden_sizes": (8, 8)},
     "activation": {"activation": "relu"},
     "layer_norm": {"layer_norm": True},
+    "shared_torso": {"shared_torso": True},
+    "value_coef": ({"shared_torso": True}, {"value_coef": 2.0}),
+    "recurrent": {"recurrent": "lstm"},
+    "recurrent_size": ({"recurrent": "gru"}, {"recurrent_size": 8}),
     "policy_network": {"policy_network": nn.Dense(2)},
     "critic_network": {"critic_network": Quadratic()},
     "policy_obs": ({"env": Entries()}, {"policy_obs": ("x",)}),

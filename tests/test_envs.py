@@ -22,12 +22,12 @@ BROADCASTS = {"Swimmer-misc"}  # its own code relies on implicit rank promotion
 PLAYABLE = [name for name in env_names() if name not in NEEDS_DOWNLOAD]
 
 
-def random_policy(space, obs):
+def random_policy(space, obs, hidden, start):
     """Actions that owe nothing to the observation."""
     batch_shape = obs.shape[:1]
     if isinstance(space, Discrete):
-        return Categorical(jnp.zeros((*batch_shape, space.n)))
-    return DiagonalGaussian(*jnp.zeros((2, *batch_shape, *space.shape)))
+        return Categorical(jnp.zeros((*batch_shape, space.n))), hidden
+    return DiagonalGaussian(*jnp.zeros((2, *batch_shape, *space.shape))), hidden
 
 
 def avals(tree):

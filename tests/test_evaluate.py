@@ -134,12 +134,12 @@ def test_gymnasium_plays_exactly_the_episodes_asked_for_and_counts_each_whole(ep
     monkeypatch.setattr(gymnasium_env, "AT_ONCE", 3)
     batches = set()
 
-    def act(obs, key):
-        batches.add(obs.shape)
-        return jax.numpy.zeros(len(obs), int)
+    def act(obs, key, hidden):
+        batches.add((obs.shape, hidden))
+        return jax.numpy.zeros(len(obs), int), 1
 
     returns, lengths = gymnasium_env.play(random_length, make_env("CartPole-v1"), act, episodes, [1, 2])
-    assert batches == {(min(episodes, 3), 4)}
+    assert batches == {((min(episodes, 3), 4), hidden) for hidden in (None, 1)}  # it begins anew with each round
     assert RandomLength.begun == lengths.tolist()
     assert sorted(RandomLength.ended) == sorted(RandomLength.begun)
     assert returns.tolist() == (2.0 * lengths).tolist()
@@ -147,7 +147,8 @@ def test_gymnasium_plays_exactly_the_episodes_asked_for_and_counts_each_whole(ep
 
 def test_a_gymnasium_episode_is_that_of_a_plain_loop(finished):
     act = load(finished, seed=5).act
-    returns, lengths = gymnasium_env.play("CartPole-v1", make_env("CartPole-v1"), act, 3, [0])
+    stepped = lambda obs, key, hidden: (act(obs, key), hidden)  # noqa: E731
+    returns, lengths = gymnasium_env.play("CartPole-v1", make_env("CartPole-v1"), stepped, 3, [0])
     for i, seed in enumerate(np.random.SeedSequence([0]).generate_state(3)):
         env = gymnasium.make("CartPole-v1")
         obs, _ = env.reset(seed=int(seed))

@@ -163,7 +163,7 @@ def test_the_difference_of_wrong_actions(cartpole, pendulum):
 def test_a_failed_check_writes_nothing_and_leaves_what_was_there(cartpole, suffix, tmp_path, monkeypatch):
     packages, write = export.FORMATS[suffix]
     other = stub("CartPole-v1", seed=8)
-    monkeypatch.setitem(export.FORMATS, suffix, (packages, lambda trained, obs: write(other, obs)))
+    monkeypatch.setitem(export.FORMATS, suffix, (packages, lambda trained, *inputs: write(other, *inputs)))
     out = tmp_path / f"policy{suffix}"
     with pytest.raises(UsageError, match="its actions are off by"):
         export_policy(cartpole, out)

@@ -39,7 +39,7 @@ def test_it_acts_as_it_did(name):
         trained = load(FIXTURES[name], expected["seed"])
         assert (trained.seed, trained.env_steps) == (expected["seed"], expected["env_steps"])
         obs = np.asarray(expected["obs"], np.float32)
-        distribution = acting(trained.config, trained.state)(obs)
+        distribution, _ = acting(trained.config, trained.state)(obs)
         np.testing.assert_allclose(trained.act(obs), expected["action"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(distribution.log_prob(distribution.mode()), expected["log_prob"], rtol=1e-4)
         np.testing.assert_allclose(distribution.entropy(), expected["entropy"], rtol=1e-4)

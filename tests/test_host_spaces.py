@@ -50,7 +50,7 @@ def test_act_gives_what_the_environment_receives(kind):
     for key in (None, KEY):
         actions = np.asarray(trained.act(obs, key))
         assert actions.shape == (1000, *space.shape)
-        distribution = acting(trained.config, trained.state)(obs)
+        distribution, _ = acting(trained.config, trained.state)(obs)
         drawn = np.asarray(distribution.mode() if key is None else distribution.sample(key))
         if isinstance(space, Box):
             unit = {"gaussian": (drawn + 2) / 3, "beta": drawn, "tanh-gaussian": (np.tanh(drawn) + 1) / 2}[kind]

@@ -44,7 +44,7 @@ def recorded():
 def batch_of(**options):
     """The learning batch of the recorded rollout under other options; [T, B] arrays."""
     config, state, transitions = recorded()
-    batch, _ = learning_batch(config.replace(**options), state, transitions)
+    batch, *_ = learning_batch(config.replace(**options), state, transitions)
     return {name: np.asarray(getattr(batch, name)).reshape(20, 3) for name in ("value", "advantage", "value_target")}
 
 
@@ -71,7 +71,7 @@ def test_ratio_is_1_in_the_first_minibatch(env):
     state = fresh(config, KEY)
     for _ in range(3):
         state, _ = update(config, state)
-    batch, _ = learning_batch(config, state, collect(config, state))
+    batch, *_ = learning_batch(config, state, collect(config, state))
     policy, _ = networks(config)
     ratio = likelihood_ratio(policy.apply(state.policy, batch.obs).log_prob(batch.action), batch.log_prob)
     np.testing.assert_allclose(ratio, np.ones(60), rtol=0, atol=1e-6)
@@ -149,7 +149,7 @@ def test_normalisers_stand_still_during_an_update():
     config = Config(env=Walk(), algo=A2C(), **options, **SMALL)
     before = fresh(config, KEY)
     first = collect(config, before)
-    batch, _ = learning_batch(config, before, first)
+    batch, *_ = learning_batch(config, before, first)
     np.testing.assert_allclose(batch.obs, np.clip(first.obs.reshape(60, 2), -10, 10), rtol=1e-6)  # no statistics yet
 
     state, _ = update(config, before)
@@ -160,7 +160,7 @@ def test_normalisers_stand_still_during_an_update():
     np.testing.assert_allclose(statistics.variance, obs.var(0), rtol=1e-5)
 
     second = collect(config, state)
-    batch, rewards = learning_batch(config, state, second)
+    batch, rewards, _ = learning_batch(config, state, second)
     normalized, normalized_next = (
         np.clip((np.asarray(x, np.float64).reshape(60, 2) - obs.mean(0)) / obs.std(0), -10, 10)
         for x in (second.obs, second.next_obs)

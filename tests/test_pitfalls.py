@@ -91,7 +91,7 @@ def test_bootstrap_sees_the_observation_that_ended_the_episode(terminates):
     values = np.asarray(critic.apply(state.critic, jnp.arange(6.0)[:, None]), np.float64)
     assert abs(values[5] - values[0]) > 0.1  # the reset observation would be seen
     targets = 1 + 0.9 * np.where(terminates & (np.arange(5) == 4), 0.0, values[1:])
-    batch, _ = learning_batch(config, state, transitions)
+    batch, *_ = learning_batch(config, state, transitions)
     np.testing.assert_allclose(batch.value_target.reshape(20, 3), targets[counter], rtol=1e-5)
 
     advantages = np.zeros(6)  # of one episode, by hand: no later episode flows into an earlier one
@@ -155,7 +155,7 @@ def test_evaluation_is_greedy_or_sampled():
     state = fresh(config, KEY)
     greedy = evaluated(config, state, jax.random.key(1), 64).returns
     sampled = evaluated(config.replace(eval_greedy=False), state, jax.random.key(1), 64).returns
-    best = jnp.argmax(acting(config, state)(jnp.zeros((1, 1))).logits)
+    best = jnp.argmax(acting(config, state)(jnp.zeros((1, 1)))[0].logits)
     np.testing.assert_array_equal(greedy, np.full(64, best))
     assert 0.2 < np.mean(sampled) < 0.8
 
@@ -242,7 +242,7 @@ def test_continuous_actions_are_clipped_for_the_environment_only():
     assert np.mean(np.abs(transitions.action) > 0.5) > 0.3
     np.testing.assert_allclose(transitions.next_obs, np.clip(transitions.action, -0.5, 0.5), atol=1e-6)
     assert np.max(np.abs(transitions.next_obs)) == 0.5
-    batch, _ = learning_batch(config, state, transitions)
+    batch, *_ = learning_batch(config, state, transitions)
     assert_same_bits(batch.action, transitions.action.reshape(-1, 2))
     z = np.asarray(transitions.action - transitions.distribution.mean, np.float64)  # σ = 1 at the start
     np.testing.assert_allclose(batch.log_prob, (-0.5 * z**2 - 0.5 * math.log(2 * math.pi)).sum(-1).ravel(), rtol=1e-5)

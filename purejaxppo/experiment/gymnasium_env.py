@@ -37,12 +37,12 @@ def open_env(name: str, port: Env, **options: Any) -> Any:
 def play(
     name: str,
     port: Env,
-    act: Callable[..., jax.Array],
+    act: Callable[..., tuple[jax.Array, Any]],
     episodes: int,
     seed: Sequence[int],
     key: jax.Array | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Play exactly `episodes` episodes with `act(obs, key)` and return their returns and lengths, [episodes] each.
+    """Play exactly `episodes` episodes with `act(obs, key, hidden)`; their returns and lengths, [episodes].
 
     In each round, every environment plays one episode to its end. So all that begin count: to take the first E to end
     would favour short ones. With a `key` actions are sampled, without they are the policy's mode.
@@ -57,12 +57,12 @@ def play(
     calls = 0
     try:
         for first in range(0, episodes, AT_ONCE):
-            playing = list(range(min(AT_ONCE, episodes - first)))
+            playing, hidden = list(range(min(AT_ONCE, episodes - first))), None
             for i in playing:
                 obs[i], _ = envs[i].reset(seed=int(seeds[first + i]))
             while playing:
-                actions = np.asarray(act(obs, None if key is None else jax.random.fold_in(key, calls)))
-                calls += 1
+                drawn, hidden = act(obs, None if key is None else jax.random.fold_in(key, calls), hidden)
+                actions, calls = np.asarray(drawn), calls + 1
                 ended = set()
                 for i in playing:
                     obs[i], reward, terminated, truncated, _ = envs[i].step(for_gymnasium(envs[i], actions[i]))

@@ -94,10 +94,12 @@ class HostOptions:
             )
         if "run" in self._axes() and runs % run:
             raise UsageError(f"mesh = {self.mesh!r}: run = {run} must divide the {runs} runs; pass one that does.")
-        if config.num_envs % env or config.num_envs // env * config.num_steps % config.num_minibatches:
+        kind, length = ("sequences", 1) if config.is_recurrent else ("samples", config.num_steps)
+        part, rest = divmod(config.num_envs, env)
+        if rest or part * length % config.num_minibatches:
             raise UsageError(
                 f"mesh = {self.mesh!r}: env = {env} must divide num_envs = {config.num_envs}, and num_minibatches = "
-                f"{config.num_minibatches} each part's samples; pass another --mesh or --num-envs."
+                f"{config.num_minibatches} each part's {kind}; pass another --mesh or --num-envs."
             )
         return devices[: run * env]
 

@@ -144,7 +144,8 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
     one = jax.eval_shape(lambda key: init(config.replace(num_envs=1), key), jax.random.key(0))
     num_envs = config.num_envs // options.env_shards
     batch = num_envs * config.num_steps
-    activations = 4 * (sum(config.hidden_sizes) + 16) // config.num_minibatches
+    remembered = 8 * config.recurrent_size if config.is_recurrent else 0  # gates and hidden states of a cell
+    activations = 4 * (sum(config.hidden_sizes) + remembered + 16) // config.num_minibatches
     state = size(one) + size(one.rollout) * num_envs
     episodes = max(options.final_episodes, config.eval_episodes if config.eval_interval else 0)
     update = 2 * state + batch * (4 * size(one.rollout.obs) + activations)

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.agent import acting
+from purejaxppo.agent import acting, networks
 from purejaxppo.config import Config
 from purejaxppo.experiment.gymnasium_env import for_gymnasium, open_env
+from purejaxppo.networks import begin
 from purejaxppo.rollout import environment_action
 from purejaxppo.types import Env, TrainState, UsageError, reason
 
@@ -54,16 +55,17 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
         policy, (start_key, play_key) = acting(config, state), jax.random.split(key)
         start = env.reset(start_key)
 
-        def step(carry: tuple[Any, jax.Array], key: jax.Array) -> Any:
-            env_state, obs = carry
+        def step(carry: tuple[Any, Any, Any], key: jax.Array) -> Any:
+            env_state, obs, hidden = carry
             action_key, step_key = jax.random.split(key)
-            distribution = policy(obs)
+            distribution, hidden = policy(obs, hidden)
             action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
             bounded = environment_action(env.action_space, distribution, action)
             env_state, obs, reward, terminated, truncated = env.step(step_key, env_state, bounded)
-            return (env_state, obs), (env_state, reward, terminated | truncated)
+            return (env_state, obs, hidden), (env_state, reward, terminated | truncated)
 
-        _, (states, rewards, done) = jax.lax.scan(step, start, jax.random.split(play_key, max_steps))
+        begun = (*start, begin(networks(config)[0], start[1]))
+        _, (states, rewards, done) = jax.lax.scan(step, begun, jax.random.split(play_key, max_steps))
         states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start[0], states)
         return states, rewards, done
 
@@ -102,9 +104,9 @@ def stills(episode: Episode, render: Renderer) -> Iterator[Still]:
 
 
 def gymnasium_stills(
-    name: str, port: Env, act: Callable[..., jax.Array], seed: int, max_steps: int, key: jax.Array | None
+    name: str, port: Env, act: Callable[..., Any], seed: int, max_steps: int, key: jax.Array | None
 ) -> Iterator[Still]:
-    """An episode in Gymnasium, drawn by itself. With a `key` actions are sampled.
+    """An episode in Gymnasium, drawn by itself, of `act(obs, key, hidden)`. With a `key` actions are sampled.
 
     Raises:
         UsageError: it is not there, cannot be drawn, or has other spaces.
@@ -112,11 +114,11 @@ def gymnasium_stills(
     env = open_env(name, port, render_mode="rgb_array")
     with contextlib.closing(env), _rendering():
         obs, _ = env.reset(seed=seed)
-        step, total, over = 0, 0.0, False
+        step, total, over, hidden = 0, 0.0, False, None
         yield Still(_checked(env.render()), step, total, over)
         while not over and step < max_steps:
             seen = np.asarray(obs, np.float32)
-            action = act(seen, None if key is None else jax.random.fold_in(key, step))
+            action, hidden = act(seen, None if key is None else jax.random.fold_in(key, step), hidden)
             obs, reward, terminated, truncated, _ = env.step(for_gymnasium(env, action))
             step, total, over = step + 1, total + float(reward), terminated or truncated
             yield Still(_checked(env.render()), step, total, over)

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from purejaxppo.agent import acting
+from purejaxppo.agent import acting, networks
 from purejaxppo.config import Config
 from purejaxppo.experiment.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
 from purejaxppo.experiment.directory import RunRecord, read_json, read_record
 from purejaxppo.experiment.manifest import refusing
+from purejaxppo.networks import begin
+from purejaxppo.recurrent import is_recurrent
 from purejaxppo.rollout import environment_action
 from purejaxppo.train import init
 from purejaxppo.types import Observation, TrainState, UsageError
@@ -27,14 +29,15 @@ class Trained(NamedTuple):
     seed: int
     state: TrainState
     env_steps: int  # that it was trained for
-    act: Callable[..., jax.Array]  # (obs [..., O], key=None) -> what the environment receives, [..., A]
+    act: Callable[..., Any]  # (obs [..., O], key=None) -> what the environment receives, [..., A]; see `load`
 
 
 def load(directory: str | Path, seed: int | str = "best", checkpoint: int | str = "last", env: Any = None) -> Trained:
     """One seed of a run, ready to act.
 
     `act(obs)` takes the policy's mode, `act(obs, key)` a sample; `obs` is as the environment gives it, one or a batch:
-    observations are normalised, and actions clipped, as they were in training.
+    observations are normalised, and actions clipped, as they were in training. Of a recurrent policy
+    `action, hidden = act(obs, key, hidden)`; without `hidden`, it begins an episode.
 
     Args:
         seed: `best` (by the final evaluation; by the last returns, if the run has not ended) or a seed's number.
@@ -103,14 +106,21 @@ def final_scores(record: RunRecord) -> np.ndarray | None:
     return scores
 
 
-def actor(config: Config, state: TrainState) -> Callable[..., jax.Array]:
-    """`act(obs, key=None)` of one seed's policy."""
+def actor(config: Config, state: TrainState) -> Callable[..., Any]:
+    """`act` of one seed's policy, see `load`."""
+    step = stepper(config, state)
+    return step if is_recurrent(config.recurrent, config.policy_network) else lambda obs, key=None: step(obs, key)[0]
+
+
+def stepper(config: Config, state: TrainState) -> Callable[..., tuple[jax.Array, Any]]:
+    """`(obs, key=None, hidden=None)` ↦ action and hidden state, which is () of a policy that has none."""
     policy, space = acting(config, state), config.environment.action_space
 
     @jax.jit
-    def act(obs: Observation, key: jax.Array | None = None) -> jax.Array:
-        distribution = policy(jax.tree.map(jax.numpy.asarray, obs))
+    def step(obs: Observation, key: jax.Array | None = None, hidden: Any = None) -> tuple[jax.Array, Any]:
+        obs = jax.tree.map(jax.numpy.asarray, obs)
+        distribution, hidden = policy(obs, begin(networks(config)[0], obs) if hidden is None else hidden)
         action = distribution.mode() if key is None else distribution.sample(key)
-        return environment_action(space, distribution, action)
+        return environment_action(space, distribution, action), hidden
 
-    return act
+    return step

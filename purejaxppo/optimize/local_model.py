@@ -32,11 +32,11 @@ def local_model(
     damping: jax.Array | float,
     subsample: int,
 ) -> LocalModel:
-    """Linearise at `params`. F is estimated from one sample in `subsample`, drawn without replacement."""
+    """Linearise at `params`. F is estimated from one sample (or sequence) in `subsample`, drawn without replacement."""
     theta, unravel = ravel_pytree(params)
     evaluate = surrogate_and_kl(policy, unravel, batch, advantage)
     gradient = mean_over_shards(jax.grad(lambda theta: evaluate(theta)[0])(theta))
-    obs, size = batch.obs, batch.log_prob.size
+    obs, size = batch.obs, len(batch.log_prob)
     if subsample > 1:
         chosen = permutation(key_of_shard(key), size)[: max(size // subsample, 1)]
         obs = jax.tree.map(lambda x: x[chosen], obs)

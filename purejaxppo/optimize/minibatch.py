@@ -22,6 +22,7 @@ class MinibatchAdam(struct.PyTreeNode):
     max_grad_norm: jax.Array | float
     num_epochs: int = struct.field(pytree_node=False)
     num_minibatches: int = struct.field(pytree_node=False)
+    also: Loss | None = struct.field(pytree_node=False, default=None)  # added to each loss that is minimised
 
     @staticmethod
     def init(params: Params) -> Any:
@@ -44,9 +45,14 @@ class MinibatchAdam(struct.PyTreeNode):
         size = jax.tree.leaves(batch)[0].shape[0]
         transform = optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
 
+        def total(params: Params, minibatch: Any) -> tuple[jax.Array, Metrics]:
+            value, metrics = loss(params, minibatch)
+            more, others = self.also(params, minibatch) if self.also else (0.0, {})
+            return value + more, metrics | others
+
         def step(carry: Any, minibatch: Any) -> tuple[Any, Metrics]:
             params, moments, stopped = carry
-            (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, minibatch)
+            (_, metrics), gradient = jax.value_and_grad(total, has_aux=True)(params, minibatch)
             metrics, gradient = mean_over_shards((metrics, gradient))
             if stop is not None:
                 stopped = stopped | stop(metrics)

@@ -22,13 +22,12 @@ def policy_gradient_step(
 ) -> tuple[Params, Any, Metrics]:
     """Adam on mean(log π(a|s) · A + entropy_coef · H(π(·|s))), one step on the whole batch (Williams, 1992)."""
 
-    def loss(params: Params, samples: tuple[Batch, jax.Array]) -> tuple[jax.Array, Metrics]:
-        batch, advantage = samples
+    def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         distribution = policy(params, batch.obs)
-        policy_loss = -jnp.mean(distribution.log_prob(batch.action) * advantage)
+        policy_loss = -jnp.mean(distribution.log_prob(batch.action) * batch.advantage)
         return policy_loss - entropy_coef * jnp.mean(distribution.entropy()), {"policy_loss": policy_loss}
 
     one_pass = optimizer.replace(num_epochs=1, num_minibatches=1)
-    params, moments, metrics = one_pass.minimize(key, loss, params, moments, (batch, advantage))
+    params, moments, metrics = one_pass.minimize(key, loss, params, moments, batch._replace(advantage=advantage))
     metrics["kl"] = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
     return params, moments, metrics

@@ -1,0 +1,85 @@
+"""What is memory good for? GRU, LSTM and feed-forward policies on tasks that hide something, by PPO and TRPO.
+
+    python benchmarks/recurrent.py                 # all
+    python benchmarks/recurrent.py --only trpo     # those whose name contains a word; the other results are kept
+
+Each policy is judged by the mean of 100 greedy episodes after training, as in learning.py.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from learning import RESULTS, Claim, measure
+
+from purejaxppo.experiment.devices import use_cpu_cores
+
+TASKS = {  # task ↦ environment, steps, what memory is to reach, and the cells that are tried
+    "MemoryChain": ("MemoryChain-bsuite,memory_length=10", 150_000, 0.95, ("none", "gru", "lstm")),
+    "CartPole without velocities": ("masked_cartpole:MaskedCartPole", 400_000, 400, ("none", "gru")),
+}
+SETTINGS = {"num_envs": 16, "num_steps": 128, "num_minibatches": 4, "hidden_sizes": (64,), "recurrent_size": 64}
+BY_ALGORITHM = {
+    "ppo": {"learning_rate": 1e-3, "num_epochs": 4, "value_clip_eps": float("inf")},
+    "trpo": {"learning_rate": 1e-3, "num_epochs": 6},
+}
+SEEDS = 5
+NAMES = {"none": "feed-forward", "gru": "GRU", "lstm": "LSTM"}
+CLAIMS = [
+    Claim(
+        f"{algo} {kind} {task}",
+        algo,
+        env,
+        steps,
+        at_least if kind != "none" else None,
+        "–",
+        SEEDS,
+        settings=tuple({**SETTINGS, **BY_ALGORITHM[algo], "recurrent": kind}.items()),
+    )
+    for task, (env, steps, at_least, kinds) in TASKS.items()
+    for algo in BY_ALGORITHM
+    for kind in kinds
+]
+
+
+def write(results: dict[str, Any]) -> None:
+    """recurrent.json and recurrent.md under results/."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "recurrent.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = [
+        "| task | method | policy | steps | mean ± std | IQM [95%] | worst seed | best seed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, r in results.items():
+        algo, kind, task = name.split(" ", 2)
+        lines.append(
+            f"| {task} | {algo} | {NAMES[kind]} | {r['env_steps']:,} | {r['mean']:.2f} ± {r['std']:.2f} | "
+            f"{r['iqm']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}] | {min(r['per_seed']):.2f} | "
+            f"{max(r['per_seed']):.2f} |"
+        )
+    header = (
+        "# Recurrent policies\n\nMade by `python benchmarks/recurrent.py`; mean of 100 greedy episodes per final "
+        f"policy, {SEEDS} seeds.\n\n"
+    )
+    (RESULTS / "recurrent.md").write_text(header + "\n".join(lines) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="only those whose name contains this")
+    only = parser.parse_args().only
+    use_cpu_cores()
+    path = RESULTS / "recurrent.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for claim in CLAIMS:
+        if only in claim.name:
+            known[claim.name] = result = measure(claim)
+            result["command"] = f"python benchmarks/recurrent.py --only {claim.name!r}"
+            print(f"{claim.name}: {result['mean']:.2f} ± {result['std']:.2f}, at least {claim.at_least}", flush=True)
+            write({c.name: known[c.name] for c in CLAIMS if c.name in known})
+    return 0 if all(r["reached"] is not False for r in known.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
