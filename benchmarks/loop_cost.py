@@ -18,15 +18,15 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from purejaxppo.experiment.begin import begin_record
 from purejaxppo.experiment.devices import over_runs, use_cpu_cores
 from purejaxppo.experiment.directory import new_directory
 from purejaxppo.experiment.logging import Log
-from purejaxppo.experiment.loop import Run, begin_record
+from purejaxppo.experiment.loop import Run
 from purejaxppo.experiment.options import HostOptions
-from purejaxppo.experiment.program import compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.signals import Signals
-from purejaxppo.presets import preset
+from purejaxppo.presets import preset, settings_of
 from purejaxppo.train import make_train
 
 
@@ -34,17 +34,17 @@ def compare(algo: str, total_steps: int, num_seeds: int, rounds: int) -> dict[st
     config, seeds, devices = preset(algo, "CartPole-v1", total_steps=total_steps), list(range(num_seeds)), jax.devices()
     work = Path(tempfile.mkdtemp(prefix="loop-cost-"))
     record = begin_record(config, seeds, work / "run", devices, HostOptions())
-    run = Run(record, devices, ProgressLine(Console(file=io.StringIO())), debug=False)
-    program = compile_program(config, devices, run.keys, run.interval, 1)
+    run = Run([record], devices, ProgressLine(Console(file=io.StringIO())))
+    program = run.compile()
     bare = over_runs(make_train(config), devices).lower(run.keys).compile()
 
     def loop() -> None:
         shutil.rmtree(run.out, ignore_errors=True)
         new_directory(run.out)
         totals = np.zeros((len(run.runs), len(program.metrics)), np.float32)
-        with Signals() as signals, Log(run.out, seeds, run.options, run.settings, 0, 1) as log:
+        with Signals() as signals, Log(run.out, seeds, run.options, settings_of(config), 0, 1) as log:
             run.progress.stage("training", 0, config.env_steps * num_seeds)
-            run.train(program, program.init(run.keys), totals, 0, signals, log)
+            run.train(program, program.init(run.keys, run.swept), totals, 0, signals, [log])
 
     seconds: dict[str, list[float]] = {"bare": [], "loop": []}
     for _ in range(rounds + 1):  # the first warms up

@@ -12,6 +12,11 @@ from purejaxppo.train import init, make_train, update_step
 from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import jax
+    import numpy as np
+
     from purejaxppo.experiment.trained import Trained
 
 __version__ = "0.1.0"
@@ -22,6 +27,13 @@ def load(directory: str | Path, seed: int | str = "best", checkpoint: int | str 
     from purejaxppo.experiment.trained import load
 
     return load(directory, seed, checkpoint, env)
+
+
+def sweep(config: Config, axes: "Mapping[str, Any]", keys: "jax.Array") -> "dict[str, np.ndarray]":
+    """Train every combination of the axes' values with every key: tidy columns; see `sweeps.function.sweep`."""
+    from purejaxppo.sweeps.function import sweep
+
+    return sweep(config, axes, keys)
 
 
 __all__ = [
@@ -44,5 +56,6 @@ __all__ = [
     "load",
     "make_train",
     "preset",
+    "sweep",
     "update_step",
 ]

@@ -1,7 +1,7 @@
 """The flags of a run, made from the fields of `Config`, the algorithm and the options of the host."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -13,6 +13,7 @@ from purejaxppo.presets import preset
 from purejaxppo.types import UsageError
 
 _PROG = "purejaxppo.run"
+More = TypeVar("More")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,7 @@ class ResumeOptions:
     ] = None
     env: EnvAgain = None
     devices: Annotated[int | None, tyro.conf.arg(help="None: as many as before; others change the last digits")] = None
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="run=N,env=M", help="None: as before, if it fits")] = None
     debug: Annotated[Flag, tyro.conf.arg(help="stop when a seed's numbers turn non-finite, and name the operation")] = (
         False
     )
@@ -66,32 +68,45 @@ class ResumeOptions:
 
 
 def parse(argv: list[str]) -> tuple[Config, RunOptions, HostOptions]:
-    """Flags → config and options. `--help` and errors show the flags and defaults of the `--algo` and `--env` given.
+    """Flags → config and options, see `parse_with`."""
+    about = "Train one algorithm on many seeds, as one compiled program."
+    return parse_with(argv, _PROG, about, _Nothing())[:3]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nothing:
+    """No more options."""
+
+
+def parse_with(argv: list[str], prog: str, about: str, more: More) -> tuple[Config, RunOptions, HostOptions, More]:
+    """Flags → config, options and `more`, a dataclass of a command's own options.
+
+    `--help` and errors show the flags and defaults of the `--algo` and `--env` given.
 
     Raises:
         UsageError: an unknown flag, or a value of the wrong type.
         SystemExit: after `--help`.
     """
-    algo, env = _peek(argv, "algo", "ppo"), _peek(argv, "env", "CartPole-v1")
+    algo, env = value_of(argv, "algo", "ppo"), value_of(argv, "env", "CartPole-v1")
     base = preset(algo, env)
     options = RunOptions(algo=algo, env=env)  # type: ignore[arg-type]
     groups = {
         "run": options,
         "host": HostOptions(),
+        "more": more,
         "config": _flags(base, ("env", "algo", "policy_network", "critic_network")),
         algo.replace("-", "_"): _flags(base.algo, ()),
     }
     known = {field.name.replace("_", "-") for group in groups.values() for field in dataclasses.fields(group)}
     _refuse_unknown_flags(argv, known | {"help"}, algo)
     flags = dataclasses.make_dataclass("Flags", [(name, type(group)) for name, group in groups.items()], frozen=True)
-    about = "Train one algorithm on many seeds, as one compiled program."
-    parsed = parse_flags(flags, argv, _PROG, about, flags(**groups))
-    chosen, host, *settings = (getattr(parsed, name) for name in groups)
+    parsed = parse_flags(flags, argv, prog, about, flags(**groups))
+    chosen, host, others, *settings = (getattr(parsed, name) for name in groups)
     numbers = {f.name: getattr(group, f.name) for group in settings for f in dataclasses.fields(group)}
-    return preset(algo, env, **numbers), chosen, host
+    return preset(algo, env, **numbers), chosen, host, others
 
 
-def parse_resume(argv: list[str]) -> ResumeOptions:
+def parse_resume(argv: list[str], prog: str = _PROG) -> ResumeOptions:
     """Raises: UsageError, a flag that a run cannot change; SystemExit after `--help`."""
     known = {field.name.replace("_", "-") for field in dataclasses.fields(ResumeOptions)}
     for token in argv:
@@ -99,10 +114,10 @@ def parse_resume(argv: list[str]) -> ResumeOptions:
             raise UsageError(
                 f"--{name} cannot be changed on --resume; what can: {', '.join(f'--{x}' for x in sorted(known))}."
             )
-    return parse_flags(ResumeOptions, argv, _PROG, "Go on exactly where a run was.")
+    return parse_flags(ResumeOptions, argv, prog, "Go on exactly where a run was.")
 
 
-def _peek(argv: list[str], flag: str, default: str) -> str:
+def value_of(argv: list[str], flag: str, default: str) -> str:
     """The value of one flag, the last if it is repeated; needed before the others can be known."""
     value = default
     for this, following in zip(argv, [*argv[1:], default], strict=False):

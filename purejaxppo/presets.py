@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from purejaxppo.algorithms import ALGORITHMS
@@ -120,6 +121,13 @@ def settings_of(config: Config) -> dict[str, Any]:
     for owner in (config, config.algo):
         settings |= {f.name: getattr(owner, f.name) for f in dataclasses.fields(owner) if f.name != "algo"}
     return settings
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """`config` with flat settings replaced, the algorithm's own among them. All others stay as they are."""
+    own = {field.name for field in dataclasses.fields(config.algo)}
+    algo = config.algo.replace(**{name: x for name, x in settings.items() if name in own})
+    return config.replace(algo=algo, **{name: x for name, x in settings.items() if name not in own})
 
 
 def _did_you_mean(name: str, known: Any) -> str:

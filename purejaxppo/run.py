@@ -9,8 +9,8 @@ from rich.table import Table
 
 from purejaxppo.command import exit_code, leave
 from purejaxppo.envs import SUITES, env_names
+from purejaxppo.experiment.begin import resume_experiment, run_experiment
 from purejaxppo.experiment.devices import choose_devices, use_cpu_cores
-from purejaxppo.experiment.loop import resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.summary import Summary
 from purejaxppo.flags import parse, parse_resume
@@ -63,7 +63,9 @@ def resume(argv: list[str], console: Console) -> None:
     if not out.is_dir():
         raise UsageError(f"resume = {options.resume!r} is no directory; give that of a run.")
     progress = ProgressLine(console, options.quiet)
-    summary = resume_experiment(out, options.devices, progress, options.total_steps, options.env, options.debug)
+    summary = resume_experiment(
+        out, options.devices, progress, options.total_steps, options.env, options.debug, options.mesh
+    )
     if not options.quiet:
         console.print(table(summary, out))
 

@@ -159,13 +159,13 @@ def test_it_learns_as_one_device_does():
 
 def test_the_command_trains_and_resumes(tmp_path, capsys):
     flags = "--algo ppo --num-seeds 1 --num-envs 4 --num-steps 32 --total-steps 2560 --final-episodes 2 --quiet".split()
-    assert main([*flags, "--env-devices", "2", "--out", str(tmp_path / "two")]) == 0
-    assert main([*flags, "--env-devices", "2", "--out", str(tmp_path / "again")]) == 0
+    assert main([*flags, "--mesh", "env=2", "--debug", "--out", str(tmp_path / "two")]) == 0
+    assert main([*flags, "--mesh", "env=2", "--out", str(tmp_path / "again")]) == 0
     first, again = ((tmp_path / name / "metrics.csv").read_text() for name in ("two", "again"))
     assert first == again
 
-    assert main([*flags, "--env-devices", "3", "--out", str(tmp_path / "three")]) == 2
-    assert "env_devices = 3 must divide" in capsys.readouterr().err
+    assert main([*flags, "--mesh", "env=3", "--out", str(tmp_path / "three")]) == 2
+    assert "mesh = 'env=3' takes 3 devices, and 2 are in use" in capsys.readouterr().err
     flags[5] = "3"
-    assert main([*flags, "--env-devices", "2", "--out", str(tmp_path / "odd")]) == 2
-    assert "num_envs = 3 must be a multiple of env_devices = 2" in capsys.readouterr().err
+    assert main([*flags, "--mesh", "env=2", "--out", str(tmp_path / "odd")]) == 2
+    assert "mesh = 'env=2': env = 2 must divide num_envs = 3" in capsys.readouterr().err

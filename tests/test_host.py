@@ -271,9 +271,9 @@ def begin_of(seed, env):
 
 
 def test_several_devices_for_one_seed_are_refused(capsys, tmp_path):
-    flags = ["--num-seeds", "1", "--env-devices", "2", "--out", str(tmp_path / "run")]
+    flags = ["--num-seeds", "1", "--mesh", "env=2", "--out", str(tmp_path / "run")]
     assert run("--env", "gymnasium/CartPole-v1", *flags) == 2
-    assert "env_devices = 2 must be 1" in capsys.readouterr().err
+    assert "mesh = 'env=2': env must be 1" in capsys.readouterr().err
 
 
 def children(parent=None):

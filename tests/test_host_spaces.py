@@ -11,8 +11,8 @@ from rich.console import Console
 
 from purejaxppo import PPO, Config, UsageError, init
 from purejaxppo.agent import acting
+from purejaxppo.experiment.begin import run_experiment
 from purejaxppo.experiment.export import export_policy, largest_difference, observations
-from purejaxppo.experiment.loop import run_experiment
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.render import player

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from purejaxppo import A2C, Config, make_train
 from purejaxppo.experiment import loop, progress
+from purejaxppo.experiment.begin import resume_experiment, run_experiment
 from purejaxppo.experiment.checkpoint import read
 from purejaxppo.experiment.devices import over_runs
 from purejaxppo.experiment.logging import MetricsFile, _values
@@ -75,11 +76,11 @@ CONFIG = Config(
 programs = {}
 
 
-def compile_once(config, devices, keys, log_interval, final_episodes, env_shards=1, compile=loop.compile_program):
+def compile_once(config, devices, keys, options, swept, compile=loop.compile_program):
     """`compile_program`, once per log interval; always with evaluations, which are programs of their own."""
-    if log_interval not in programs:
-        programs[log_interval] = compile(config.replace(eval_interval=1), devices, keys, log_interval, final_episodes)
-    return programs[log_interval]
+    if options.log_interval not in programs:
+        programs[options.log_interval] = compile(config.replace(eval_interval=1), devices, keys, options, swept)
+    return programs[options.log_interval]
 
 
 @pytest.fixture(autouse=True)
@@ -91,9 +92,7 @@ def run(out, eval_interval=0, line=None, debug=False, **options):
     """A run of all seeds on two devices; by default in silence."""
     line = line or ProgressLine(Console(), quiet=True)
     host = HostOptions(**({"log_interval": 3, "final_episodes": 2} | options))
-    return loop.run_experiment(
-        CONFIG.replace(eval_interval=eval_interval), SEEDS, out, jax.devices(), line, host, debug
-    )
+    return run_experiment(CONFIG.replace(eval_interval=eval_interval), SEEDS, out, jax.devices(), line, host, debug)
 
 
 def rows_of(out):
@@ -285,7 +284,7 @@ def test_a_crash_before_or_after_the_first_row_leaves_no_trace_in_the_log(tmp_pa
         run(out, line=Reader(out / "metrics.csv", crash), log_interval=log, checkpoint_interval=3)
     with (out / "metrics.csv").open("a") as file:
         file.write("12,9,288,0.1")  # and a line that was torn
-    loop.resume_experiment(out, None, ProgressLine(Console(), quiet=True), env=Unlucky())
+    resume_experiment(out, None, ProgressLine(Console(), quiet=True), env=Unlucky())
     assert (out / "metrics.csv").read_bytes() == (
         outputs[log, None, 0, 0.0 if log == 3 else math.inf][0] / "metrics.csv"
     ).read_bytes()

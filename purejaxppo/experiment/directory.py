@@ -78,10 +78,10 @@ def lock(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_record(record: RunRecord) -> None:
-    """Write config.json."""
+def write_record(record: RunRecord, name: str = "config.json", more: Mapping[str, Any] | None = None) -> None:
+    """Write config.json, or what else begins with the same."""
     write_json(
-        record.directory / "config.json",
+        record.directory / name,
         {
             "settings": settings_of(record.config),
             "seeds": record.seeds,
@@ -89,11 +89,12 @@ def write_record(record: RunRecord) -> None:
             "devices": record.devices,
             "prng_implementation": record.prng,
             "versions": record.versions,
+            **(more or {}),
         },
     )
 
 
-def read_record(directory: Path, env: Any = None) -> RunRecord:
+def read_record(directory: Path, env: Any = None, name: str = "config.json") -> RunRecord:
     """Read config.json, believing nothing in it.
 
     An environment of the user's own is code that the file merely names: `env` must give it again, as `module:Class` or
@@ -102,7 +103,7 @@ def read_record(directory: Path, env: Any = None) -> RunRecord:
     Raises:
         UsageError: there is none, it is damaged, or what it asks for cannot work here.
     """
-    path = directory / "config.json"
+    path = directory / name
     content = read_json(path)
 
     def part(name: str, kind: type) -> Any:
@@ -119,8 +120,8 @@ def read_record(directory: Path, env: Any = None) -> RunRecord:
             f"{path}: seeds must be different whole numbers in [0, 2³²) and the PRNG one of {', '.join(_PRNGS)}; "
             "restore the file."
         )
-    _refuse_huge(path, settings | part("options", dict))
-    _refuse_links(directory)
+    refuse_huge(path, settings | part("options", dict))
+    refuse_links(directory)
     algo, named = settings.pop("algo", None), settings.pop("env", None)
     if not isinstance(algo, str) or not isinstance(named, str):
         raise UsageError(f"{path}: algo = {algo!r:.80} and env = {named!r:.80} must be names; restore the file.")
@@ -143,7 +144,7 @@ def read_record(directory: Path, env: Any = None) -> RunRecord:
     return RunRecord(directory, config, seeds, part("options", dict), prng, part("devices", int), versions)
 
 
-def _refuse_huge(path: Path, values: Mapping[str, Any]) -> None:
+def refuse_huge(path: Path, values: Mapping[str, Any]) -> None:
     """Raises: UsageError: a number that JAX cannot count to, or a longer list or text than any of ours."""
     for name, value in values.items():
         items = value if isinstance(value, list) else [value]
@@ -154,7 +155,7 @@ def _refuse_huge(path: Path, values: Mapping[str, Any]) -> None:
             raise UsageError(f"{path}: {name:.40} = {value[:40]!r}… is longer than can be; restore the file.")
 
 
-def _refuse_links(directory: Path) -> None:
+def refuse_links(directory: Path) -> None:
     """What a run writes into must be its own: links could lead out of it, and pipes never answer.
 
     Raises:
@@ -162,6 +163,7 @@ def _refuse_links(directory: Path) -> None:
     """
     ours = ("config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints", "tensorboard", "wandb")
     for path in (
+        directory,
         *(directory / name for name in ours),
         *directory.glob(".*.saving"),
         *(directory / "tensorboard").glob("*"),

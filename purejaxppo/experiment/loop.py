@@ -1,10 +1,11 @@
-"""One experiment, from a config to a run directory: chunks of updates, and what is done between two of them."""
+"""Experiments under way: chunks of updates, and what the host does between two of them."""
 
-import dataclasses
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,18 +14,18 @@ from purejaxppo.config import Config
 from purejaxppo.experiment import checkpoint
 from purejaxppo.experiment.checkpoint import Snapshot
 from purejaxppo.experiment.debug import explain
-from purejaxppo.experiment.devices import choose_devices
-from purejaxppo.experiment.directory import RunRecord, lock, new_directory, read_record, versions, write_record
+from purejaxppo.experiment.devices import at_once, differing_replica, equally_many
+from purejaxppo.experiment.directory import RunRecord
 from purejaxppo.experiment.host import closing, with_episodes_of
 from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.options import HostOptions
-from purejaxppo.experiment.program import ROWS, Program, check_memory, compile_program, means
+from purejaxppo.experiment.program import ROWS, Program, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.experiment.statistics import iqm
 from purejaxppo.experiment.summary import Summary, conclude
 from purejaxppo.health import CAUSES
-from purejaxppo.presets import settings_of
+from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.train import init
 from purejaxppo.types import TrainState, UsageError
 
@@ -32,140 +33,87 @@ CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for
 CHECKPOINT_SECONDS = 30.0
 
 
-def run_experiment(
-    config: Config,
-    seeds: list[int],
-    out: Path,
-    devices: list[jax.Device],
-    progress: ProgressLine,
-    options: HostOptions | None = None,
-    debug: bool = False,
-) -> Summary:
-    """Train all seeds, leave the run directory's files, return its summary.
-
-    The result is that of `make_train(config)` bit for bit, whatever the options. A seed whose numbers turn non-finite
-    is frozen and named in the summary.
-
-    Raises:
-        UsageError: the run cannot work; with `debug`, also once a seed fails, naming the operation.
-        OSError: a file cannot be written. The last checkpoint is whole.
-        HostEnvironmentError: an environment on the host failed. The last checkpoint is whole.
-        Stopped: SIGTERM or SIGINT; everything is saved.
-    """
-    options = options or HostOptions()
-    config.check()
-    options.check()
-    devices = devices[: len(seeds) * options.env_devices]
-    options.check_devices(config, len(devices))
-    check_memory(config, _padded(seeds, devices, options), devices, options.final_episodes)
-    new_directory(out)
-    with lock(out):
-        record = begin_record(config, seeds, out, devices, options)
-        write_record(record)
-        return Run(record, devices, progress, debug).drive(None)
+def padded(runs: int, devices: list[jax.Device], options: HostOptions, together: int | None = None) -> int:
+    """Runs, equally many on all devices: what is left over trains copies of the last one."""
+    return equally_many(runs, len(devices) // options.env_shards, together)
 
 
-def begin_record(
-    config: Config, seeds: list[int], out: Path, devices: list[jax.Device], options: HostOptions
-) -> RunRecord:
-    """What config.json says of a new run."""
-    interval = min(options.log_interval or -(-config.num_updates // 100), config.num_updates)
-    host = dataclasses.asdict(dataclasses.replace(options, log_interval=interval))
-    prng = str(jax.random.key_impl(jax.random.key(0)))
-    return RunRecord(out, config, seeds, host, prng, len(devices), versions())
+class Group(NamedTuple):
+    """Several run directories that are trained as one program: what a sweep tells a `Run`."""
 
-
-def resume_experiment(
-    directory: Path,
-    devices: int | None,
-    progress: ProgressLine,
-    total_steps: int | None = None,
-    env: Any = None,
-    debug: bool = False,
-) -> Summary:
-    """Go on exactly where a run was; from its beginning, if there is no checkpoint yet. Raises as `run_experiment`."""
-    record = read_record(directory, env)
-    if total_steps is not None and total_steps != record.config.total_steps:
-        record = record._replace(config=_longer(record.config, total_steps))
-    options = HostOptions.of(record.options)
-    wanted = min(devices or record.devices, len(record.seeds) * options.env_devices, len(jax.devices()))
-    here = choose_devices(wanted)
-    if len(here) % options.env_devices:
-        progress.warn(f"{len(here)} devices cannot be shared {options.env_devices} to a seed: each seed gets one")
-        options = dataclasses.replace(options, env_devices=1)
-        record = record._replace(options=dataclasses.asdict(options))
-    options.check_devices(record.config, len(here))
-    if len(here) != record.devices:
-        progress.warn(f"on {len(here)} devices instead of {record.devices}: the last digits of what follows may differ")
-    for package, version in versions().items():
-        if record.versions.get(package) != version:
-            progress.warn(
-                f"{package} is {version} and was {record.versions.get(package)}: the last digits of what follows may "
-                "differ"
-            )
-    check_memory(record.config, _padded(record.seeds, here, options), here, options.final_episodes)
-    with lock(directory):
-        saved = checkpoint.steps_saved(directory / "checkpoints")
-        run = Run(record, here, progress, debug)
-        snapshot = checkpoint.newest_whole(saved, run.check, progress.warn) if saved else None
-        if snapshot is None:
-            progress.say("no checkpoint was saved: beginning anew")
-        elif snapshot.about["update"] > record.config.num_updates:
-            raise UsageError(
-                f"{snapshot.directory} has {snapshot.about['update']} updates already; raise --total-steps."
-            )
-        write_record(record._replace(devices=len(here), versions=versions()))
-        return run.drive(snapshot)
-
-
-def _padded(seeds: list[int], devices: list[jax.Device], options: HostOptions) -> int:
-    """Runs, equally many on all devices: what is left over trains copies of the last seed."""
-    at_once = len(devices) // options.env_devices
-    return -(-len(seeds) // at_once) * at_once
-
-
-def _longer(config: Config, total_steps: int) -> Config:
-    if config.anneal_learning_rate:
-        raise UsageError(
-            f"total_steps = {total_steps} cannot replace {config.total_steps} on resume: the learning rate is annealed "
-            "over them; resume without --total-steps."
-        )
-    longer = config.replace(total_steps=total_steps)
-    longer.check()
-    return longer
+    swept: tuple[str, ...]  # the numbers in which their settings differ
+    out: Path  # where checkpoints of all of them are kept until the end
+    sweep: Path  # what is resumed
+    runs: int  # that the program is made for
+    program: Program | None = None  # compiled before
 
 
 class Run:
-    """A run under way: what its chunks share."""
+    """A run under way: what its chunks share. With a `group`, all seeds of several run directories."""
 
-    def __init__(self, record: RunRecord, devices: list[jax.Device], progress: ProgressLine, debug: bool) -> None:
-        self.record, self.devices, self.progress, self.debug = record, devices, progress, debug
-        self.config, self.seeds, self.out = record.config, record.seeds, record.directory
-        self.options = HostOptions.of(record.options)
+    def __init__(
+        self,
+        records: Sequence[RunRecord],
+        devices: list[jax.Device],
+        progress: ProgressLine,
+        debug: bool = False,
+        group: Group | None = None,
+    ) -> None:
+        first = records[0]
+        self.records, self.devices, self.progress, self.debug, self.group = records, devices, progress, debug, group
+        self.config, self.seeds, self.out = first.config, first.seeds, group.out if group else first.directory
+        self.options = HostOptions.of(first.options)
         self.batch = self.config.num_envs * self.config.num_steps
         self.interval = self.options.log_interval or 1
-        padding = _padded(self.seeds, devices, self.options) - len(self.seeds)
-        self.runs = np.asarray([*range(len(self.seeds)), *[len(self.seeds) - 1] * padding])
-        self.keys = jax.vmap(partial(jax.random.key, impl=record.prng))(np.asarray(self.seeds, np.uint32)[self.runs])
-        self.like = jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.seeds)])
-        self.settings = settings_of(self.config)
-        self.scores = np.full(len(self.seeds), np.nan)  # last returns of each seed
+        self.each = [(record, seed) for record in records for seed in self.seeds]
+        count = len(self.each)
+        runs = group.runs if group else padded(count, devices, self.options)
+        self.runs = np.asarray([*range(count), *[count - 1] * (runs - count)])
+        settings = [settings_of(record.config) for record in records]
+        own = {name: np.asarray([x[name] for x in settings], np.float64) for name in (group.swept if group else ())}
+        self.swept = {name: np.repeat(np.float32(x), len(self.seeds))[self.runs] for name, x in own.items()}
+        self.whole = with_settings(self.config, own)
+        seeds = np.asarray([seed for _, seed in self.each], np.uint32)
+        self.keys = jax.vmap(partial(jax.random.key, impl=first.prng))(seeds[self.runs])
+        self.like = jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[:count])
+        self.scores = np.full(count, np.nan)  # last returns of each
         self.sick: dict[int, dict[str, Any]] = {}
         self.seconds = {"compile": 0.0, "run": 0.0}
 
-    def check(self, snapshot: Snapshot) -> None:
-        snapshot.check(self.config, self.seeds, self.like)
+    def newest(self) -> Snapshot | None:
+        """The last checkpoint that is whole, None if none was saved. Raises: UsageError."""
+        if not (saved := checkpoint.steps_saved(self.out / "checkpoints")):
+            self.progress.say("no checkpoint was saved: beginning anew")
+            return None
+        seeds = [seed for _, seed in self.each]
+        snapshot = checkpoint.newest_whole(
+            saved, lambda found: found.check(self.whole, seeds, self.like), self.progress.warn
+        )
+        if snapshot.about["update"] > self.config.num_updates:
+            raise UsageError(
+                f"{snapshot.directory} has {snapshot.about['update']} updates already; raise --total-steps."
+            )
+        return snapshot
 
-    def drive(self, snapshot: Snapshot | None) -> Summary:
-        """Go on from a checkpoint, or from the beginning, to the end."""
+    def compile(self) -> Program:
+        """All that the run needs."""
+        together = at_once(self.devices) if self.group else None
+        return compile_program(self.config, self.devices, self.keys, self.options, self.swept, together)
+
+    def drive(self, snapshot: Snapshot | None = None) -> list[Summary]:
+        """Go on from a checkpoint, or from the beginning, to the end; what came of it, by run directory."""
         try:
-            with closing(self.config.environment, [self.seeds[run] for run in self.runs], self.out):
+            with closing(self.config.environment, [self.each[run][1] for run in self.runs], self._again):
                 return self._drive(snapshot)
         except OSError as error:
-            raise OSError(f"{error}; the last checkpoint is whole: make room, then --resume {self.out}") from error
+            raise OSError(f"{error}; the last checkpoint is whole: make room, then --resume {self._again}") from error
 
-    def _drive(self, snapshot: Snapshot | None) -> Summary:
-        config, progress = self.config, self.progress
+    @property
+    def _again(self) -> Path:
+        return self.group.sweep if self.group else self.out
+
+    def _drive(self, snapshot: Snapshot | None) -> list[Summary]:
+        config, progress, count = self.config, self.progress, len(self.each)
         done = snapshot.about["update"] if snapshot else 0
         if snapshot:
             self.seconds = dict(snapshot.about["seconds"])
@@ -175,25 +123,25 @@ class Run:
                 f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
                 f"updates of {self.batch:,} steps."
             )
-        log = Log(self.out, self.seeds, self.options, self.settings, done, done * self.batch + 1)
-        with Signals() as signals, progress, log:
-            progress.stage("compiling")
-            began = time.monotonic()
-            build = partial(
-                compile_program,
-                config,
-                self.devices,
-                self.keys,
-                self.interval,
-                self.options.final_episodes,
-                self.options.env_devices,
-            )
-            program = signals.wait(build, give_up=True)
-            self.seconds["compile"] += time.monotonic() - began
-            progress.stage("training", done * self.batch * len(self.seeds), config.env_steps * len(self.seeds))
+        with Signals() as signals, progress, ExitStack() as stack:
+            logs = [
+                stack.enter_context(
+                    Log(x.directory, self.seeds, self.options, settings_of(x.config), done, done * self.batch + 1)
+                )
+                for x in self.records
+            ]
+            program = self.group.program if self.group else None
+            if program is None:
+                progress.stage("compiling")
+                program = signals.wait(self.compile, give_up=True)
+            self.seconds["compile"] += program.compile_seconds
+            progress.stage("training", done * self.batch * count, config.env_steps * count)
             on_host = getattr(config.environment, "on_host", False)
             starts = jax.vmap(jax.random.fold_in, (0, None))(self.keys, done) if on_host and done else self.keys
-            state, totals = program.init(starts), np.zeros((len(self.runs), len(program.metrics)), np.float32)
+            state, totals = (
+                program.init(starts, self.swept),
+                np.zeros((len(self.runs), len(program.metrics)), np.float32),
+            )
             if snapshot:
                 fresh, restored = state, checkpoint.unflatten(snapshot, self.like, "state.")
                 state = jax.tree.map(lambda new, old: jax.device_put(old[self.runs], new.sharding), fresh, restored)
@@ -208,21 +156,33 @@ class Run:
                     )
                 progress.say(f"going on from update {done:,} of {config.num_updates:,}")
             self._find_sick(state)
-            state = self.train(program, state, totals, done, signals, log)
+            state, totals = self.train(program, state, totals, done, signals, logs)
             progress.stage("evaluating")
             evaluation = signals.wait(lambda: jax.device_get(program.final(state)), give_up=True)
-        returns = np.asarray(evaluation.returns[: len(self.seeds)]).mean(axis=1)
-        return conclude(self.record, returns, list(self.sick.values()), self.seconds, self.devices)
+        returns = np.asarray(evaluation.returns[:count]).mean(axis=1)
+        return [self._conclude(i, returns, state, totals) for i in range(len(self.records))]
+
+    def _conclude(self, i: int, returns: np.ndarray, state: TrainState, totals: Any) -> Summary:
+        """What came of the i-th run directory. Of the seconds of a group it gets its share."""
+        record, size = self.records[i], len(self.seeds)
+        own = range(i * size, (i + 1) * size)
+        if self.group:
+            self._save(
+                record.directory, slice(own.start, own.stop), record.config, state, totals, self.config.num_updates
+            )
+        seconds = {name: x / len(self.records) for name, x in self.seconds.items()}
+        sick = [found for j, found in self.sick.items() if j in own]
+        return conclude(record, returns[own.start : own.stop], sick, seconds, self.devices)
 
     def train(
-        self, program: Program, state: TrainState, totals: Any, done: int, signals: Signals, log: Log
-    ) -> TrainState:
+        self, program: Program, state: TrainState, totals: Any, done: int, signals: Signals, logs: list[Log]
+    ) -> tuple[TrainState, Any]:
         """Make all updates after `done`, log and save; `totals` [runs, columns] are what the present row has so far."""
-        config, seeds, pace, saved_at = self.config, len(self.seeds), 1, time.monotonic()
+        config, runs, pace, saved_at = self.config, len(self.each), 1, time.monotonic()
         while done < config.num_updates:
             began = time.monotonic()
             count = min(self._next_stop(done) - done, pace, ROWS * self.interval - done % self.interval)
-            chunk = program.advance(state, totals, np.int32(done), np.int32(count))
+            chunk = program.advance(state, self.swept, totals, np.int32(done), np.int32(count))
             state, rows = signals.wait(partial(jax.block_until_ready, chunk))
             filled, rows = (done % self.interval + count) // self.interval, np.asarray(rows)
             ends = [(done // self.interval + 1 + i) * self.interval for i in range(filled)]
@@ -233,36 +193,38 @@ class Run:
                 filled, ends = filled + 1, [*ends, done]
             totals = rows[:, filled] if filled < ROWS else np.zeros_like(totals)
             for i, end in enumerate(ends):
-                row = means(program.metrics, rows[:seeds, i])
+                row = means(program.metrics, rows[:runs, i])
                 if config.eval_interval:
                     now = evaluate and end == done
                     measured = program.evaluate(state).means() if now else dict.fromkeys(("eval_return", "eval_length"))
                     row |= {
-                        name: np.full(seeds, np.nan) if x is None else np.asarray(x)[:seeds]
+                        name: np.full(runs, np.nan) if x is None else np.asarray(x)[:runs]
                         for name, x in measured.items()
                     }
-                log.write(end, end * self.batch, row)
+                for j, log in enumerate(logs):
+                    own = slice(j * len(self.seeds), (j + 1) * len(self.seeds))
+                    log.write(end, end * self.batch, {name: x[own] for name, x in row.items()})
                 returns = row.get("eval_return", row["episode_return"])
                 self.scores = np.where(np.isnan(returns), self.scores, returns)
             self._find_sick(state)
             elapsed = time.monotonic() - began
             self.seconds["run"] += elapsed
             pace = int(max(1, min(8 * pace, CHUNK_SECONDS * count / elapsed)))
-            self.progress.advance(done * self.batch * seeds, self.scores, seeds - len(self.sick))
+            self.progress.advance(done * self.batch * runs, self.scores, runs - len(self.sick))
 
             every, young = self.options.checkpoint_interval, time.monotonic() - saved_at < CHECKPOINT_SECONDS
-            if last or signals.received or len(self.sick) == seeds or (done % every == 0 if every else not young):
-                self._save(state, totals, done)
+            if last or signals.received or len(self.sick) == runs or (done % every == 0 if every else not young):
+                self._save(self.out, slice(runs), self.whole, state, totals, done)
                 saved_at = time.monotonic()
-            if len(self.sick) == seeds:
+            if len(self.sick) == runs and not self.group:
                 first = min(self.sick.values(), key=lambda found: found["update"])
                 raise UsageError(
-                    f"all {seeds} seeds have turned non-finite, seed {first['seed']} first: {first['cause']} in update "
+                    f"all {runs} seeds have turned non-finite, seed {first['seed']} first: {first['cause']} in update "
                     f"{first['update']}; check the environment, or lower --learning-rate. --debug names the operation."
                 )
             if signals.received:
-                raise Stopped(signals.received, f"saved at update {done:,}; --resume {self.out} goes on from there")
-        return state
+                raise Stopped(signals.received, f"saved at update {done:,}; --resume {self._again} goes on from there")
+        return state, totals
 
     def _next_stop(self, done: int) -> int:
         """The update at which an evaluation or a checkpoint is due next, or the last."""
@@ -271,29 +233,31 @@ class Run:
 
     def _find_sick(self, state: TrainState) -> None:
         """Name the seeds that failed since the last look."""
-        updates, causes = (x[: len(self.seeds)] for x in jax.device_get(state.failure))
+        updates, causes = (x[: len(self.each)] for x in jax.device_get(state.failure))
         for i in (int(i) for i in np.flatnonzero(updates) if i not in self.sick):
-            found = {"seed": self.seeds[i], "update": int(updates[i]), "cause": CAUSES[causes[i] - 1]}
+            record, seed = self.each[i]
+            found = {"seed": seed, "update": int(updates[i]), "cause": CAUSES[causes[i] - 1]}
             self.sick[i] = found
+            who = f"{record.directory.name}, seed {seed}" if self.group else f"seed {seed}"
             self.progress.say(
-                f"seed {found['seed']}: {found['cause']} not finite in update {found['update']:,}; "
-                "frozen as it was before"
+                f"{who}: {found['cause']} not finite in update {found['update']:,}; frozen as it was before"
             )
             if self.debug:
-                raise UsageError(explain(self.config, jax.tree.map(lambda x, i=i: x[i], state), found))
+                raise UsageError(explain(record.config, jax.tree.map(lambda x, i=i: x[i], state), found))
+        if self.debug and (name := differing_replica(state)):
+            raise UsageError(f"{name} differs between devices that share a run; without --debug, it would not be told.")
 
-    def _save(self, state: TrainState, totals: np.ndarray, done: int) -> None:
+    def _save(self, out: Path, runs: slice, config: Config, state: TrainState, totals: np.ndarray, done: int) -> None:
+        """A checkpoint of some runs in `out`."""
         about = {
             "update": done,
             "env_steps": done * self.batch,
-            "score": iqm(self.scores),
-            "scores": self.scores,
+            "score": iqm(self.scores[runs]),
+            "scores": self.scores[runs],
             "seconds": self.seconds,
-            "seeds": self.seeds,
-            "settings": self.settings,
+            "seeds": [seed for _, seed in self.each[runs]],
+            "settings": settings_of(config),
         }
-        count = len(self.seeds)
-        kept = {"state": jax.tree.map(lambda x: x[:count], state), "totals": totals[:count]}
-        checkpoints = self.out / "checkpoints"
-        checkpoint.save(checkpoints / str(done * self.batch), kept, about)
-        checkpoint.prune(checkpoints, self.options.keep_checkpoints)
+        kept = {"state": jax.tree.map(lambda x: x[runs], state), "totals": totals[runs]}
+        checkpoint.save(out / "checkpoints" / str(done * self.batch), kept, about)
+        checkpoint.prune(out / "checkpoints", self.options.keep_checkpoints)

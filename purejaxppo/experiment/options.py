@@ -1,14 +1,16 @@
-"""How the host runs an experiment; nothing here changes what is learnt, `env_devices` only what is drawn."""
+"""How the host runs an experiment; nothing here changes what is learnt, `mesh` and `seed_mode` only its last digits."""
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
+import jax
 import tyro
 
 from purejaxppo.config import Config
 from purejaxppo.types import UsageError
 
+SeedMode = Literal["vmap", "map"]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 RunDirectory = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR", help="the run's directory")]
 OneSeed = Annotated[str, tyro.conf.arg(metavar="best|K", help="the best by the final evaluation, or a seed's number")]
@@ -37,9 +39,15 @@ class HostOptions:
         Flag, tyro.conf.arg(help="in TensorBoard and W&B, a run for each seed instead of one of their IQM")
     ] = False
 
-    env_devices: Annotated[
-        int, tyro.conf.arg(help="devices that share each seed: each has its part of the environments")
-    ] = 1
+    mesh: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="run=N,env=M", help="N × M devices: runs lie on N, and M share each. Left open: N all, M 1"
+        ),
+    ] = ""
+    seed_mode: Annotated[
+        SeedMode, tyro.conf.arg(help="runs of one device: vmap, at once; map, in turn, each with the bits it has alone")
+    ] = "vmap"
 
     def check(self) -> None:
         """Raises: UsageError."""
@@ -52,25 +60,53 @@ class HostOptions:
             if kind not in (str, bool) and (type(value) is not int or value < 1):
                 raise UsageError(f"{field.name} = {value!r} must be a whole number in [1, inf); pass a positive one.")
 
-    def check_devices(self, config: Config, devices: int) -> None:
-        """Raises: UsageError, so many devices cannot be shared out like this."""
-        if self.env_devices > 1 and getattr(config.environment, "on_host", False):
+        if self.seed_mode not in get_args(SeedMode):
+            raise UsageError(f"seed_mode = {self.seed_mode!r} is not one of: vmap, map; the default is vmap.")
+        self._axes()
+
+    def _axes(self) -> dict[str, int]:
+        axes: dict[str, int] = {}
+        for part in self.mesh.split(",") if self.mesh else ():
+            name, _, size = part.partition("=")
+            if name not in ("run", "env") or name in axes or not (size.isdecimal() and 0 < int(size) < 2**20):
+                raise UsageError(
+                    f"mesh = {self.mesh!r:.80} must be run=N,env=M with whole numbers in [1, inf); leave out what is 1."
+                )
+            axes[name] = int(size)
+        return axes
+
+    @property
+    def env_shards(self) -> int:
+        """Devices that share each run."""
+        return self._axes().get("env", 1)
+
+    def place(self, config: Config, runs: int, devices: list[jax.Device]) -> list[jax.Device]:
+        """The devices to take, of those there are.
+
+        Raises:
+            UsageError: there are not so many, or runs or environments cannot be shared out equally.
+        """
+        env = self.env_shards
+        if env > 1 and getattr(config.environment, "on_host", False):
             raise UsageError(
-                f"env_devices = {self.env_devices} must be 1 for {config.env!r}, whose environments run on the host; "
-                "leave it out: seeds are spread over devices all the same."
+                f"mesh = {self.mesh!r}: env must be 1 for {config.env!r}, whose environments run on the host; leave it "
+                "out: seeds are spread over devices all the same."
             )
-        if devices % self.env_devices:
+        run = self._axes().get("run", max(1, min(runs, len(devices) // env)))
+        if run * env > len(devices):
             raise UsageError(
-                f"env_devices = {self.env_devices} must divide the {devices} devices in use; pass --devices, or "
-                "--env-devices 1."
+                f"mesh = {self.mesh!r} takes {run * env} devices, and {len(devices)} are in use; pass a smaller --mesh."
             )
+        if "run" in self._axes() and runs % run:
+            raise UsageError(f"mesh = {self.mesh!r}: run = {run} must divide the {runs} runs; pass one that does.")
         kind, length = ("sequences", 1) if config.is_recurrent else ("samples", config.num_steps)
-        part, rest = divmod(config.num_envs, self.env_devices)
+        part, rest = divmod(config.num_envs, env)
         if rest or part * length % config.num_minibatches:
             raise UsageError(
-                f"num_envs = {config.num_envs} must be a multiple of env_devices = {self.env_devices}, and each part's "
-                f"{kind} of num_minibatches = {config.num_minibatches}; pass another --num-envs."
+                f"mesh = {self.mesh!r}: env = {env} must divide num_envs = {config.num_envs}, and num_minibatches = "
+                f"{config.num_minibatches} each part's {kind}; pass another --mesh or --num-envs."
             )
+        return devices[: run * env]
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "HostOptions":

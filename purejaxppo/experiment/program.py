@@ -1,7 +1,8 @@
 """What a run compiles."""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ import numpy as np
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.experiment.devices import available_bytes, laid_out, over_runs
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.presets import with_settings
 from purejaxppo.train import evaluation_key, init, update_step
 from purejaxppo.types import Metrics, TrainState, UsageError
 
@@ -24,8 +27,12 @@ class Program(NamedTuple):
     """A run's compiled pieces, each for all seeds at once."""
 
     metrics: list[str]  # the columns of totals; the last, "updates", counts updates
-    init: Callable[..., Any]  # keys -> state
-    advance: Callable[..., Any]  # state, totals [runs, columns], done, count -> state, rows [runs, ROWS, columns]
+    compile_seconds: float
+    device_bytes: int  # that a device needs at the worst moment, by XLA's account
+    init: Callable[..., Any]  # keys, swept -> state
+    advance: Callable[
+        ..., Any
+    ]  # state, swept, totals [runs, columns], done, count -> state, rows [runs, ROWS, columns]
     evaluate: Callable[..., Any]  # state -> Evaluation, at intervals
     final: Callable[..., Any]  # state -> Evaluation, after training
 
@@ -34,22 +41,26 @@ def compile_program(
     config: Config,
     devices: list[jax.Device],
     keys: jax.Array,
-    log_interval: int,
-    final_episodes: int,
-    env_shards: int = 1,
+    options: HostOptions,
+    swept: Mapping[str, np.ndarray],
+    together: int | None = None,
 ) -> Program:
     """Compile everything that a run needs, side by side: XLA releases the interpreter while it works.
 
     `advance` makes `count` updates after `done` ones. It takes the sums of what the present row of the log has so far,
     and returns those of this row and of the rows after it, one more at each multiple of `log_interval`. So rows do not
-    depend on how updates are divided into calls. The state that it is given is used up.
+    depend on how updates are divided into calls. The state that it is given is used up. `swept` are settings of which
+    each run has its own, [runs]; so many runs as `together` says, see `over_runs`, are made at once.
     """
+    began, log_interval = time.monotonic(), options.log_interval or 1
     one = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
     names = [*sorted(jax.eval_shape(lambda state: update_step(config, state), one)[1]), "updates"]
 
-    def advance(state: TrainState, totals: jax.Array, done: jax.Array, count: jax.Array) -> tuple[TrainState, Any]:
+    def advance(
+        state: TrainState, own: dict[str, jax.Array], totals: jax.Array, done: jax.Array, count: jax.Array
+    ) -> tuple[TrainState, Any]:
         def body(i: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
-            state, metrics = update_step(config, carry[0])
+            state, metrics = update_step(with_settings(config, own), carry[0])
             row = (done + i) // log_interval - done // log_interval
             so_far = jax.lax.dynamic_index_in_dim(carry[1], row, keepdims=False)
             # under `vmap`, `.at[row].set` would be a scatter
@@ -61,22 +72,34 @@ def compile_program(
     def evaluation(episodes: int) -> Callable[[TrainState], Any]:
         return lambda state: evaluate(config, state, evaluation_key(state), episodes)
 
-    lay = partial(over_runs, devices=devices, env_shards=env_shards)
-    place = partial(laid_out, devices=devices, env_shards=env_shards)
-    start = lay(lambda key: init(config, key))
-    keys = place(keys)
-    state, number = place(jax.eval_shape(start, keys)), jax.ShapeDtypeStruct((), jnp.int32)
+    shards = options.env_shards
+    lay = partial(over_runs, devices=devices, env_shards=shards, together=1 if options.seed_mode == "map" else together)
+    place = partial(laid_out, devices=devices, env_shards=shards)
+    start = lay(lambda key, own: init(with_settings(config, own), key))
+    keys, own = place(keys), place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in swept.items()})
+    state, number = place(jax.eval_shape(start, keys, own)), jax.ShapeDtypeStruct((), jnp.int32)
     totals = place(jax.ShapeDtypeStruct((len(keys), len(names)), jnp.float32))
     jobs: list[tuple[Any, tuple[Any, ...]]] = [
-        (lay(advance, shared=2, donate=True), (state, totals, number, number)),
-        (start, (keys,)),
-        (lay(evaluation(final_episodes)), (state,)),
+        (lay(advance, shared=2, donate=True), (state, own, totals, number, number)),
+        (start, (keys, own)),
+        (lay(evaluation(options.final_episodes)), (state,)),
     ]
     if config.eval_interval:
         jobs.append((lay(evaluation(config.eval_episodes)), (state,)))
     with ThreadPoolExecutor() as pool:
-        step, first, final, *between = pool.map(lambda job: job[0].lower(*job[1]).compile(), jobs)
-    return Program(names, first, step, between[0] if between else final, final)
+        compiled = [*pool.map(lambda job: job[0].lower(*job[1]).compile(), jobs)]
+    step, first, final, *between = compiled
+    evaluate_between = between[0] if between else final
+    return Program(
+        names, time.monotonic() - began, max(map(device_bytes, compiled)), first, step, evaluate_between, final
+    )
+
+
+def device_bytes(compiled: Any) -> int:
+    """What a compiled program takes on each device: arguments, results that do not reuse them, and all between."""
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return int(memory.argument_size_in_bytes + results + memory.temp_size_in_bytes)
 
 
 def summands(metrics: Metrics, names: list[str]) -> jax.Array:
@@ -103,12 +126,13 @@ def means(names: list[str], totals: np.ndarray) -> dict[str, np.ndarray]:
     return row | {"episodes": np.where(alive > 0, episodes, np.nan), "alive": alive / updates}
 
 
-def check_memory(config: Config, runs: int, devices: list[jax.Device], final_episodes: int) -> None:
+def check_memory(config: Config, runs: int, devices: list[jax.Device], options: HostOptions) -> None:
     """Refuse a run whose states and rollouts alone would not fit.
 
-    Counted are: the state twice (the update's input and output), four copies of each observation (as recorded, as
-    reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch; or, if that is
-    more, the environments of an evaluation, which plays all its episodes at once.
+    Counted are, on each device: the state twice (the update's input and output), four copies of each observation (as
+    recorded, as reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch; or,
+    if that is more, the environments of an evaluation, which plays all its episodes at once. Where devices share a
+    run, each has its part of the environments, and of everything else all.
 
     Raises:
         UsageError: more is needed than the devices have free.
@@ -118,23 +142,23 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], final_epi
         return sum(math.prod(x.shape) * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(tree))
 
     one = jax.eval_shape(lambda key: init(config.replace(num_envs=1), key), jax.random.key(0))
-    batch = config.num_envs * config.num_steps
+    num_envs = config.num_envs // options.env_shards
+    batch = num_envs * config.num_steps
     remembered = 8 * config.recurrent_size if config.is_recurrent else 0  # gates and hidden states of a cell
     activations = 4 * (sum(config.hidden_sizes) + remembered + 16) // config.num_minibatches
-    state = size(one) + size(one.rollout) * config.num_envs
-    episodes = max(final_episodes, config.eval_episodes if config.eval_interval else 0)
+    state = size(one) + size(one.rollout) * num_envs
+    episodes = max(options.final_episodes, config.eval_episodes if config.eval_interval else 0)
     update = 2 * state + batch * (4 * size(one.rollout.obs) + activations)
-    need = runs * max(update, state + 2 * size(one.rollout) * episodes)
-    free = available_bytes(devices[0])
-    if free is None:
-        return
-    if devices[0].platform != "cpu":  # the devices of a CPU share one memory, others have one each
-        free *= len(devices)
-    if need > free:
-        what = f"num_seeds × num_envs × num_steps = {runs * batch:,} samples"
+    on_one = runs * options.env_shards // len(devices)
+    at_once = 1 if options.seed_mode == "map" else on_one
+    need = at_once * max(update, state + 2 * size(one.rollout) * episodes) + (on_one - at_once) * state
+    free = available_bytes(devices)
+    if free is not None and need > free:
+        what = f"num_seeds × num_envs × num_steps = {runs * config.num_envs * config.num_steps:,} samples"
         way = "--num-seeds, --num-envs or --num-steps"
-        if need > runs * update:
+        if need > at_once * update + (on_one - at_once) * state:
             what, way = f"{runs * episodes:,} episodes at once", "--final-episodes or --eval-episodes"
         raise UsageError(
-            f"{what} need about {need / 2**30:,.1f} GiB and {free / 2**30:,.1f} GiB are free; lower {way}."
+            f"{what} need about {need / 2**30:,.1f} GiB on each of {len(devices)} devices and {free / 2**30:,.1f} GiB "
+            f"are free; lower {way}."
         )

@@ -53,6 +53,11 @@ class ProgressLine:
         if not self._quiet:
             self._console.print(text, markup=False, soft_wrap=True)
 
+    def show(self, text: RenderableType) -> None:
+        """A table."""
+        if not self._quiet:
+            self._console.print(text)
+
     def warn(self, text: str) -> None:
         """Something that must be known, even if quiet."""
         print(f"warning: {text}", file=sys.stderr)

@@ -1,0 +1,293 @@
+"""How it scales: measured here on 1, 2, 4 and 8 devices, and by a cost model fitted to that, on many more.
+
+    python benchmarks/scaling.py            # all parts, about 15 minutes on 2 cores; --only PART for one
+
+Each measurement is a process of its own, because a process has one number of devices: `cores` pins it to so many.
+Sides that are compared alternate, and medians count. The results go to benchmarks/results/scaling.json; the model is
+explained, and judged, in benchmarks/SCALING.md.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
+PARTS = ("devices", "sweep", "memory", "host", "model")
+
+
+def worker(job: dict[str, Any]) -> dict[str, Any]:
+    """Compile one program and time it; in a process with `devices` devices."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", job["devices"])
+    from purejaxppo.experiment.devices import at_once, over_runs
+    from purejaxppo.experiment.program import device_bytes
+    from purejaxppo.presets import preset, with_settings
+    from purejaxppo.train import make_train
+
+    config = preset(job["algo"], "CartPole-v1", **job.get("settings", {}))
+    config = config.replace(total_steps=job["updates"] * config.num_envs * config.num_steps)
+
+    def train(key: jax.Array, own: dict[str, jax.Array]) -> Any:
+        state, metrics = make_train(with_settings(config, own))(key)
+        return state.policy, metrics["episode_return"]
+
+    devices = jax.devices()
+    together = at_once(devices) if job.get("swept") else None
+    program = over_runs(train, devices, env_shards=job.get("env", 1), together=together)
+    keys = jax.random.split(jax.random.key(0), job["runs"])
+    own = {name: np.geomspace(low, high, job["runs"], dtype=np.float32) for name, low, high in job.get("swept", ())}
+    compiled = program.lower(keys, own).compile()
+    run = partial(compiled, keys, own)
+    before = resident()
+    jax.block_until_ready(run())
+    peak, seconds = peak_resident(), []
+    for _ in range(job.get("repeats", 1)):
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - began)
+    return {
+        "seconds": statistics.median(seconds),
+        "steps_per_second": job["runs"] * config.env_steps / statistics.median(seconds),
+        "forecast_bytes": device_bytes(compiled) * len(devices),
+        "measured_bytes": peak - before,
+        **collectives(compiled.as_text(), config),
+    }
+
+
+def resident() -> int:
+    """Resident memory now. The mark of its peak begins anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_resident() -> int:
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def collectives(text: str, config: Any) -> dict[str, Any]:
+    """Collectives and their bytes per update, as the update rules have them; in the text, loops count once."""
+    import jax
+
+    from purejaxppo.train import init
+
+    state = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+    policy, critic = (sum(int(np.prod(x.shape)) for x in jax.tree.leaves(x)) for x in (state.policy, state.critic))
+    passes = config.num_epochs * config.num_minibatches
+    algo = config.algo
+    moved = 1 + algo.cg_iterations if hasattr(algo, "cg_iterations") else passes  # the gradient, and Fisher products
+    few = 7  # moments of advantages and values, line search, sums of episodes, entropy, health: a few numbers each
+    return {
+        "collectives_in_text": text.count(" all-reduce(") + text.count(" all-gather("),
+        "collectives": moved + passes + few,
+        "collective_bytes": 4 * (moved * policy + passes * critic),
+        "parameters": [policy, critic],
+    }
+
+
+def measure(job: dict[str, Any], cores: int = 2) -> dict[str, Any]:
+    """A worker's figures; pinned to the first `cores` cores."""
+    available = sorted(os.sched_getaffinity(0))[:cores]
+    command = [sys.executable, __file__, "--worker", json.dumps(job)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, available)
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def devices(rounds: int) -> dict[str, Any]:
+    """16 seeds on one device, which has one core, against two devices and both cores."""
+    found: dict[str, Any] = {}
+    for algo, updates in (("trpo", 10), ("ppo", 150)):
+        job = {"algo": algo, "runs": 16, "updates": updates, "repeats": 2}
+        sides = [[measure(job | {"devices": n}, cores=n)["seconds"] for n in (1, 2)] for _ in range(rounds)]
+        ratios = [one / two for one, two in sides]
+        found[algo] = {"seconds": sides, "ratio": statistics.median(ratios), "ratios": ratios}
+        print(algo, "one device / two:", f"{found[algo]['ratio']:.2f}", flush=True)
+    return found
+
+
+def sweep(rounds: int) -> dict[str, Any]:
+    """64 settings × 8 seeds of TRPO in one program, against 16 seeds of one setting: environment steps per second."""
+    swept = [("max_kl", 0.003, 0.03), ("gamma", 0.98, 0.995)]
+    few = {"algo": "trpo", "devices": 2, "runs": 16, "updates": 20, "repeats": 2}
+    many = few | {"runs": 512, "updates": 2, "swept": swept, "repeats": 1}
+    sides = [[measure(job)["steps_per_second"] for job in (few, many)] for _ in range(rounds)]
+    ratio = statistics.median(many / few for few, many in sides)
+    print(f"512 runs / 16 runs: {ratio:.2f}", flush=True)
+    return {"steps_per_second": sides, "ratio": ratio}
+
+
+def memory() -> list[dict[str, Any]]:
+    """What the compiled programs are said to need, against the growth of resident memory while they run."""
+    found = []
+    for algo, runs, num_envs in (("trpo", 16, 64), ("ppo", 16, 256), ("trpo", 128, 8)):
+        settings = {"num_envs": num_envs, "num_steps": 256, "num_minibatches": 16}
+        job = {"algo": algo, "devices": 2, "runs": runs, "updates": 2, "settings": settings}
+        job |= {"swept": [("gamma", 0.98, 0.99)]} if runs == 128 else {}
+        row = measure(job) | {"job": job}
+        found.append(row)
+        print(
+            algo, runs, "runs: forecast / measured", f"{row['forecast_bytes'] / row['measured_bytes']:.2f}", flush=True
+        )
+    return found
+
+
+def model() -> dict[str, Any]:
+    """Seconds per update on meshes of 1, 2, 4 and 8 devices, and t = c · samples + l · lots + n · (a + b · bytes)."""
+    points = []
+    for algo, minibatches in (("trpo", 16), ("ppo", 4)):
+        for runs, env, num_envs in (
+            *((r, 1, 8) for r in (1, 4, 16)),
+            *((1, e, n) for e in (2, 4, 8) for n in (8, 32)),
+            (1, 1, 32),
+        ):
+            count = min(runs, 8) * env
+            settings = {"num_envs": num_envs, "num_steps": 256, "num_minibatches": minibatches}
+            job = {"algo": algo, "runs": runs, "env": env, "devices": count, "updates": 10, "settings": settings}
+            row = measure(job | {"repeats": 3})
+            row |= {"job": job, "seconds_per_update": row["seconds"] / job["updates"]}
+            points.append(row)
+            print(algo, f"run={count // env},env={env}", f"{1000 * row['seconds_per_update']:.1f} ms", flush=True)
+    return {
+        "points": points,
+        "fit": {algo: fit([p for p in points if p["job"]["algo"] == algo]) for algo in ("trpo", "ppo")},
+    }
+
+
+def fit(points: list[dict[str, Any]], cores: int = 2) -> dict[str, Any]:
+    """Least squares of the relative error, non-negative: what a sample, an update and a collective cost.
+
+    A core that holds d devices does their work in turn; the collectives of a run wait for all who share it.
+    """
+    from scipy.optimize import nnls
+
+    rows, seconds = [], []
+    for point in points:
+        job = point["job"]
+        in_turn = max(1, job["devices"] / cores)  # devices of one core
+        each = job["runs"] * job["env"] / job["devices"]  # runs on one device
+        samples = in_turn * each * job["settings"]["num_envs"] * job["settings"]["num_steps"] / job["env"]
+        talks = np.log2(job["env"]) * in_turn  # a tree of so many steps
+        rows.append([samples, in_turn, talks * point["collectives"], talks * point["collective_bytes"]])
+        seconds.append(point["seconds_per_update"])
+    matrix, y = np.asarray(rows), np.asarray(seconds)
+    scale = matrix.max(axis=0)
+    solution, _ = nnls(matrix / scale / y[:, None], np.ones(len(y)))
+    solution /= scale
+    errors = np.abs(matrix @ solution / y - 1)
+    names = ("seconds_per_sample", "seconds_per_update", "seconds_per_collective", "seconds_per_byte")
+    return dict(zip(names, solution.tolist(), strict=True)) | {
+        "median_error": float(np.median(errors)),
+        "largest_error": float(errors.max()),
+    }
+
+
+def host() -> dict[str, float]:
+    """What one process does for all runs: rows of the log, and checkpoints."""
+    import tempfile
+
+    import jax
+
+    from purejaxppo.experiment import checkpoint
+    from purejaxppo.experiment.logging import MetricsFile
+    from purejaxppo.presets import preset
+    from purejaxppo.train import init
+
+    runs, work = 5000, Path(tempfile.mkdtemp(prefix="scaling-"))
+    rng = np.random.default_rng(0)
+    row = {f"metric{i}": rng.normal(size=runs) for i in range(20)}
+    log = MetricsFile(work / "metrics.csv", list(range(runs)))
+    began = time.perf_counter()
+    log.write(1, 1, row)
+    row_seconds = (time.perf_counter() - began) / runs
+    log.close()
+    state = jax.eval_shape(partial(init, preset("trpo", "CartPole-v1")), jax.random.key(0))
+    state_bytes = sum(x.size * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(state))
+    states = {"state": rng.normal(size=(1000, state_bytes // 8))}
+    began = time.perf_counter()
+    checkpoint.save(work / "1", states, {})
+    found = {
+        "row_seconds": row_seconds,
+        "row_bytes": (work / "metrics.csv").stat().st_size / runs,
+        "state_bytes": state_bytes,
+        "checkpoint_bytes_per_second": states["state"].nbytes / (time.perf_counter() - began),
+    }
+    shutil.rmtree(work)
+    print(found, flush=True)
+    return found
+
+
+def extrapolate(results: dict[str, Any]) -> str:
+    """The tables of SCALING.md: what the fitted model says of more devices than there are here."""
+    samples, lines = (
+        2048,
+        ["| seeds | devices | TRPO, s per update | PPO | states, GB | checkpoint, min | 100 rows, min |"],
+    )
+    lines += ["|" + "---|" * 7]
+    machine = results["host"]
+    for runs, count in ((16, 2), (512, 2), (10_000, 64), (1_000_000, 4096)):
+        fits = [results["model"]["fit"][algo] for algo in ("trpo", "ppo")]
+        times = [x["seconds_per_update"] + x["seconds_per_sample"] * samples * -(-runs // count) for x in fits]
+        states = runs * machine["state_bytes"]
+        shown = (*(f"{t:.2g}" for t in times), f"{states / 1e9:.2g}")
+        shown += (
+            f"{states / machine['checkpoint_bytes_per_second'] / 60:.2g}",
+            f"{100 * runs * machine['row_seconds'] / 60:.2g}",
+        )
+        lines.append("| " + " | ".join((f"{runs:,}", f"{count:,}", *shown)) + " |")
+    lines += [
+        "",
+        "| devices of one run | "
+        + " | ".join(f"{a}, {b} environments" for a in ("TRPO", "PPO") for b in (64, 4096))
+        + " |",
+    ]
+    lines += ["|" + "---|" * 5]
+    for count in (1, 2, 4, 8, 64, 512, 4096):
+        cells = []
+        for algo in ("trpo", "ppo"):
+            x = results["model"]["fit"][algo]
+            point = next(p for p in results["model"]["points"] if p["job"]["algo"] == algo)
+            talk = (
+                point["collectives"] * x["seconds_per_collective"] + point["collective_bytes"] * x["seconds_per_byte"]
+            )
+            for num_envs in (64, 4096):
+                alone = x["seconds_per_update"] + x["seconds_per_sample"] * 256 * num_envs
+                spread = x["seconds_per_update"] + x["seconds_per_sample"] * 256 * num_envs / count
+                cells.append(f"{alone / (spread + np.log2(count) * talk):.3g}×" if count <= num_envs else "–")
+        lines.append(f"| {count:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.worker:
+        print(json.dumps(worker(json.loads(chosen.worker))))
+        sys.exit()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for part in PARTS:
+        if chosen.only in (None, part):
+            results[part] = globals()[part](*([chosen.rounds] if part in ("devices", "sweep") else []))
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if {"host", "model"} <= results.keys():
+        print(extrapolate(results))

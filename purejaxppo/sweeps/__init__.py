@@ -1,0 +1,1 @@
+"""Many settings × many seeds: settings that differ in numbers are trained as one program."""

@@ -1,0 +1,160 @@
+"""What a sweep goes over: grids and distributions, as lists of settings."""
+
+import dataclasses
+import difflib
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxppo.config import Config
+from purejaxppo.presets import settings_of, with_settings
+from purejaxppo.types import UsageError
+
+Settings = dict[str, Any]  # the fields of one setting that are swept
+_WHOLE = ("env", "algo", "policy_network", "critic_network")  # another is another sweep
+_MOST = 100_000  # settings
+
+
+def traced(config: Config, name: str) -> bool:
+    """Whether a setting may be traced: all its values then share one compiled program.
+
+    Raises:
+        UsageError: it is none that can be swept.
+    """
+    return _field(config, name).metadata.get("type") is float
+
+
+def grid(axes: Mapping[str, Sequence[Any]]) -> list[Settings]:
+    """Every combination of the values of all axes; the last axis varies fastest. Raises: UsageError, an empty axis."""
+    for name, values in axes.items():
+        if not len(values):
+            raise UsageError(f"grid {name} is empty; pass {name}=VALUE,VALUE.")
+    count = math.prod(len(values) for values in axes.values())
+    if count > _MOST:
+        raise UsageError(f"the grid has {count:,} settings and may have {_MOST:,}; pass fewer values, or --random.")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def parse_axis(config: Config, text: str) -> tuple[str, list[Any]]:
+    """`field=a,b,c` → the field and its values. The items of a tuple are separated by spaces: `hidden_sizes=64 64,32`.
+
+    Raises:
+        UsageError: it is not of that form, there is no such field, or a value is not of its type.
+    """
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise UsageError(f"grid = {text!r} must be field=value,value; pass --grid max_kl=0.01,0.02, say.")
+    name = name.strip().replace("-", "_")
+    _field(config, name)
+    return name, [parse_value(config, name, value) for value in values.split(",") if value.strip()]
+
+
+def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.Generator], Any]]:
+    """`field=DISTRIBUTION:a,b` → the field and what draws a value of it, to 4 significant digits.
+
+    `uniform:low,high` and `loguniform:low,high` are for numbers that may be traced, `randint:low,high`, both ends
+    included, for whole ones, `choice:a,b,c` for all.
+
+    Raises:
+        UsageError: it is not of that form, or does not fit the field.
+    """
+    name, _, spec = text.partition("=")
+    kind, colon, values = spec.partition(":")
+    name = name.strip().replace("-", "_")
+    field = _field(config, name)
+    if kind not in ("uniform", "loguniform", "randint", "choice") or not colon:
+        raise UsageError(
+            f"sample = {text!r} must be field=DISTRIBUTION:a,b with one of: uniform, loguniform, randint, choice."
+        )
+    if kind == "choice":
+        _, options = parse_axis(config, f"{name}={values}")
+        if not options:
+            raise UsageError(f"sample {name} is empty; pass {name}=choice:VALUE,VALUE.")
+        return name, lambda rng: options[rng.integers(len(options))]
+    ends = [parse_value(config, name, value) for value in values.split(",")]
+    if kind != "randint" and not traced(config, name):
+        raise UsageError(
+            f"{name} is static, and {kind} draws real numbers; pass {name}=randint:low,high or {name}=choice:a,b."
+        )
+    if kind == "randint" and field.type is not int:
+        raise UsageError(f"{name} is no whole number, which randint draws; pass {name}=uniform:low,high or choice.")
+    if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] > ends[1] or (kind[0] == "l" and ends[0] <= 0):
+        above = "0 < " if kind == "loguniform" else ""
+        raise UsageError(f"sample = {text!r} needs {kind}:low,high, finite and {above}low ≤ high; pass both ends.")
+    low, high = ends
+    if kind == "randint":
+        return name, lambda rng: int(rng.integers(low, high, endpoint=True))
+    if kind == "uniform":
+        return name, lambda rng: float(f"{rng.uniform(low, high):.4g}")
+    return name, lambda rng: float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.4g}")
+
+
+def parse_value(config: Config, name: str, text: str) -> Any:
+    """One value of a field, as its flag would take it. Raises: UsageError."""
+    kind, text = _field(config, name).type, text.strip()
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind in (int, float):
+            return kind(text)
+        if kind == tuple[int, ...]:
+            return tuple(int(x) for x in text.split())
+    except (KeyError, ValueError) as error:
+        wanted = "true or false" if kind is bool else "a number" if kind is float else "a whole number"
+        raise UsageError(f"{name} = {text!r} must be {wanted}; the default is {_default(config, name)!r}.") from error
+    return text if kind is str else tuple(text.split())
+
+
+def checked(config: Config, settings: Sequence[Settings]) -> list[Config]:
+    """The config of every setting. Raises: UsageError: there is none, or one twice, or one that cannot work."""
+    if not settings or not settings[0]:
+        raise UsageError("a sweep needs an axis; pass --grid FIELD=A,B, or --random N with --sample FIELD=uniform:A,B.")
+    twice = next((a for a, b in itertools.pairwise(sorted(settings, key=repr)) if a == b), None)
+    if twice is not None:
+        raise UsageError(f"{label(twice)} is there twice; pass each value once.")
+    configs = [with_settings(config, own) for own in settings]
+    for one in configs:
+        one.check()
+    return configs
+
+
+def of_python(config: Config, axes: Mapping[str, Any]) -> list[Settings]:
+    """The settings of axes that are lists or arrays of values. Raises: UsageError, a static field given as an array."""
+    values: dict[str, list[Any]] = {}
+    for name, axis in axes.items():
+        if traced(config, name):
+            values[name] = np.asarray(axis, np.float64).ravel().tolist()
+        elif isinstance(axis, jax.Array):
+            raise UsageError(f"{name} is static and cannot be an array; pass a list of Python values.")
+        else:
+            values[name] = [tuple(x) if isinstance(x, list) else x for x in axis]
+    return grid(values) if values else []
+
+
+def label(settings: Settings) -> str:
+    """`max_kl=0.01,gamma=0.99`."""
+    return ",".join(f"{name}={show(value)}" for name, value in settings.items())
+
+
+def show(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _field(config: Config, name: str) -> "dataclasses.Field[Any]":
+    fields = {field.name: field for owner in (config, config.algo) for field in dataclasses.fields(owner)}
+    known = sorted(fields.keys() - {*_WHOLE})
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}."
+        raise UsageError(
+            f"{name!r:.80} is not a setting that a sweep of {type(config.algo).__name__} goes over; {hint}"
+        )
+    return fields[name]
+
+
+def _default(config: Config, name: str) -> Any:
+    return settings_of(config)[name]

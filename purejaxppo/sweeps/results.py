@@ -1,0 +1,87 @@
+"""What came of a sweep: results.csv, a table, and the best settings as a command."""
+
+import csv
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from purejaxppo.experiment.summary import Summary
+from purejaxppo.presets import preset, settings_of
+from purejaxppo.sweeps.axes import show
+from purejaxppo.sweeps.experiment import Step, Sweep
+
+GIB = 2**30
+
+
+def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
+    """Groups, runs, memory and batches, before anything is trained."""
+    count, seeds = len(sweep.settings), len(sweep.record.seeds)
+    title = f"{count} settings × {seeds} seeds = {count * seeds} runs, on {devices} devices"
+    rows = Table(title=title, title_justify="left")
+    for heading in ("group", "settings", "runs", "GiB on each device", "batches"):
+        rows.add_column(heading, justify="left" if heading == "group" else "right")
+    for step in steps:
+        count, memory = len(step.group.members), f"{step.device_bytes / GIB:.3f}" if step.program else "finished"
+        rows.add_row(step.group.name, str(count), str(count * seeds), memory, str(len(step.batches)))
+    return rows
+
+
+def best_first(summaries: list[Summary]) -> list[int]:
+    """Settings by the IQM of their final returns, those without any last."""
+    scores = [summary["eval_return"]["iqm"] for summary in summaries]
+    return sorted(range(len(scores)), key=lambda i: -np.inf if _number(scores[i]) is None else float(scores[i]))[::-1]
+
+
+def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Table:
+    """The best settings, with the 95% bootstrap interval of each IQM."""
+    order = best_first(summaries)
+    rows = Table(title=f"best of {len(order)} settings by IQM of the final returns", title_justify="left")
+    for name in (*sweep.settings[0], "IQM", "95% interval", "mean", "sick seeds"):
+        rows.add_column(name, justify="right")
+    for i in order[:most]:
+        final = summaries[i]["eval_return"]
+        numbers = [_shown(final[name]) for name in ("iqm", "ci_low", "ci_high", "mean")]
+        own = map(show, sweep.settings[i].values())
+        rows.add_row(*own, numbers[0], f"{numbers[1]} … {numbers[2]}", numbers[3], str(len(summaries[i]["sick_seeds"])))
+    return rows
+
+
+def write_results(path: Path, sweep: Sweep, summaries: list[Summary]) -> None:
+    """A row per setting, in the order of the sweep; NaN becomes an empty cell."""
+    final = ("iqm", "ci_low", "ci_high", "mean")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*sweep.settings[0], "num_seeds", *final, "sick_seeds", "directory"])
+        for own, summary, name in zip(sweep.settings, summaries, sweep.names, strict=True):
+            scores = ["" if (x := _number(summary["eval_return"][key])) is None else x for key in final]
+            values = [show(value) for value in own.values()]
+            writer.writerow([*values, summary["num_seeds"], *scores, len(summary["sick_seeds"]), name])
+
+
+def command_of(sweep: Sweep, i: int) -> str:
+    """The command line that trains one setting on as many other seeds: those of the sweep have chosen it."""
+    config, seeds = sweep.configs[i], sweep.record.seeds
+    settings = settings_of(config)
+    usual = settings_of(preset(settings["algo"], config.env))
+    words = ["python", "-m", "purejaxppo.run", "--algo", settings["algo"], "--env", str(config.env)]
+    for name, value in settings.items():
+        if name in ("algo", "env") or value == usual[name]:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join([*words, "--num-seeds", str(len(seeds)), "--seed", str((max(seeds) + 1) % 2**31)])
+
+
+def _number(x: Any) -> float | None:
+    """None for NaN, which JSON holds as a string."""
+    return float(x) if np.isfinite(float(x)) else None
+
+
+def _shown(x: Any) -> str:
+    return "–" if (number := _number(x)) is None else f"{number:,.1f}"

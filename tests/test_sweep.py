@@ -1,0 +1,264 @@
+"""Sweeps: what is swept, how it is divided, and that each setting gets what it would get alone."""
+
+import csv
+import itertools
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from support import assert_same_bits
+
+from purejaxppo import PPO, TRPO, Config, UsageError, make_train
+from purejaxppo.experiment import loop
+from purejaxppo.experiment.devices import equally_many
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.trained import load
+from purejaxppo.presets import with_settings
+from purejaxppo.run import main as run
+from purejaxppo.sweep import SweepOptions, flags_of, main
+from purejaxppo.sweeps import plan
+from purejaxppo.sweeps.axes import grid, parse_axis, parse_sampler
+from purejaxppo.sweeps.experiment import begin_sweep
+from purejaxppo.sweeps.function import sweep
+
+TINY = {"num_envs": 2, "num_steps": 16, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (8,)}
+CONFIG = Config(env="CartPole-v1", algo=TRPO(), total_steps=3 * 32, **TINY)
+FLAGS = (
+    "--algo a2c --env CartPole-v1 --num-seeds 2 --total-steps 96 --num-envs 2 --num-steps 16 --num-epochs 1 "
+    "--num-minibatches 1 --hidden-sizes 8 --final-episodes 2 --log-interval 1 --quiet"
+).split()
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def test_axes_take_the_types_of_their_fields():
+    assert parse_axis(CONFIG, "max_kl=0.003,1e-2") == ("max_kl", [0.003, 0.01])
+    assert parse_axis(CONFIG, "hidden-sizes=64 64,32") == ("hidden_sizes", [(64, 64), (32,)])
+    assert parse_axis(CONFIG, "layer_norm=true,false") == ("layer_norm", [True, False])
+    assert parse_axis(CONFIG, "activation=tanh,relu") == ("activation", ["tanh", "relu"])
+    assert parse_axis(CONFIG, "max_grad_norm=0.5,inf") == ("max_grad_norm", [0.5, np.inf])
+    settings = grid({"max_kl": [0.01, 0.02], "gamma": [0.9, 0.99, 1.0]})
+    assert [tuple(own.values()) for own in settings] == [*itertools.product([0.01, 0.02], [0.9, 0.99, 1.0])]
+
+
+def test_samples_follow_their_distributions():
+    rng, count = np.random.default_rng(0), 4000
+    draws = {
+        text: np.asarray([parse_sampler(CONFIG, text)[1](rng) for _ in range(count)])
+        for text in ("max_kl=loguniform:0.001,0.1", "gamma=uniform:0.9,1.0", "num_epochs=randint:1,4")
+    }
+    kl, gamma, epochs = draws.values()
+    for x, low, high in ((np.log(kl), np.log(0.001), np.log(0.1)), (gamma, 0.9, 1.0)):
+        assert low <= x.min()
+        assert x.max() <= high
+        assert x.mean() == pytest.approx((low + high) / 2, abs=4 * (high - low) / np.sqrt(12 * count))
+        assert x.std() == pytest.approx((high - low) / np.sqrt(12), rel=0.05)
+    assert np.bincount(epochs)[1:] == pytest.approx(count / 4, rel=0.1)
+    assert {parse_sampler(CONFIG, "num_envs=choice:2,8")[1](rng) for _ in range(64)} == {2, 8}
+
+
+def test_a_file_says_the_same_as_flags(tmp_path):
+    (tmp_path / "sweep.toml").write_text(
+        'algo = "trpo"\nnum_seeds = 4\nrandom = 3\nlayer_norm = true\nhidden_sizes = [8, 8]\n'
+        "[grid]\ngamma = [0.98, 0.99]\nhidden_sizes = [[64, 64], [32]]\n[sample]\nmax_kl = 'loguniform:0.001,0.1'\n"
+    )
+    expected = "--algo trpo --num-seeds 4 --random 3 --layer-norm --hidden-sizes 8 8 --grid gamma=0.98,0.99 --grid"
+    expected = [*expected.split(), "hidden_sizes=64 64,32", "--sample", "max_kl=loguniform:0.001,0.1"]
+    assert flags_of(tmp_path / "sweep.toml") == expected
+    options = SweepOptions(grid=("gamma=0.98,0.99",), random=3, sample=("max_kl=loguniform:0.001,0.1",))
+    settings = options.settings(CONFIG, seed=5)
+    assert settings == options.settings(CONFIG, seed=5)  # drawn with the seed
+    assert len(settings) == 6
+    assert len({own["max_kl"] for own in settings}) == 3
+
+
+def test_groups_share_what_is_static():
+    settings = grid({"max_kl": [0.01, 0.02], "num_steps": [16, 32], "gamma": [0.9]})
+    groups = plan.group_settings(CONFIG, settings)
+    assert [(group.name, group.swept, group.members) for group in groups] == [
+        ("num_steps=16", ("max_kl",), [0, 2]),
+        ("num_steps=32", ("max_kl",), [1, 3]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("free", "compiled", "size"), [(10**9, [64], 64), (1150, [64, 10], 10), (200, [64, 1], 1), (None, [64], 64)]
+)
+def test_what_does_not_fit_is_done_in_equal_batches(monkeypatch, free, compiled, size):
+    monkeypatch.setattr(plan, "available_bytes", lambda devices: free)
+    tried = []
+    program, count, need = plan.fit(lambda n: tried.append(n) or n, lambda n: 100 * n, 64, jax.devices())
+    assert (tried, program, count, need) == (compiled, size, size, 100 * size)
+    assert next(len(batch) for batch in plan.batches(range(64), count)) == size
+    assert sum(map(len, plan.batches(range(64), count))) == 64
+
+
+def test_one_setting_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(plan, "available_bytes", lambda devices: 10)
+    with pytest.raises(UsageError, match="lower --num-seeds"):
+        plan.fit(lambda n: n, lambda n: 100 * n, 64, jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("runs", "devices", "together"), [(512, 2, 16), (7, 2, None), (35, 2, 16), (33, 1, 16), (1, 1, 16)]
+)
+def test_runs_are_shared_out_equally(runs, devices, together):
+    total = equally_many(runs, devices, together)
+    each = total // devices
+    lots = -(-each // (together or each))
+    assert total >= runs
+    assert total % devices == each % lots == 0
+    assert total - runs < devices * (lots + 1)
+
+
+@pytest.mark.parametrize("algo", [TRPO(), pytest.param(PPO(), marks=pytest.mark.slow)], ids=["trpo", "ppo"])
+def test_each_setting_gets_what_its_lone_run_gives(algo):
+    """After the first update, to 1e-5; all of the sweep's numbers at once, in the order of the axes."""
+    name, values = ("max_kl", [0.003, 0.03]) if isinstance(algo, TRPO) else ("clip_eps", [0.1, 0.3])
+    config = CONFIG.replace(algo=algo, total_steps=32, num_epochs=2)
+    keys = jax.random.split(jax.random.key(0), 3)
+    table = sweep(config, {name: values, "gamma": [0.9, 0.99], "learning_rate": [1e-3]}, keys)
+    assert {len(column) for column in table.values()} == {2 * 2 * 3}
+    assert table["seed"].tolist() == [0, 1, 2] * 4
+    assert table["env_steps"].tolist() == [32] * 12
+    for i, (value, gamma) in enumerate(itertools.product(values, [0.9, 0.99])):
+        assert (table[name][3 * i], table["gamma"][3 * i]) == (value, gamma)
+    own = with_settings(config, {name: values[1], "gamma": 0.99, "learning_rate": 1e-3})
+    _, metrics = jax.jit(make_train(own))(keys[2])
+    for metric, x in metrics.items():
+        np.testing.assert_allclose(table[metric][-1], x[0], rtol=1e-5, atol=1e-6, err_msg=metric)
+
+
+def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys):
+    """Two groups; the second is interrupted, and only it goes on: to the same bits, in all files."""
+    axes = "--grid gamma=0.9,0.99 --grid hidden_sizes=8,4".split()
+    assert main([*FLAGS, *axes, "--out", str(tmp_path / "whole")]) == 0
+    names = [f"gamma={gamma},hidden_sizes={size}" for gamma in (0.9, 0.99) for size in (8, 4)]
+    whole = read(tmp_path / "whole" / "results.csv")
+    assert [row["directory"] for row in whole] == names
+    assert (tmp_path / "whole" / "results.png").stat().st_size > 10_000
+    for name in names:
+        summary = json.loads((tmp_path / "whole" / name / "summary.json").read_text())
+        assert summary["seeds"] == [0, 1]
+        assert [int(row["update"]) for row in read(tmp_path / "whole" / name / "metrics.csv")] == [1, 1, 2, 2, 3, 3]
+        trained = load(tmp_path / "whole" / name, seed=1)
+        assert trained.config.gamma == float(re.match("gamma=([^,]*)", name)[1])
+    curves = [(tmp_path / "whole" / name / "metrics.csv").read_text() for name in names]
+    assert len({*curves}) == 4
+
+    drive, save, groups = loop.Run.drive, loop.Run._save, []
+
+    def killed_in_the_second_group(self, out, *others):
+        save(self, out, *others)
+        if len(groups) == 2 and out.parent.name == ".unfinished":
+            raise KeyboardInterrupt
+
+    def count(self, snapshot=None):
+        groups.append(self.out)
+        return drive(self, snapshot)
+
+    monkeypatch.setattr(loop.Run, "drive", count)
+    monkeypatch.setattr(loop.Run, "_save", killed_in_the_second_group)
+    part = tmp_path / "part"
+    assert main([*FLAGS, *axes, "--checkpoint-interval", "1", "--out", str(part)]) == 130
+    assert sorted(path.parent.name for path in part.glob("*/summary.json")) == sorted(names[0::2])
+    monkeypatch.setattr(loop.Run, "_save", save)
+    groups.clear()
+    capsys.readouterr()
+    assert main(["--resume", str(part)]) == 0
+    assert len(groups) == 1
+    printed = capsys.readouterr().out
+    assert "going on from update 1 of 3" in printed
+    assert "finished" in printed
+    assert "python -m purejaxppo.run --algo a2c --env CartPole-v1" in printed
+    assert (part / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
+    for name in names:
+        assert (part / name / "metrics.csv").read_text() == (tmp_path / "whole" / name / "metrics.csv").read_text()
+        assert_same_bits(load(part / name, seed=0).state, load(tmp_path / "whole" / name, seed=0).state)
+    assert not (part / ".unfinished").exists()
+    groups.clear()
+    assert main(["--resume", str(part), "--quiet"]) == 0
+    assert groups == []  # nothing is left to do
+
+    one = part / names[0]  # a run like any other, which can be made longer by itself
+    assert run(["--resume", str(one), "--total-steps", "128", "--quiet"]) == 0
+    assert json.loads((one / "summary.json").read_text())["env_steps"] == 128
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ([{"gama": 0.1}], "did you mean gamma?"),
+        ([{"gamma": 2.0}], "gamma = 2.0"),
+        ([{"gamma": 10**400}], "larger than can be"),
+        ([], "a sweep needs an axis"),
+        ("all", "is not what a run leaves"),
+        ([["gamma"]], "is not what a run leaves"),
+    ],
+)
+def test_nothing_in_a_sweeps_file_is_believed(tmp_path, monkeypatch, capsys, sweep, message):
+    monkeypatch.setattr(loop, "compile_program", None)
+    begin_sweep(CONFIG, [{"gamma": 0.9}], [0, 1], tmp_path / "it", jax.devices(), HostOptions())
+    path = tmp_path / "it" / "sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sweep": sweep}))
+    assert main(["--resume", str(tmp_path / "it")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+BAD = {
+    "--grid max_kI=0.01,0.02": ["max_kI", "did you mean max_kl?"],
+    "--grid max_kl=": ["grid max_kl is empty"],
+    "--grid max_kl": ["must be field=value"],
+    "--grid max_kl=0.01,zero": ["'zero'", "a number"],
+    "--grid max_kl=0.01,-1": ["max_kl = -1.0", "(0, inf)"],
+    "--grid max_kl=0.01,0.01": ["max_kl=0.01 is there twice"],
+    "--grid num_envs=1.5,2": ["'1.5'", "a whole number"],
+    "--grid env=CartPole-v1,Acrobot-v1": ["'env' is not a setting that a sweep"],
+    "--random 4 --sample num_envs=uniform:1,8": ["num_envs is static", "randint"],
+    "--random 4 --sample max_kl=loguniform:0,1": ["0 < low"],
+    "--random 4 --sample max_kl=normal:0,1": ["one of: uniform, loguniform"],
+    "--random 4 --grid max_kl=0.01,0.02": ["random = 4 with 0 --sample"],
+    "--sample max_kl=uniform:0.1,0.2": ["random = 0 with 1 --sample"],
+    "--grid gamma=0.9,0.99 --random 2 --sample gamma=uniform:0.9,1": ["gamma is swept twice"],
+    "": ["a sweep needs an axis"],
+    "--grid max_kl=0.01,0.02 --mesh run=3": ["mesh = 'run=3' takes 3 devices, and 2 are in use"],
+    "--grid max_kl=0.01 --num-seeds 3 --mesh run=2": ["run = 2 must divide the 3 runs"],
+    "--grid num_envs=2,3 --mesh env=2": ["env = 2 must divide num_envs = 3"],
+    "--grid max_kl=0.01,0.02 --mesh rows=2": ["mesh = 'rows=2' must be run=N,env=M"],
+    "--grid max_kl=0.01,0.02 --devices 64": ["devices = 64 must be within 1 … 2"],
+    "--grid max_kl=0.01,0.02 --max-kI 3": ["--max-kI", "did you mean --max-kl?"],
+    "--grid max_kl=0.01,0.02 --file nowhere.toml": ["nowhere.toml", "cannot be read"],
+    "--resume nowhere": ["nowhere", "is this a run directory?"],
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input_is_one_line_and_exit_code_2_before_compilation(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "compile_program", None)
+    assert main(["--algo", "trpo", *flags.split()] if "--resume" not in flags else flags.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    for part in BAD[flags]:
+        assert part in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_axes_in_python():
+    keys = jax.random.split(jax.random.key(0), 2)
+    for axes, message in (
+        ({"num_envs": jax.numpy.asarray([2, 4])}, "num_envs is static and cannot be an array"),
+        ({"max_kI": [0.1]}, "did you mean max_kl"),
+        ({"max_kl": []}, "grid max_kl is empty"),
+        ({}, "needs an axis"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            sweep(CONFIG, axes, keys)
