@@ -247,7 +247,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RestartingMDP:
-    """A `tabular.MDP` that ends with probability 1-γ after each step: undiscounted returns are then the discounted ones.
+    """A `tabular.MDP` that ends with probability 1-γ after each step: its undiscounted returns are the discounted ones.
 
     The observation is the state's number.
     """
