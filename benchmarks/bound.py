@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.agent import acting, networks
+from purejaxppo.agent import acting
 from purejaxppo.config import Config
 from purejaxppo.experiment.devices import choose_devices, over_runs, use_cpu_cores
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.presets import preset
 from purejaxppo.rollout import rollout
-from purejaxppo.train import init, learning_batch, update_step, value_loss
+from purejaxppo.train import init, learning_batch, policy_update, update_step, value_loss
 from purejaxppo.types import Batch, TrainState, Transition
 
 Shape = tuple[int, int, int]  # a matmul [m, k] × [k, n]
@@ -76,7 +76,6 @@ def matmuls(config: Config, state: TrainState) -> dict[str, Counter[Shape]]:
 
 def phases(config: Config) -> dict[str, Callable[[Data], Data]]:
     """Each phase as a map of (state, transitions, batch), that it may be repeated."""
-    network, _ = networks(config)
 
     def collect(data: Data) -> Data:
         state, _, batch = data
@@ -98,8 +97,8 @@ def phases(config: Config) -> dict[str, Callable[[Data], Data]]:
 
     def move_policy(data: Data) -> Data:
         state, transitions, batch = data
-        params, algorithm, _ = config.algo.update(
-            state.key, network.apply, state.policy, state.algorithm, batch, adam(state)
+        params, algorithm, _ = policy_update(config)(
+            config.algo, state.key, state.policy, state.algorithm, batch, adam(state)
         )
         still = jax.tree.map(lambda old, new: jnp.where(jnp.isnan(new), new, old), state.policy, params)
         return state.replace(policy=still, algorithm=algorithm), transitions, batch

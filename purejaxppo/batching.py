@@ -1,5 +1,6 @@
 """Many runs as one program, and one run on many devices: what `vmap` and `shard_map` must be told."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,6 +62,15 @@ def any_run(flags: jax.Array) -> jax.Array:
 @any_run.def_vmap
 def _any_run_batched(axis_size: int, in_batched: list[bool], flags: jax.Array) -> tuple[jax.Array, bool]:
     return any_run(flags), False
+
+
+def run_by_run(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, which under `vmap` works on one run after the other where the device is a CPU.
+
+    For work that goes over a large batch many times: one run's part of it stays in the core's cache, which that of all
+    runs would not. `fn` must take all that is traced as arguments.
+    """
+    return jax.custom_batching.sequential_vmap(fn) if jax.default_backend() == "cpu" else fn
 
 
 @jax.custom_batching.custom_vmap

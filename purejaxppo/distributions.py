@@ -4,10 +4,14 @@ Each is a pytree of its parameters, with any leading axes, and has `sample(key)`
 `entropy()`, `kl(other)` = KL(self ‖ other), and `fisher(tangent)`: the Fisher matrix of its own parameters times a
 tangent of its own shape, so that natural-gradient methods work with all of them. Those over a `Box` also have
 `bound(action, low, high)`: the environment's action for the policy's.
+
+`sample(key)` is `sample_with(noise(key))`, where `noise` needs to know only the parameters' shapes: so a rollout draws
+that of all its steps at once.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +23,21 @@ FORBIDDEN = -1e30  # a logit of probability exactly 0; with -inf, differences of
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(20)  # ∫ f(z) N(z; 0, 1) dz ≈ Σ w f(z) / Σ w
 
 
-class Categorical(struct.PyTreeNode):
+class Distribution(struct.PyTreeNode):
+    """What all have in common. One that defines `sample(key)` only is sampled step by step."""
+
+    def noise(self, key: jax.Array) -> Any:
+        """What chance there is in a sample."""
+        return key
+
+    def sample_with(self, noise: Any) -> jax.Array:
+        return self.sample(noise)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        return self.sample_with(self.noise(key))
+
+
+class Categorical(Distribution):
     """p_i = softmax(logits)_i over actions 0 … n-1. A logit of -inf is an action of probability 0."""
 
     logits: jax.Array  # [..., n]
@@ -28,9 +46,13 @@ class Categorical(struct.PyTreeNode):
     def log_probs(self) -> jax.Array:
         return jax.nn.log_softmax(self.logits)
 
-    def sample(self, key: jax.Array) -> jax.Array:
+    def noise(self, key: jax.Array) -> jax.Array:
+        """Gumbel noise [..., n]: argmax(logits + noise) has probabilities p (Gumbel, 1954)."""
+        return jax.random.gumbel(key, self.logits.shape, self.logits.dtype)
+
+    def sample_with(self, noise: jax.Array) -> jax.Array:
         """Actions [...], int32."""
-        return jax.random.categorical(key, self.logits)
+        return jnp.argmax(self.logits + noise, axis=-1)
 
     def mode(self) -> jax.Array:
         return jnp.argmax(self.logits, axis=-1)
@@ -83,14 +105,17 @@ class FactoredCategorical(Categorical):
         return jnp.sum(super().kl(other), axis=-1)
 
 
-class Bernoulli(struct.PyTreeNode):
+class Bernoulli(Distribution):
     """n independent coins, each 1 with probability p = 1 / (1 + exp(-logit)), else 0."""
 
     logits: jax.Array  # [..., n]
 
-    def sample(self, key: jax.Array) -> jax.Array:
+    def noise(self, key: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, self.logits.shape, self.logits.dtype)
+
+    def sample_with(self, noise: jax.Array) -> jax.Array:
         """Actions [..., n] of zeros and ones, int32."""
-        return jax.random.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(jnp.int32)
+        return (noise < jax.nn.sigmoid(self.logits)).astype(jnp.int32)
 
     def mode(self) -> jax.Array:
         return (self.logits > 0).astype(jnp.int32)
@@ -115,7 +140,7 @@ class Bernoulli(struct.PyTreeNode):
         return Bernoulli(jax.nn.sigmoid(self.logits) * jax.nn.sigmoid(-self.logits) * tangent.logits)
 
 
-class DiagonalGaussian(struct.PyTreeNode):
+class DiagonalGaussian(Distribution):
     """Independent normals N(mean, exp(log_std)²) over vectors of length k."""
 
     mean: jax.Array  # [..., k]
@@ -126,9 +151,12 @@ class DiagonalGaussian(struct.PyTreeNode):
         """Clipped."""
         return jnp.clip(action, low, high)
 
-    def sample(self, key: jax.Array) -> jax.Array:
+    def noise(self, key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, self.mean.shape)
+
+    def sample_with(self, noise: jax.Array) -> jax.Array:
         """Actions [..., k], neither squashed nor clipped."""
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+        return self.mean + jnp.exp(self.log_std) * noise
 
     def mode(self) -> jax.Array:
         return self.mean
@@ -178,7 +206,7 @@ class TanhGaussian(DiagonalGaussian):
         return super().entropy() + jnp.sum(slopes, axis=-1)
 
 
-class Beta(struct.PyTreeNode):
+class Beta(Distribution):
     """Independent Beta(α, β) over [0, 1]ᵏ, scaled to the bounds (Chou et al., 2017, PMLR 70).
 
     With α, β ≥ 1, as the networks make them, each density has one peak. Actions are kept within 1e-6 of 0 and 1, where

@@ -48,12 +48,12 @@ def rollout(
     num_envs = state.episode_length.shape[0]
 
     def step(
-        carry: tuple[RolloutState, EpisodeSums], keys: jax.Array
+        carry: tuple[RolloutState, EpisodeSums], chance: tuple[jax.Array, Any]
     ) -> tuple[tuple[RolloutState, EpisodeSums], Transition]:
         state, sums = carry
-        action_key, step_keys, reset_keys = keys[0], keys[1 : 1 + num_envs], keys[1 + num_envs :]
+        (step_keys, reset_keys), noise = jnp.split(chance[0], 2), chance[1]
         distribution = policy(state.obs)
-        action = distribution.sample(action_key)
+        action = distribution.sample_with(noise)
         env_state, next_obs, reward, terminated, truncated = step_envs(step_keys, env, state.env, distribution, action)
         done = terminated | truncated
         transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, distribution)
@@ -69,7 +69,8 @@ def rollout(
         return (state, sums), transition
 
     keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
-    (state, sums), transitions = jax.lax.scan(step, (state, EpisodeSums(*jnp.zeros((3,)))), keys)
+    noise = jax.vmap(jax.eval_shape(policy, state.obs).noise)(keys[:, 0])  # one draw: many small ones are slow
+    (state, sums), transitions = jax.lax.scan(step, (state, EpisodeSums(*jnp.zeros((3,)))), (keys[:, 1:], noise))
     return state, transitions, sums
 
 

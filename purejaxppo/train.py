@@ -5,13 +5,14 @@ key ─► init ─► TrainState ─► ┌ rollout ─► advantages ─► up
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
 from purejaxppo.agent import acting, networks, normalize
-from purejaxppo.batching import as_argument, key_of_shard, mean_over_shards, shards, sum_over_shards
+from purejaxppo.batching import as_argument, key_of_shard, mean_over_shards, run_by_run, shards, sum_over_shards
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
@@ -99,7 +100,6 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
 
     If a number turns non-finite, the state stays as it was, but for `failure`, which says so.
     """
-    policy, _ = networks(config)
     key, rollout_key, policy_key, critic_key = jax.random.split(state.key, 4)
 
     env, act = config.environment, acting(config, state)
@@ -110,8 +110,8 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     adam = MinibatchAdam(
         learning_rate(config, state.update), config.max_grad_norm, config.num_epochs, config.num_minibatches
     )
-    params, algorithm_state, metrics = config.algo.update(
-        policy_key, policy.apply, state.policy, state.algorithm, batch, adam
+    params, algorithm_state, metrics = policy_update(config)(
+        config.algo, policy_key, state.policy, state.algorithm, batch, adam
     )
     critic_params, critic_moments, critic_metrics = adam.minimize(
         critic_key, value_loss(config), state.critic, state.critic_optimizer, batch
@@ -142,6 +142,16 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         update=state.update + 1,
     )
     return freeze(state, updated, metrics, cause_of_failure(transitions, batch, metrics, updated))
+
+
+def policy_update(config: Config) -> Callable[..., Any]:
+    """The algorithm's update rule: (algorithm, key, policy, state, batch, optimizer) ↦ (policy, state, metrics)."""
+    policy, _ = networks(config)
+
+    def update(algo: Any, key: jax.Array, *arguments: Any) -> Any:
+        return algo.update(key, policy.apply, *arguments)
+
+    return run_by_run(update) if getattr(config.algo, "run_by_run", False) else update
 
 
 def learning_batch(config: Config, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer]:

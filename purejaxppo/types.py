@@ -159,7 +159,8 @@ class Algorithm(Protocol):
     """A rule that moves the policy. A frozen dataclass of its hyperparameters, with pure methods.
 
     `published` names the settings of the shared machinery (rollout, critic) that its paper or its reference
-    implementations use; a `Config` takes them where its user says nothing.
+    implementations use; a `Config` takes them where its user says nothing. A class attribute `run_by_run = True` is for
+    updates that go over the whole batch many times, see `batching.run_by_run`.
     """
 
     published: ClassVar[Mapping[str, Any]]

@@ -26,6 +26,7 @@ class NPG(struct.PyTreeNode):
     fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, inf)")
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
 
+    run_by_run: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any]] = {  # TRPO's
         "num_envs": 2,
         "num_steps": 1024,

@@ -34,6 +34,7 @@ class TRPO(struct.PyTreeNode):
     region: str = static("kl", "the region: mean KL, or a Euclidean ball in the parameters", choices=("kl", "ball"))
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
 
+    run_by_run: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any]] = {  # Stable-Baselines3-contrib's, its 2,048 steps from two environments
         "num_envs": 2,
         "num_steps": 1024,
