@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.tabular import MDP
 from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 THREE = Discrete(3)
@@ -263,3 +264,31 @@ class Recall(Probe):
         state = state._replace(steps=state.steps + 1)
         over = state.steps > self.delay
         return state, obs, jnp.where(over, reward, 0.0), over & yes, no
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RestartingMDP:
+    """A `tabular.MDP` that ends with probability 1-γ after each step: its undiscounted returns are the discounted ones.
+
+    The observation is the state's number.
+    """
+
+    mdp: MDP
+
+    @property
+    def observation_space(self) -> Discrete:
+        return Discrete(self.mdp.reward.shape[0])
+
+    @property
+    def action_space(self) -> Discrete:
+        return Discrete(self.mdp.reward.shape[1])
+
+    def reset(self, key):
+        state = jax.random.categorical(key, jnp.log(self.mdp.start))
+        return state, state
+
+    def step(self, key, state, action):
+        next_key, end_key = jax.random.split(key)
+        reached = jax.random.categorical(next_key, jnp.log(self.mdp.transition[state, action]))
+        ends = jax.random.bernoulli(end_key, 1.0 - self.mdp.gamma)
+        return reached, reached, self.mdp.reward[state, action], ends, jnp.zeros((), bool)
