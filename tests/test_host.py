@@ -197,7 +197,7 @@ def test_what_cannot_be_is_told(clock):
         ("gymnasium/CartPole-v1,workers=0", ["workers = 0"]),
         ("gymnasium/CartPole-v1,wheels=3", ["gymnasium raised", "wheels"]),
         ("gymnasium/host_environments:Spaces-v0,actions=odd", ["actions Dict", "choose another one"]),
-        ("gymnasium/no_such_module:Any-v0", ["no_such_module"]),
+        ("gymnasium/no_such_module:Any-v0", ["no_such_module", "or the environment's own package"]),
     ],
 )
 def test_names_and_parameters_that_are_wrong(name, parts):
@@ -268,6 +268,19 @@ def begin_of(seed, env):
     """[2] what the environments of a run observe first."""
     config = preset("a2c", env, num_envs=2, num_steps=5, hidden_sizes=(4,))
     return init(config, jax.random.key(seed)).rollout.obs[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("LunarLander-v3", "Box2D"), ("Hopper-v5", "mujoco"), ("ALE/Breakout-v5", "ale_py")]
+)
+def test_a_missing_package_names_the_extra(name, package, monkeypatch, capsys):
+    for module in [module for module in sys.modules if module.startswith(("gymnasium.envs.", f"{package}."))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    make_env.cache_clear()
+    assert main(["--env", f"gymnasium/{name}"]) == 2
+    [printed] = capsys.readouterr().err.splitlines()
+    assert "pip install 'purejaxppo[gymnasium]'" in printed
 
 
 def test_several_devices_for_one_seed_are_refused(capsys, tmp_path):

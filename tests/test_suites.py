@@ -69,6 +69,8 @@ def installed(name):
     suite = name.partition("/")[0] if "/" in name else "gymnax"
     if importlib.util.find_spec(PACKAGES[suite]) is None:
         pytest.skip(f"{suite} is not installed: pip install 'purejaxppo[{suite}]'")
+    if suite == "gymnasium" and name in SLOW:
+        pytest.importorskip("ale_py")
     return make_env(name)
 
 

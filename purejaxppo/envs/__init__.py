@@ -55,7 +55,8 @@ def make_env(name: str) -> Env:
     if ":" in name and suite != "gymnasium":
         return _user_env(name)
     adapter = _adapter(suite)
-    if bare not in (known := adapter.names()) and ":" not in bare:
+    elsewhere = ":" in bare or bare.startswith("ALE/")  # registered by a package that may have to be imported first
+    if bare not in (known := adapter.names()) and not elsewhere:
         by_lower = {name.lower(): name for name in known}
         close = [by_lower[match] for match in difflib.get_close_matches(bare.lower(), by_lower, n=3, cutoff=0.4)]
         hint = f"did you mean {' or '.join(close)}?" if close else "python -m purejaxppo.run --list-envs shows all."

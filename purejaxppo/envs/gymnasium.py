@@ -11,7 +11,7 @@ from purejaxppo.envs.common import quiet
 from purejaxppo.envs.gymnasium_worker import Layout, make
 from purejaxppo.envs.host import HostEnv
 from purejaxppo.envs.pool import Plan
-from purejaxppo.types import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space, UsageError
+from purejaxppo.types import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space, UsageError, reason
 
 
 def names() -> list[str]:
@@ -38,7 +38,7 @@ class GymnasiumEnv(HostEnv):
             (Machado et al., 2018, arXiv:1709.06009), gray frames of 84 × 84, one in four.
 
     Raises:
-        UsageError: a space is not supported.
+        UsageError: a space is not supported, or a package is missing.
     """
 
     def __init__(self, name: str, workers: int | None = None, **params: Any) -> None:
@@ -46,8 +46,14 @@ class GymnasiumEnv(HostEnv):
             raise UsageError(
                 f"workers = {workers!r} must be a whole number in [1, inf); leave it out for one per core."
             )
-        with quiet():
-            env = make(name, params)
+        try:
+            with quiet():
+                env = make(name, params)
+        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+            raise UsageError(
+                f"env = 'gymnasium/{name}' needs what is not installed ({reason(error)}); pip install "
+                "'purejaxppo[gymnasium]', or the environment's own package."
+            ) from error
         self._limit, fps = env.spec.max_episode_steps, env.metadata.get("render_fps")
         try:
             acted = _action_space(name, env.action_space)
