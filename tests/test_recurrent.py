@@ -310,7 +310,7 @@ def walker():
 def finished(tmp_path_factory):
     """A run whose environments are on two devices, left in the middle of episodes."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    assert main([*FLAGS, "--total-steps", "128", "--env-devices", "2", "--out", str(out)]) == 0
+    assert main([*FLAGS, "--total-steps", "128", "--mesh", "env=2", "--out", str(out)]) == 0
     return out
 
 
@@ -330,7 +330,7 @@ def test_a_run_on_two_devices_is_evaluated_filmed_and_exported(finished, tmp_pat
 def test_resume_is_exact(finished, tmp_path):
     """Half of a run and the rest of it leave what the whole leaves."""
     whole, half = tmp_path / "whole", tmp_path / "half"
-    assert main([*FLAGS, "--total-steps", "256", "--env-devices", "2", "--out", str(whole)]) == 0
+    assert main([*FLAGS, "--total-steps", "256", "--mesh", "env=2", "--out", str(whole)]) == 0
     shutil.copytree(finished, half)
     assert main(["--resume", str(half), "--total-steps", "256", "--quiet"]) == 0
     assert_same_bits(load(half).state, load(whole).state)
