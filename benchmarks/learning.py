@@ -124,6 +124,13 @@ def write(results: dict[str, dict[str, Any]]) -> None:
     """learning.json, learning.md and learning.png under results/."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "learning.json").write_text(json.dumps(results, indent=1) + "\n")
+    header = "# Learning\n\nMade by `python benchmarks/learning.py`; mean of 100 greedy episodes per final policy.\n\n"
+    (RESULTS / "learning.md").write_text(header + table(results))
+    draw(results)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A row for each claim, in Markdown."""
     lines = [
         "| claim | steps | seeds | mean ± std | IQM [95%] | worst seed | at least | reached | published |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -138,9 +145,7 @@ def write(results: dict[str, dict[str, Any]]) -> None:
             f"| {name} | {r['env_steps']:,} | {len(r['per_seed'])} | {r['mean']:.1f}{spread} | "
             f"{interval} | {min(r['per_seed']):.1f} | {target} | {reached} | {r['published']} |"
         )
-    header = "# Learning\n\nMade by `python benchmarks/learning.py`; mean of 100 greedy episodes per final policy.\n\n"
-    (RESULTS / "learning.md").write_text(header + "\n".join(lines) + "\n")
-    draw(results)
+    return "\n".join(lines) + "\n"
 
 
 def draw(results: dict[str, dict[str, Any]]) -> None:

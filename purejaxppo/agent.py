@@ -1,9 +1,11 @@
 """What acts and what judges: a config's networks, with the parameters and statistics of a state."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from purejaxppo.config import Config
 from purejaxppo.networks import PolicyNetwork, SharedNetwork, ValueNetwork, begin, visible
@@ -28,7 +30,16 @@ def networks(config: Config) -> tuple[Any, Any]:
 
 def normalize(config: Config, state: TrainState, obs: Observation) -> Observation:
     """What the networks see of an observation as the environment gave it."""
+    obs = clip(config, obs)
     return normalize_observation(state.observation_statistics, obs) if config.normalize_observations else obs
+
+
+def clip(config: Config, obs: Observation) -> Observation:
+    """Real numbers of an observation, within ±`observation_clip`."""
+    bound = config.observation_clip
+    if not isinstance(bound, jax.Array) and bound == math.inf:
+        return obs
+    return jax.tree.map(lambda x: jnp.clip(x, -bound, bound) if jnp.issubdtype(x.dtype, jnp.floating) else x, obs)
 
 
 def acting(config: Config, state: TrainState) -> Callable[..., tuple[Any, Any]]:

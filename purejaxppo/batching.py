@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+RUN_AXIS = "run"  # of the device mesh: on it runs are split
 ENV_AXIS = "env"  # of the device mesh: on it one run's environments are split, and everything else is replicated
 
 
@@ -16,6 +17,14 @@ def shards() -> int:
         return int(jax.lax.axis_size(ENV_AXIS))
     except NameError:
         return 1
+
+
+def run_shard() -> jax.Array:
+    """[] int32: which device's runs these are, of those that runs are split over; 0 outside of such a mesh."""
+    try:
+        return jax.lax.axis_index(RUN_AXIS)
+    except NameError:
+        return jnp.zeros((), jnp.int32)
 
 
 def mean_over_shards(tree: Any) -> Any:

@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 import tyro
 
 from purejaxppo.experiment.signals import Stopped
-from purejaxppo.types import UsageError
+from purejaxppo.types import HostEnvironmentError, UsageError
 
 Options = TypeVar("Options")
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """0; 2 for what cannot be done; 1 if the system refuses, as a full disk does; 128 + n after signal n.
+    """0; 2 for what cannot be done; 1 if the system refuses, as a full disk does, or an environment on the host fails;
+    128 + n after signal n.
 
     What is not 0 is told in one line on stderr.
     """
@@ -34,7 +35,7 @@ def exit_code(command: Callable[[], None]) -> int:
             command()
     except UsageError as error:
         return _tell(f"error: {error}", 2)
-    except OSError as error:
+    except (OSError, HostEnvironmentError) as error:
         return _tell(f"error: {error}", 1)
     except Stopped as stop:
         return _tell(f"stopped: {stop}", stop.code)

@@ -12,6 +12,7 @@ from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, NPG, PPO, TRPO
 from purejaxppo.envs import check_env, make_env
+from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.networks import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
 from purejaxppo.recurrent import RECURRENT, is_recurrent
 from purejaxppo.torso import ACTIVATIONS, select
@@ -43,6 +44,14 @@ class Config(struct.PyTreeNode):
     num_envs: int = static(None, "environments per seed", interval="[1, inf)")
     num_steps: int = static(None, "steps per environment between two updates", interval="[1, inf)")
     total_steps: int = static(500_000, "environment steps per seed, rounded up to whole updates", interval="[1, inf)")
+
+    frame_stack: int = static(1, "observations that are seen at once, the newest last", interval="[1, inf)")
+    action_repeat: int = static(
+        1, "times that each action is taken, rewards summed; steps then count actions", interval="[1, inf)"
+    )
+    observation_clip: float = number(math.inf, "(0, inf]", "clip observations to ±this; inf does not")
+    reward_scale: float = number(1.0, "(0, inf)", "multiply rewards, for learning alone: reported ones stay")
+    reward_clip: float = number(math.inf, "(0, inf]", "then clip them to ±this; inf does not")
 
     gamma: float = number(0.99, "[0, 1]", "discount")
     gae_lambda: float = number(None, "[0, 1]", "λ of GAE and of the λ-return")
@@ -90,8 +99,9 @@ class Config(struct.PyTreeNode):
 
     @property
     def environment(self) -> Env:
-        """The environment itself."""
-        return make_env(self.env) if isinstance(self.env, str) else self.env
+        """The environment itself, with frames stacked and actions repeated if they are to be."""
+        env = make_env(self.env) if isinstance(self.env, str) else self.env
+        return wrapped(env, self.frame_stack, self.action_repeat)
 
     @property
     def num_updates(self) -> int:

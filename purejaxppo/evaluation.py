@@ -28,9 +28,14 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
 
     Each environment plays one episode: to stop after E episodes of a few environments would favour short ones. All
     must end: an environment without a time limit may keep this waiting. Greedy (the policy's mode) or sampled, as
-    `config.eval_greedy` says. Nothing of `state` is changed.
+    `config.eval_greedy` says. Nothing of `state` is changed. Environments on the host play `episodes_at_once`.
     """
     env, policy = config.environment, acting(config, state)
+    at_once = getattr(env, "episodes_at_once", num_episodes)
+    if num_episodes > at_once:
+        keys = jax.random.split(key, -(-num_episodes // at_once))
+        parts = jax.lax.map(lambda key: evaluate(config, state, key, at_once), keys)
+        return Evaluation(*(part.reshape(-1)[:num_episodes] for part in parts))
     start_key, play_key = jax.random.split(key)
     start = begin_episodes(start_key, env, num_episodes)
     start = start._replace(hidden=begin(networks(config)[0], start.obs))
@@ -50,4 +55,6 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
         return any_run(carry[1])
 
     episodes, *_ = jax.lax.while_loop(unfinished, step, (start, jnp.ones(num_episodes, bool), play_key))
+    if hasattr(env, "release"):
+        jax.vmap(env.release)(episodes.env)
     return Evaluation(episodes.episode_return, episodes.episode_length)

@@ -19,6 +19,24 @@ _MINATAR = {  # purejaxrl's settings for MinAtar
 }
 _SPARSE_REWARD = {"gamma": 0.999, "normalize_observations": True, "normalize_rewards": True, "total_steps": 300_000}
 
+_NORMALIZED = {"normalize_observations": True, "normalize_rewards": True, "total_steps": 1_000_000}
+_TRPO_MUJOCO = {  # rl-baselines3-zoo's; Stable-Baselines3-contrib clips no gradient of the critic
+    **_NORMALIZED,
+    "num_epochs": 20,
+    "cg_iterations": 25,
+    "max_grad_norm": math.inf,
+}
+_PPO_MUJOCO = {  # CleanRL's ppo_continuous_action.py, after table 3 of the paper
+    **_NORMALIZED,
+    "num_envs": 1,
+    "num_steps": 2048,
+    "learning_rate": 3e-4,
+    "num_epochs": 10,
+    "num_minibatches": 32,
+    "entropy_coef": 0.0,
+}
+_MUJOCO = [f"gymnasium/{name}-v5" for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")]
+
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("npg", "CartPole-v1"): {"total_steps": 100_000},
     ("trpo", "CartPole-v1"): {"total_steps": 100_000},
@@ -50,6 +68,29 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "Freeway-MinAtar"): _MINATAR,
     ("ppo", "Seaquest-MinAtar"): _MINATAR,
     ("ppo", "SpaceInvaders-MinAtar"): _MINATAR,
+    ("ppo", "gymnasium/LunarLander-v3"): {  # rl-baselines3-zoo's
+        "num_envs": 16,
+        "num_steps": 1024,
+        "gamma": 0.999,
+        "gae_lambda": 0.98,
+        "learning_rate": 3e-4,
+        "anneal_learning_rate": False,
+        "num_minibatches": 256,
+        "value_clip_eps": math.inf,
+        "total_steps": 1_000_000,
+    },
+    ("trpo", "gymnasium/LunarLander-v3"): {  # rl-baselines3-zoo's
+        "num_steps": 512,
+        "gae_lambda": 0.98,
+        "damping": 0.01,
+        "num_epochs": 15,
+        "num_minibatches": 8,
+        "max_grad_norm": math.inf,
+        "total_steps": 200_000,
+    },
+    ("trpo", "gymnasium/BipedalWalker-v3"): _TRPO_MUJOCO,
+    **{("trpo", name): _TRPO_MUJOCO for name in _MUJOCO},
+    **{("ppo", name): _PPO_MUJOCO for name in _MUJOCO},
 }
 
 

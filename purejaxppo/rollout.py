@@ -1,5 +1,6 @@
 """T steps in B environments as one scan: auto-reset, and the statistics of episodes that ended."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.batching import any_run
+from purejaxppo.envs.common import restart
 from purejaxppo.types import Box, Env, RolloutState, Space, Transition
 
 
@@ -84,6 +86,7 @@ def _reset_where(done: jax.Array, keys: jax.Array, env: Env, env_state: Any, obs
         def choose(fresh: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), fresh, old)
 
-        return jax.tree.map(choose, jax.vmap(env.reset)(keys), (env_state, obs))
+        fresh = jax.vmap(functools.partial(restart, env))(keys, env_state)
+        return jax.tree.map(choose, fresh, (env_state, obs))
 
     return jax.lax.cond(any_run(done), reset, lambda *unchanged: unchanged, env_state, obs)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
-from purejaxppo.agent import acting, networks, normalize
+from purejaxppo.agent import acting, clip, networks, normalize
 from purejaxppo.batching import as_argument, key_of_shard, mean_over_shards, run_by_run, shards, sum_over_shards
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
@@ -144,7 +144,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         critic=critic_params,
         algorithm=algorithm_state,
         critic_optimizer=critic_moments,
-        observation_statistics=update_statistics(statistics, transitions.obs)
+        observation_statistics=update_statistics(statistics, clip(config, transitions.obs))
         if config.normalize_observations
         else statistics,
         reward_normalizer=reward_normalizer,
@@ -179,7 +179,8 @@ def learning_batch(config: Config, state: TrainState, transitions: Transition) -
     next_values, _ = critic.apply(params, next_obs, hidden, method="advance")
     log_probs = transitions.distribution.log_prob(transitions.action)
 
-    rewards, normalizer = transitions.reward, state.reward_normalizer
+    rewards = jnp.clip(transitions.reward * config.reward_scale, -config.reward_clip, config.reward_clip)
+    normalizer = state.reward_normalizer
     if config.normalize_rewards:
         normalizer = normalizer.update(rewards, done, config.gamma)
         rewards = normalizer.normalize(rewards)

@@ -21,6 +21,10 @@ class UsageError(ValueError):
     """A request that cannot be met. The message is one line: the value, the rule, the fix."""
 
 
+class HostEnvironmentError(RuntimeError):
+    """An environment on the host crashed, raised, or gave a number that is not finite: the end of a run."""
+
+
 def reason(error: Exception) -> str:
     """What another's exception says, in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -78,6 +82,10 @@ class Env(Protocol):
     An observation may be a dict of arrays. Its entry `action_mask`, bool [n] for Discrete(n) and [Σ nvec] for
     MultiDiscrete(nvec), says which actions are valid: all others have probability 0. The networks do not see it.
     Where no action (of a factor) is valid, after the end say, all are taken to be.
+
+    An environment that is not pure, as `envs/host.py` has them, may have two methods more:
+    `restart(key, state) -> (state, obs)`, used instead of `reset` for the episode after the one in `state`, and
+    `release(state)`, called with what will not be used again.
     """
 
     @property

@@ -22,7 +22,7 @@ UPDATES = {"learning_rate": 0.02, "gae_lambda": 0.9, "num_epochs": 2, "anneal_le
 
 NETWORK = (  # what `init` depends on
     *("env", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
-    *("action_distribution", "recurrent", "recurrent_size", "shared_torso"),
+    *("action_distribution", "recurrent", "recurrent_size", "shared_torso", "frame_stack"),
 )
 
 
@@ -57,6 +57,11 @@ SHARED = {
     "advantage_estimator": {"advantage_estimator": "monte-carlo"},
     "value_target": {"value_target": "td0"},
     "entropy_reward_coef": {"entropy_reward_coef": 0.5},
+    "frame_stack": {"frame_stack": 2},
+    "action_repeat": {"action_repeat": 2},
+    "observation_clip": {"observation_clip": 0.05},
+    "reward_scale": {"reward_scale": 3.0},
+    "reward_clip": {"reward_clip": 0.05},
     "learning_rate": {"learning_rate": 0.005},
     "anneal_learning_rate": {"anneal_learning_rate": True},
     "max_grad_norm": {"max_grad_norm": 1e-4},

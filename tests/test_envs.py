@@ -10,10 +10,11 @@ from environments import Walk
 from support import quick_jit
 
 from purejaxppo import PPO, Config, init, make_train, update_step
-from purejaxppo.distributions import Categorical, DiagonalGaussian
-from purejaxppo.envs import env_names, make_env
+from purejaxppo.distributions import Categorical, DiagonalGaussian, FactoredCategorical
+from purejaxppo.envs import check_env, env_names, make_env
+from purejaxppo.networks import masked
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.types import Box, Discrete, UsageError
+from purejaxppo.types import Box, Discrete, MultiDiscrete, UsageError
 
 KEY = jax.random.key(0)
 BATCH, STEPS = 3, 20
@@ -24,9 +25,12 @@ PLAYABLE = [name for name in env_names() if name not in NEEDS_DOWNLOAD]
 
 def random_policy(space, obs, hidden, start):
     """Actions that owe nothing to the observation."""
-    batch_shape = obs.shape[:1]
+    batch_shape = jax.tree.leaves(obs)[0].shape[:1]
     if isinstance(space, Discrete):
-        return Categorical(jnp.zeros((*batch_shape, space.n))), hidden
+        mask = obs.get("action_mask") if isinstance(obs, dict) else None
+        return Categorical(masked(jnp.zeros((*batch_shape, space.n)), mask)), hidden
+    if isinstance(space, MultiDiscrete):
+        return FactoredCategorical.of([jnp.zeros((*batch_shape, n)) for n in space.nvec]), hidden
     return DiagonalGaussian(*jnp.zeros((2, *batch_shape, *space.shape))), hidden
 
 
@@ -45,15 +49,15 @@ def test_environment_keeps_the_protocol(name):
 
 def check_types(env):
     """What reset and step return, abstractly."""
-    discrete = isinstance(env.action_space, Discrete)
-    action = jnp.zeros((), jnp.int32) if discrete else jnp.zeros(env.action_space.shape)
+    kind = jnp.float32 if isinstance(env.action_space, Box) else jnp.int32
+    action = jnp.zeros(env.action_space.shape, kind)
     state, obs = jax.eval_shape(env.reset, KEY)
     next_state, next_obs, reward, terminated, truncated = jax.eval_shape(env.step, KEY, state, action)
     assert jax.tree.structure(next_state) == jax.tree.structure(state)
     assert avals(next_state) == avals(state)
     assert not any(weak for *_, weak in avals((state, obs, next_obs, reward, terminated, truncated)))
-    assert isinstance(env.observation_space, Box)
-    assert (obs.shape, obs.dtype) == (next_obs.shape, next_obs.dtype) == (env.observation_space.shape, jnp.float32)
+    check_env(env, "this one")
+    assert avals(obs) == avals(next_obs)
     assert (reward.shape, reward.dtype) == ((), jnp.float32)
     assert (terminated.shape, terminated.dtype) == (truncated.shape, truncated.dtype) == ((), jnp.bool_)
 

@@ -37,14 +37,18 @@ LIMITS = {  # environment ↦ its time limit: the suite's own, or a shorter one 
     "jumanji/Snake-v1,time_limit=8": 8,
     "pgx/minatar-breakout,max_steps=9": 9,
     "pgx/tic_tac_toe,max_steps=3": 3,
+    "gymnasium/CartPole-v1,max_episode_steps=20": 20,
 }
 SLOW = [
     *(f"brax/{name}" for name in ("ant", "halfcheetah", "hopper", "walker2d", "humanoid", "inverted_double_pendulum")),
     *(f"brax/ant,backend={backend}" for backend in ("spring", "positional", "mjx")),
     *("brax/inverted_pendulum,backend=mjx", "playground/CheetahRun", "playground/HopperHop"),
     *("craftax/Craftax-Symbolic-v1", "navix/Navix-DoorKey-Random-6x6-v0", "navix/Navix-Dynamic-Obstacles-6x6-v0"),
-    *("jumanji/Game2048-v1", "jumanji/Maze-v0", "jumanji/PacMan-v1", "jumanji/TSP-v1"),
+    *("jumanji/Game2048-v1", "jumanji/Maze-v0", "jumanji/PacMan-v1", "jumanji/TSP-v1", "jumanji/Tetris-v0"),
+    *("jumanji/JobShop-v0", "jumanji/Minesweeper-v0"),
     *("pgx/2048", "pgx/connect_four", "pgx/minatar-asterix", "pgx/minatar-freeway", "pgx/minatar-space_invaders"),
+    *(f"gymnasium/{name}" for name in ("LunarLander-v3", "LunarLander-v3,continuous=true", "BipedalWalker-v3")),
+    *(f"gymnasium/{name}-v5" for name in ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "ALE/Breakout")),
 ]
 
 
@@ -62,7 +66,7 @@ def env(request):
 
 
 def installed(name):
-    suite = name.split(",")[0].rpartition("/")[0] or "gymnax"
+    suite = name.partition("/")[0] if "/" in name else "gymnax"
     if importlib.util.find_spec(PACKAGES[suite]) is None:
         pytest.skip(f"{suite} is not installed: pip install 'purejaxppo[{suite}]'")
     return make_env(name)
@@ -87,11 +91,12 @@ def check(env, limit):
     assert run._cache_size() == 1  # the second half is no other program
     played = jax.tree.map(lambda *halves: np.concatenate(halves), *parts)
 
-    for values in (played.obs, played.next_obs, played.reward):
-        assert values.dtype == np.float32
+    for values in jax.tree.leaves((played.obs, played.next_obs, played.reward)):
+        assert values.dtype in (np.float32, np.uint8, np.bool_)
         assert np.isfinite(values).all()
     done = played.terminated | played.truncated
-    np.testing.assert_array_equal(played.obs[1:][~done[:-1]], played.next_obs[:-1][~done[:-1]])
+    for obs, next_obs in zip(jax.tree.leaves(played.obs), jax.tree.leaves(played.next_obs), strict=True):
+        np.testing.assert_array_equal(obs[1:][~done[:-1]], next_obs[:-1][~done[:-1]])
     length = np.zeros(BATCH, int)
     for terminated, truncated in zip(played.terminated, played.truncated, strict=True):
         length += 1
@@ -100,15 +105,20 @@ def check(env, limit):
     return played
 
 
+def flat(obs, axes=2):
+    """All entries of an observation as one vector, [T, B, …] or [B, …]."""
+    return np.concatenate([np.reshape(x, (*x.shape[:axes], -1)) for x in jax.tree.leaves(obs)], axis=-1)
+
+
 @pytest.mark.parametrize(("env", "limit"), LIMITS.items(), indirect=["env"], ids=LIMITS)
 def test_an_environment_keeps_the_protocol_and_its_own_time_limit(env, limit):
     played = check(env, limit)
     assert played.truncated.any()
     if limit < STEPS:  # several episodes: they start afresh
-        starts = played.obs[1:][(played.terminated | played.truncated)[:-1]]
+        starts = flat(played.obs)[1:][(played.terminated | played.truncated)[:-1]]
         assert len(np.unique(starts, axis=0)) > 1
     _, obs = quick_jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), 16))
-    assert len(np.unique(obs, axis=0)) > 1
+    assert len(np.unique(flat(obs, 1), axis=0)) > 1
 
 
 @pytest.mark.slow
@@ -141,7 +151,7 @@ def test_what_a_truncation_returns_is_what_the_step_led_to(name):
         ends.append(returned)
     (obs, reward, terminated, truncated), (cut_obs, cut_reward, cut_terminated, cut_truncated) = ends
     assert [bool(x) for x in (terminated, truncated, cut_terminated, cut_truncated)] == [False, False, False, True]
-    np.testing.assert_array_equal(cut_obs, obs)
+    jax.tree.map(np.testing.assert_array_equal, cut_obs, obs)
     assert cut_reward == reward
 
 
@@ -223,6 +233,7 @@ REFUSED = {
     "navix/Navix-Empty-9x9-v0": ["did you mean Navix-Empty-"],
     "jumanji/snake": ["did you mean Snake-v1"],
     "jumanji/Connector-v3": ["MultiDiscreteArray", "choose another one"],
+    "gymnasium/LunarLander-v2": ["did you mean LunarLander-v3"],
     "pgx/tictactoe": ["did you mean tic_tac_toe"],
 }
 
@@ -263,7 +274,7 @@ def test_parameters_are_numbers_truths_and_words():
     assert preset("ppo", "Pendulum-v1,g=9.5").num_steps == preset("ppo", "Pendulum-v1").num_steps
 
 
-DRAWN = [name for name in LIMITS if not name.startswith(("CartPole", "pgx"))]
+DRAWN = [name for name in LIMITS if not name.startswith(("CartPole", "pgx", "gymnasium"))]
 
 
 @pytest.mark.parametrize("env", DRAWN, indirect=True)

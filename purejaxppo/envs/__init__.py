@@ -25,6 +25,7 @@ SUITES = {  # suite ↦ its adapter, in the module and with the extra of the sui
     "navix": "NavixEnv",
     "jumanji": "JumanjiEnv",
     "pgx": "PgxEnv",
+    "gymnasium": "GymnasiumEnv",
 }
 
 
@@ -47,13 +48,14 @@ def make_env(name: str) -> Env:
         UsageError: no such environment, or one that cannot be made; its suite is not installed, or refuses the
             parameters.
     """
-    if ":" in name:
-        return _user_env(name)
     path, *settings = name.split(",")
-    suite, _, bare = path.rpartition("/")
-    suite = suite or "gymnax"
+    suite, slash, bare = path.partition("/")
+    if not slash:
+        suite, bare = "gymnax", path
+    if ":" in name and suite != "gymnasium":
+        return _user_env(name)
     adapter = _adapter(suite)
-    if bare not in (known := adapter.names()):
+    if bare not in (known := adapter.names()) and ":" not in bare:
         by_lower = {name.lower(): name for name in known}
         close = [by_lower[match] for match in difflib.get_close_matches(bare.lower(), by_lower, n=3, cutoff=0.4)]
         hint = f"did you mean {' or '.join(close)}?" if close else "python -m purejaxppo.run --list-envs shows all."

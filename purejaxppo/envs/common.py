@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.types import UsageError, reason
+from purejaxppo.types import Env, EnvState, Observation, UsageError, reason
 
 
 class Timed(NamedTuple):
@@ -30,6 +30,11 @@ def advance(state: Timed, inner: Any, over: Any, limit: int | None) -> tuple[Tim
     terminated = jnp.asarray(over).astype(bool)
     truncated = jnp.zeros((), bool) if limit is None else (steps >= limit) & ~terminated
     return Timed(strong(inner, state.inner), steps), terminated, truncated
+
+
+def restart(env: Env, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
+    """The start of the episode after the one in `state`."""
+    return env.restart(key, state) if hasattr(env, "restart") else env.reset(key)
 
 
 def strong(tree: Any, like: Any = None) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pgx
 
 from purejaxppo.envs.common import Timed, advance, begin, quiet
-from purejaxppo.types import Box, Discrete
+from purejaxppo.types import ACTION_MASK, Box, Discrete, MultiBinary, Observation
 
 
 def names() -> list[str]:
@@ -25,7 +25,7 @@ class PgxEnv:
     """One game. In those of several players the policy is one of them, drawn at the start, and the others play at
     random, within `step`: so each observation is the policy's own view, at its turn or at the end.
 
-    An illegal move loses at once, as pgx has it.
+    An observation is a dictionary: `board`, and as `action_mask` the legal moves. (An illegal one would lose at once.)
 
     Args:
         name: `minatar-breakout`, say.
@@ -37,10 +37,14 @@ class PgxEnv:
             self._env: Any = pgx.make(name)
             board = jax.eval_shape(self._env.init, jax.random.key(0))
         self._limit = max_steps
-        self.observation_space = Box(-jnp.inf, jnp.inf, board.observation.shape)
-        self.action_space = Discrete(board.legal_action_mask.shape[0])
+        num_actions = board.legal_action_mask.shape[0]
+        self.observation_space = {
+            "board": Box(-jnp.inf, jnp.inf, board.observation.shape),
+            ACTION_MASK: MultiBinary(num_actions),
+        }
+        self.action_space = Discrete(num_actions)
 
-    def reset(self, key: jax.Array) -> tuple[Timed, jax.Array]:
+    def reset(self, key: jax.Array) -> tuple[Timed, Observation]:
         start_key, player_key, opponents_key = jax.random.split(key, 3)
         player = jax.random.randint(player_key, (), 0, self._env.num_players)
         board, _ = self._opponents(opponents_key, self._env.init(start_key), player)
@@ -48,7 +52,7 @@ class PgxEnv:
 
     def step(
         self, key: jax.Array, state: Timed, action: jax.Array
-    ) -> tuple[Timed, jax.Array, jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[Timed, Observation, jax.Array, jax.Array, jax.Array]:
         (board, player), (own_key, opponents_key) = state.inner, jax.random.split(key)
         board = self._env.step(board, action, own_key)
         reward = board.rewards[player]
@@ -56,8 +60,9 @@ class PgxEnv:
         state, terminated, truncated = advance(state, Game(board, player), board.terminated, self._limit)
         return state, self._observe(board, player), reward + more, terminated, truncated
 
-    def _observe(self, board: Any, player: jax.Array) -> jax.Array:
-        return self._env._observe(board, player).astype(jnp.float32)  # `board.observation` is whose turn it is
+    def _observe(self, board: Any, player: jax.Array) -> Observation:
+        seen = self._env._observe(board, player)  # `board.observation` is whose turn it is
+        return {"board": seen.astype(jnp.float32), ACTION_MASK: board.legal_action_mask}
 
     def _opponents(self, key: jax.Array, board: Any, player: jax.Array) -> tuple[Any, jax.Array]:
         """`(board, reward)` once all others have moved, uniformly among their legal moves."""

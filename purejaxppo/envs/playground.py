@@ -9,7 +9,7 @@ import numpy as np
 from mujoco_playground import registry
 
 from purejaxppo.envs.common import Timed, advance, begin, mujoco_frames, quiet
-from purejaxppo.types import Box
+from purejaxppo.types import Box, Observation
 
 
 def names() -> list[str]:
@@ -19,7 +19,8 @@ def names() -> list[str]:
 class PlaygroundEnv:
     """One environment without Playground's wrappers; its `episode_length` truncates.
 
-    Of a dictionary of observations, the policy sees "state"; "privileged_state" is for critics alone.
+    A dictionary of observations stays one. `policy_obs=("state",)` and `critic_obs=("privileged_state",)` make the
+    critic see more than the policy.
 
     Args:
         name: `CartpoleBalance`, say. Robots' models (all but the DM-control suite) are downloaded at first use.
@@ -33,17 +34,17 @@ class PlaygroundEnv:
             self._env = registry.load(name, config, given)
             start = jax.eval_shape(self._env.reset, jax.random.key(0))
         self._limit = config.episode_length
-        self.observation_space = Box(-jnp.inf, jnp.inf, _seen(start.obs).shape)
+        self.observation_space: Any = jax.tree.map(lambda x: Box(-jnp.inf, jnp.inf, x.shape), _seen(start.obs))
         self.action_space = Box(-1.0, 1.0, (self._env.action_size,))
         self.render_fps = 1.0 / self._env.dt
 
-    def reset(self, key: jax.Array) -> tuple[Timed, jax.Array]:
+    def reset(self, key: jax.Array) -> tuple[Timed, Observation]:
         state = begin(self._env.reset(key))
         return state, _seen(state.inner.obs)
 
     def step(
         self, key: jax.Array, state: Timed, action: jax.Array
-    ) -> tuple[Timed, jax.Array, jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[Timed, Observation, jax.Array, jax.Array, jax.Array]:
         reached = self._env.step(state.inner, action)
         state, terminated, truncated = advance(state, reached, reached.done, self._limit)
         return state, _seen(state.inner.obs), state.inner.reward, terminated, truncated
@@ -55,5 +56,5 @@ class PlaygroundEnv:
         return mujoco_frames(self._env.mj_model, ({part: getattr(pose, part) for part in parts} for pose in poses))
 
 
-def _seen(obs: Any) -> Any:
-    return obs["state"] if isinstance(obs, Mapping) else obs
+def _seen(obs: Any) -> Observation:
+    return dict(obs) if isinstance(obs, Mapping) else obs

@@ -34,6 +34,7 @@ def run_experiment(
     Raises:
         UsageError: the run cannot work; with `debug`, also once a seed fails, naming the operation.
         OSError: a file cannot be written. The last checkpoint is whole.
+        HostEnvironmentError: an environment on the host failed. The last checkpoint is whole.
         Stopped: SIGTERM or SIGINT; everything is saved.
     """
     options = options or HostOptions()

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from purejaxppo.envs.wrappers import Wrapper
 from purejaxppo.types import Box, Env, MultiDiscrete, UsageError, reason
 
 AT_ONCE = 64  # environments per call of the policy
@@ -89,6 +90,11 @@ def _check_spaces(name: str, env: Any, port: Env) -> None:
     """Raises: UsageError: observations or actions differ in kind, shape, number or bounds."""
     from gymnasium import spaces
 
+    if isinstance(port, Wrapper):
+        raise UsageError(
+            f"gymnasium = {name!r} neither stacks frames nor repeats actions, as the policy was trained with; evaluate "
+            "it without --gymnasium."
+        )
     seen, acted, own = env.observation_space, env.action_space, port.action_space
     shape = port.observation_space.shape if isinstance(port.observation_space, Box) else "of dictionaries or integers"
     if not isinstance(seen, spaces.Box) or seen.shape != shape:

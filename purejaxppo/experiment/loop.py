@@ -16,6 +16,7 @@ from purejaxppo.experiment.checkpoint import Snapshot
 from purejaxppo.experiment.debug import explain
 from purejaxppo.experiment.devices import at_once, differing_replica, equally_many
 from purejaxppo.experiment.directory import RunRecord
+from purejaxppo.experiment.host import closing, with_episodes_of
 from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import ROWS, Program, compile_program, means
@@ -102,7 +103,8 @@ class Run:
     def drive(self, snapshot: Snapshot | None = None) -> list[Summary]:
         """Go on from a checkpoint, or from the beginning, to the end; what came of it, by run directory."""
         try:
-            return self._drive(snapshot)
+            with closing(self.config.environment, [self.each[run][1] for run in self.runs], self._again):
+                return self._drive(snapshot)
         except OSError as error:
             raise OSError(f"{error}; the last checkpoint is whole: make room, then --resume {self._again}") from error
 
@@ -121,9 +123,9 @@ class Run:
                 f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
                 f"updates of {self.batch:,} steps."
             )
-        with Signals() as signals, progress, ExitStack() as closing:
+        with Signals() as signals, progress, ExitStack() as stack:
             logs = [
-                closing.enter_context(
+                stack.enter_context(
                     Log(x.directory, self.seeds, self.options, settings_of(x.config), done, done * self.batch + 1)
                 )
                 for x in self.records
@@ -134,13 +136,18 @@ class Run:
                 program = signals.wait(self.compile, give_up=True)
             self.seconds["compile"] += program.compile_seconds
             progress.stage("training", done * self.batch * count, config.env_steps * count)
+            on_host = getattr(config.environment, "on_host", False)
+            starts = jax.vmap(jax.random.fold_in, (0, None))(self.keys, done) if on_host and done else self.keys
             state, totals = (
-                program.init(self.keys, self.swept),
+                program.init(starts, self.swept),
                 np.zeros((len(self.runs), len(program.metrics)), np.float32),
             )
             if snapshot:
-                restored = checkpoint.unflatten(snapshot, self.like, "state.")
-                state = jax.tree.map(lambda new, old: jax.device_put(old[self.runs], new.sharding), state, restored)
+                fresh, restored = state, checkpoint.unflatten(snapshot, self.like, "state.")
+                state = jax.tree.map(lambda new, old: jax.device_put(old[self.runs], new.sharding), fresh, restored)
+                if on_host:
+                    progress.say("environments on the host cannot be restored: all begin new episodes")
+                    state = with_episodes_of(fresh, state)
                 totals = snapshot.arrays["totals"][self.runs]
                 if totals.shape[1] != len(program.metrics):
                     raise UsageError(

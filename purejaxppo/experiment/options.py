@@ -87,6 +87,11 @@ class HostOptions:
             UsageError: there are not so many, or runs or environments cannot be shared out equally.
         """
         env = self.env_shards
+        if env > 1 and getattr(config.environment, "on_host", False):
+            raise UsageError(
+                f"mesh = {self.mesh!r}: env must be 1 for {config.env!r}, whose environments run on the host; leave it "
+                "out: seeds are spread over devices all the same."
+            )
         run = self._axes().get("run", max(1, min(runs, len(devices) // env)))
         if run * env > len(devices):
             raise UsageError(

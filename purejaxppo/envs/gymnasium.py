@@ -1,0 +1,133 @@
+"""Gymnasium environments (https://gymnasium.farama.org), Atari's included, stepped by the host."""
+
+from typing import Any
+
+import gymnasium
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+
+from purejaxppo.envs.common import quiet
+from purejaxppo.envs.gymnasium_worker import Layout, make
+from purejaxppo.envs.host import HostEnv
+from purejaxppo.envs.pool import Plan
+from purejaxppo.types import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space, UsageError
+
+
+def names() -> list[str]:
+    """Those registered, but for what Gymnasium needs yet other packages for."""
+    try:
+        import ale_py
+
+        gymnasium.register_envs(ale_py)
+    except ModuleNotFoundError:  # the games of Atari are not installed
+        pass
+    return sorted(name for name in gymnasium.registry if not name.startswith(("GymV", "phys2d/", "tabular/")))
+
+
+class GymnasiumEnv(HostEnv):
+    """One environment. Each episode is reset with a seed of its own; ends are those that the environment tells.
+
+    Tuples and nested dictionaries of observations become one dictionary; an entry `action_mask` that fits the actions
+    is one.
+
+    Args:
+        name: `LunarLander-v3`, say; `module:Name-v0` imports the module first.
+        workers: processes that share the environments; None is one per core at the most.
+        params: what `gymnasium.make` takes. Atari has `preprocess`, true unless given: Gymnasium's AtariPreprocessing
+            (Machado et al., 2018, arXiv:1709.06009), gray frames of 84 × 84, one in four.
+
+    Raises:
+        UsageError: a space is not supported.
+    """
+
+    def __init__(self, name: str, workers: int | None = None, **params: Any) -> None:
+        if workers is not None and (type(workers) is not int or workers < 1):
+            raise UsageError(
+                f"workers = {workers!r} must be a whole number in [1, inf); leave it out for one per core."
+            )
+        with quiet():
+            env = make(name, params)
+        self._limit, fps = env.spec.max_episode_steps, env.metadata.get("render_fps")
+        try:
+            acted = _action_space(name, env.action_space)
+            entries = dict(_entries(name, env.observation_space))
+        finally:
+            env.close()
+        self.name = name
+        if fps:
+            self.render_fps = float(fps)
+        ours = {entry: _observation_space(entry, space, acted) for entry, (_, space) in entries.items()}
+        dtypes = {entry: _dtype(ours[entry], space) for entry, (_, space) in entries.items()}
+        layout: Layout = {"do": ("uint8", []), "seed": ("int32", []), "reward": ("float32", [])}
+        layout |= {"terminated": ("bool", []), "truncated": ("bool", [])}
+        layout["action"] = ("float32" if isinstance(acted, Box) else "int32", list(acted.shape))
+        for entry, space in ours.items():
+            for when in ("reached", "start"):
+                layout[f"{when}:{entry}"] = (np.dtype(dtypes[entry]).name, list(space.shape))
+        plan = Plan(
+            name=name,
+            params=params,
+            layout=layout,
+            paths={entry: path for entry, (path, _) in entries.items()},
+            starts={entry: _first(space) for entry, (_, space) in entries.items()},
+        )
+        super().__init__(plan, ours[""] if [*ours] == [""] else ours, acted, dtypes, workers)
+
+
+def _entries(name: str, space: Any, path: tuple[Any, ...] = ()) -> Any:
+    """`(entry, (path, space))` of each part of an observation; entries of a dictionary in a dictionary are `a.b`."""
+    parts: Any = ()
+    if isinstance(space, spaces.Dict):
+        parts = space.spaces.items()
+    elif isinstance(space, spaces.Tuple):
+        parts = enumerate(space.spaces)
+    elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
+        raise UsageError(
+            f"env = 'gymnasium/{name}' has observations {type(space).__name__}; only Box, Discrete, MultiDiscrete, "
+            "MultiBinary, and Dict or Tuple of them are supported: choose another one."
+        )
+    else:
+        yield ".".join(map(str, path)), (list(path), space)
+    for key, part in parts:
+        yield from _entries(name, part, (*path, key))
+
+
+def _first(space: Any) -> int:
+    return int(space.start) if isinstance(space, spaces.Discrete) else 0
+
+
+def _observation_space(entry: str, space: Any, acted: Space) -> Any:
+    if isinstance(space, spaces.Discrete):
+        return Discrete(int(space.n))
+    size = sum(acted.nvec) if isinstance(acted, MultiDiscrete) else getattr(acted, "n", 0)
+    if entry == ACTION_MASK and space.shape == (size,) and np.issubdtype(space.dtype, np.integer):
+        return MultiBinary(size)
+    if isinstance(space, spaces.Box):
+        return Box(space.low, space.high, tuple(space.shape))
+    if isinstance(space, spaces.MultiBinary):
+        return Box(0.0, 1.0, tuple(space.shape))
+    return Box(space.start, space.start + space.nvec - 1, tuple(space.shape))
+
+
+def _dtype(ours: Any, space: Any) -> Any:
+    if isinstance(ours, Discrete):
+        return jnp.int32
+    if isinstance(ours, MultiBinary):
+        return jnp.bool_
+    return jnp.uint8 if space.dtype == np.uint8 and len(space.shape) > 1 else jnp.float32
+
+
+def _action_space(name: str, space: Any) -> Space:
+    if isinstance(space, spaces.Box):
+        return Box(np.float32(space.low), np.float32(space.high), tuple(space.shape))
+    if isinstance(space, spaces.Discrete):
+        return Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1:
+        return MultiDiscrete(tuple(int(n) for n in space.nvec))
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
+        return MultiBinary(int(space.shape[0]))
+    raise UsageError(
+        f"env = 'gymnasium/{name}' has actions {space}; only Box, Discrete, and vectors MultiDiscrete and MultiBinary "
+        "are supported: choose another one."
+    )

@@ -1,0 +1,149 @@
+"""Environments around environments, each keeping the protocol: frame stacking, action repeat."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxppo.envs.common import restart
+from purejaxppo.types import Box, Env, EnvState, Observation, ObservationSpace, Space
+
+Step = tuple[EnvState, Observation, jax.Array, jax.Array, jax.Array]
+
+
+class Wrapper:
+    """`env`, with what it has beside the protocol."""
+
+    def __init__(self, env: Env) -> None:
+        self.env = env
+
+    @property
+    def observation_space(self) -> ObservationSpace:
+        return self.env.observation_space
+
+    @property
+    def action_space(self) -> Space:
+        return self.env.action_space
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+
+class ActionRepeat(Wrapper):
+    """Each action is taken `times` times, or until the episode ends; the rewards are summed (Mnih et al., 2015)."""
+
+    def __init__(self, env: Env, times: int) -> None:
+        super().__init__(env)
+        self.times = times
+
+    def __repr__(self) -> str:
+        return f"ActionRepeat({self.env!r}, {self.times})"
+
+    def reset(self, key: jax.Array) -> tuple[EnvState, Observation]:
+        return self.env.reset(key)
+
+    def restart(self, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
+        return restart(self.env, key, state)
+
+    def step(self, key: jax.Array, state: EnvState, action: jax.Array) -> Step:
+        def again(before: Step, key: jax.Array) -> tuple[Step, None]:
+            state, _, total, terminated, truncated = before
+            over = terminated | truncated
+            state, obs, reward, *ends = self.env.step(key, state, action)
+            after = (state, obs, total + reward, *ends)
+            return jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after), None
+
+        first, *others = jax.random.split(key, self.times)
+        reached: Step = self.env.step(first, state, action)
+        return jax.lax.scan(again, reached, jnp.stack(others))[0] if others else reached
+
+
+class Stacked(NamedTuple):
+    """A state, and what was seen of it last."""
+
+    inner: EnvState
+    obs: Observation
+
+
+class FrameStack(Wrapper):
+    """The last `count` observations as one, the newest last; an episode's first is there `count` times.
+
+    [H, W] becomes [H, W, count], [H, W, C] becomes [H, W, count · C], and vectors [O] become [count · O]. Integers and
+    action masks are the newest alone.
+    """
+
+    def __init__(self, env: Env, count: int) -> None:
+        super().__init__(env)
+        self.count = count
+
+    def __repr__(self) -> str:
+        return f"FrameStack({self.env!r}, {self.count})"
+
+    @property
+    def observation_space(self) -> ObservationSpace:
+        return self._map(self._widen)
+
+    def reset(self, key: jax.Array) -> tuple[Stacked, Observation]:
+        return self._begin(*self.env.reset(key))
+
+    def restart(self, key: jax.Array, state: Stacked) -> tuple[Stacked, Observation]:
+        return self._begin(*restart(self.env, key, state.inner))
+
+    def step(self, key: jax.Array, state: Stacked, action: jax.Array) -> Step:
+        inner, seen, *rest = self.env.step(key, state.inner, action)
+
+        def push(space: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+            if not isinstance(space, Box):
+                return new
+            frame = _as_frame(new, len(space.shape))
+            return jnp.concatenate([old[..., frame.shape[-1] :], frame], axis=-1)
+
+        obs = self._map(push, state.obs, seen)
+        return Stacked(inner, obs), obs, *rest
+
+    def render_frames(self, states: Sequence[Stacked]) -> Iterator[np.ndarray]:
+        frames: Iterator[np.ndarray] = self.env.render_frames([state.inner for state in states])  # type: ignore[attr-defined]
+        return frames
+
+    def __getattr__(self, name: str) -> Any:
+        method = super().__getattr__(name)
+        return (lambda state: method(state.inner)) if name in ("release", "render") else method
+
+    def _begin(self, inner: EnvState, seen: Observation) -> tuple[Stacked, Observation]:
+        def fill(space: Any, new: jax.Array) -> jax.Array:
+            if not isinstance(space, Box):
+                return new
+            return jnp.concatenate([_as_frame(new, len(space.shape))] * self.count, axis=-1)
+
+        obs = self._map(fill, seen)
+        return Stacked(inner, obs), obs
+
+    def _widen(self, space: Any) -> Any:
+        if not isinstance(space, Box):
+            return space
+        ends = (_as_frame(np.broadcast_to(end, space.shape), len(space.shape)) for end in (space.low, space.high))
+        low, high = (np.concatenate([end] * self.count, -1) for end in ends)
+        return Box(low, high, low.shape)
+
+    def _map(self, change: Any, *observations: Any) -> Any:
+        """`change(space, *entries)` of each entry, or of the observation itself."""
+        space = self.env.observation_space
+        if not isinstance(space, Mapping):
+            return change(space, *observations)
+        return {name: change(entry, *(obs[name] for obs in observations)) for name, entry in space.items()}
+
+
+def _as_frame(x: Any, rank: int) -> Any:
+    """What frames are joined along is the last axis: numbers and [H, W] get one."""
+    return x[..., None] if rank in (0, 2) else x
+
+
+def wrapped(env: Env, frame_stack: int, action_repeat: int) -> Env:
+    """`env` as a config asks for it."""
+    if action_repeat > 1:
+        env = ActionRepeat(env, action_repeat)
+    return FrameStack(env, frame_stack) if frame_stack > 1 else env

@@ -1,0 +1,92 @@
+"""Gymnasium environments of the tests' own, with known rewards and ends; some that fail on purpose."""
+
+import os
+import time
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+
+
+class Clock(gymnasium.Env):
+    """Observes (start, step): start is drawn at reset. The reward is the step's number plus the action.
+
+    It terminates after `terminates` steps (drawn starts below 0.5 only). At step `fails_at`, of episodes that started
+    below `below`, it does as `how` says; unless there is a file `mended`.
+    """
+
+    observation_space = Box(-np.inf, np.inf, (2,))
+    action_space = Discrete(2)
+
+    def __init__(self, terminates=1000, fails_at=0, how="", below=2.0, mended=""):
+        self.terminates, self.fails_at, self.how, self.below = terminates, fails_at, how, below
+        self.mended = mended
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.start, self.steps = self.np_random.random(), 0
+        return self.observe(), {}
+
+    def observe(self):
+        return np.array([self.start, self.steps], np.float64)
+
+    def step(self, action):
+        self.steps += 1
+        bad = self.steps == self.fails_at and self.start < self.below and not os.path.exists(self.mended)
+        if bad:
+            self.fail()
+        obs, reward = self.observe(), float(self.steps + action)
+        if bad and self.how == "nan observation":
+            obs[1] = np.nan
+        if bad and self.how == "inf reward":
+            reward = np.inf
+        return obs, reward, bool(self.start < 0.5 and self.steps >= self.terminates), False, {}
+
+    def fail(self):
+        if self.how == "raise":
+            raise ValueError("the spring\nis broken")
+        if self.how == "abort":
+            os.abort()
+        if self.how == "hang":
+            time.sleep(3600)
+
+
+class Spaces(gymnasium.Env):
+    """Every kind of entry; what it is given as an action comes back as the reward."""
+
+    observation_space = Dict(
+        {
+            "picture": Box(0, 255, (4, 4, 1), np.uint8),
+            "place": Discrete(5, start=2),
+            "nested": Tuple((MultiBinary(2), MultiDiscrete([3, 4]))),
+            "action_mask": MultiBinary(3),
+        }
+    )
+
+    def __init__(self, actions="discrete"):
+        self.action_space = {
+            "discrete": Discrete(3, start=-1),
+            "multi": MultiDiscrete([3, 2]),
+            "binary": MultiBinary(2),
+            "box": Box(-2.0, 2.0, (1, 2), np.float64),
+            "odd": Dict({"a": Discrete(2)}),
+        }[actions]
+
+    def observe(self):
+        return {
+            "picture": np.full((4, 4, 1), 200, np.uint8),
+            "place": 3,
+            "nested": (np.array([0, 1], np.int8), np.array([2, 3])),
+            "action_mask": np.array([1, 0, 1], np.int8),
+        }
+
+    def reset(self, *, seed=None, options=None):
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self.observe(), float(np.sum(action)), False, False, {}
+
+
+gymnasium.register("Clock-v0", Clock, max_episode_steps=7)
+gymnasium.register("Spaces-v0", Spaces, max_episode_steps=7)

@@ -1,0 +1,328 @@
+"""Environments on the host: exact ends, one batch for all that is vmapped, failures named, nothing left behind."""
+
+import csv
+import functools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import quick_jit
+
+from purejaxppo import evaluate, init, make_train, preset, update_step
+from purejaxppo.envs import check_env, make_env
+from purejaxppo.envs.pool import EnvironmentBrokenError
+from purejaxppo.rollout import begin_episodes, environment_action, rollout
+from purejaxppo.run import main
+from purejaxppo.types import Discrete, MultiBinary, MultiDiscrete, UsageError
+
+gymnasium = pytest.importorskip("gymnasium")
+CLOCK = "gymnasium/host_environments:Clock-v0"
+TESTS = Path(__file__).parent
+LIMIT = 7
+SMALL = {"num_envs": 2, "num_steps": 8, "num_minibatches": 1, "num_epochs": 1, "hidden_sizes": (4,)}
+
+
+class Always(NamedTuple):
+    """A distribution of one action."""
+
+    action: Any
+
+    def noise(self, key):
+        return jnp.zeros(())
+
+    def sample_with(self, noise):
+        return self.action
+
+    def bound(self, action, low, high):
+        return jnp.clip(action, low, high)
+
+
+@pytest.fixture(autouse=True)
+def found_by_workers(monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTS))
+
+
+@pytest.fixture
+def clock():
+    env = make_env(f"{CLOCK},terminates=3,workers=2")
+    yield env
+    env.close()
+
+
+def played(env, num_envs, num_steps, key=0):
+    """Transitions of a rollout in which every action is 1."""
+    begin_key, key = jax.random.split(jax.random.key(key))
+    episodes = begin_episodes(begin_key, env, num_envs)
+    return rollout(
+        key, env, lambda obs, hidden, start: (Always(jnp.ones(num_envs, jnp.int32)), hidden), episodes, num_steps
+    )
+
+
+def check_clock(t):
+    """[T, B] each: rewards, ends, reached and first observations are what the rules say."""
+    obs, next_obs = np.asarray(t.obs), np.asarray(t.next_obs)
+    start, steps = obs[..., 0], obs[..., 1]
+    np.testing.assert_array_equal(next_obs, np.stack([start, steps + 1], -1))
+    np.testing.assert_array_equal(t.reward, steps + 1 + 1)
+    np.testing.assert_array_equal(t.terminated, (start < 0.5) & (steps + 1 >= 3))
+    np.testing.assert_array_equal(t.truncated, (start >= 0.5) & (steps + 1 == LIMIT))
+    done = np.asarray(t.terminated | t.truncated)
+    np.testing.assert_array_equal(obs[1:][~done[:-1]], next_obs[:-1][~done[:-1]])
+    assert (obs[1:][done[:-1], 1] == 0).all()
+    assert (obs[1:][done[:-1], 0] != next_obs[:-1][done[:-1], 0]).all()  # a start of its own
+    assert t.terminated.any()
+    assert t.truncated.any()
+
+
+def test_ends_and_terminal_observations_are_the_environments_own(clock):
+    check_env(clock, CLOCK)
+    _, transitions, sums = quick_jit(lambda: played(clock, 5, 40))()
+    check_clock(transitions)
+    done = np.asarray(transitions.terminated | transitions.truncated)
+    assert sums.episodes == done.sum()
+
+
+def test_seeds_and_environments_are_one_batch_and_do_not_depend_on_it(clock):
+    """vmapped over seeds: one pool, one call per step; the same numbers as each seed alone."""
+    calls = []
+    step = clock._host_step
+    clock._host_step = lambda table: calls.append(len(table)) or step(table)
+    together = quick_jit(jax.vmap(lambda key: played(clock, 2, 20, key)))
+    state, transitions, _ = jax.block_until_ready(together(jnp.arange(3)))
+    assert calls == [6] * 20
+    assert len(np.unique(state.env.pool)) == 1
+    for seed in range(3):
+        _, alone, _ = quick_jit(lambda seed=seed: played(clock, 2, 20, seed))()
+        np.testing.assert_array_equal(transitions.next_obs[seed], alone.next_obs)
+        np.testing.assert_array_equal(transitions.reward[seed], alone.reward)
+    del clock._host_step
+
+
+def test_devices_have_pools_of_their_own(clock):
+    from purejaxppo.experiment.devices import over_runs
+
+    run = over_runs(lambda key: played(clock, 2, 20, key), jax.devices()[:2])
+    state, transitions, _ = run(jnp.arange(4))
+    for seed in range(4):
+        check_clock(jax.tree.map(lambda x, seed=seed: x[seed], transitions._replace(distribution=None)))
+    assert len(np.unique(state.env.pool)) == 2
+
+
+@pytest.mark.parametrize(
+    ("actions", "given", "sent"),
+    [
+        ("discrete", jnp.asarray([0, 2]), [-1, 1]),
+        ("multi", jnp.asarray([[1, 0], [2, 1]]), [1, 3]),
+        ("binary", jnp.asarray([[1, 0], [1, 1]]), [1, 2]),
+        ("box", jnp.asarray([[[0.5, 0.25]], [[9.0, -1.0]]]), [0.75, 1.0]),
+    ],
+)
+def test_spaces(actions, given, sent):
+    env = make_env(f"gymnasium/host_environments:Spaces-v0,actions={actions},workers=1")
+    space = {"discrete": Discrete(3), "multi": MultiDiscrete((3, 2)), "binary": MultiBinary(2)}
+    assert env.action_space == space.get(actions, env.action_space)
+    if actions == "box":
+        np.testing.assert_array_equal(env.action_space.high, np.full((1, 2), 2.0))
+    mask = {"action_mask": MultiBinary(3)} if actions == "discrete" else {}
+    assert env.observation_space["place"] == Discrete(5)
+    assert {"action_mask": env.observation_space["action_mask"]} == mask or actions != "discrete"
+    if actions == "discrete":
+        check_env(env, "spaces")
+    episodes = begin_episodes(jax.random.key(0), env, 2)
+    action = environment_action(env.action_space, Always(0), given)
+    _, obs, reward, _, _ = jax.vmap(env.step)(jax.random.split(jax.random.key(1), 2), episodes.env, action)
+    np.testing.assert_allclose(reward, sent)
+    for seen in (obs, episodes.obs):
+        assert {name: (x.dtype.name, x.shape[1:]) for name, x in seen.items() if name != "action_mask"} == {
+            "picture": ("uint8", (4, 4, 1)),
+            "place": ("int32", ()),
+            "nested.0": ("float32", (2,)),
+            "nested.1": ("float32", (2,)),
+        }
+        assert (seen["picture"] == 200).all()
+        assert (seen["place"] == 1).all()
+        np.testing.assert_array_equal(seen["nested.1"], [[2, 3]] * 2)
+        np.testing.assert_array_equal(seen["action_mask"], [[1, 0, 1]] * 2)
+    env.close()
+
+
+def test_training_evaluations_and_chunks_are_one_another(clock):
+    """One program, or update by update; and each evaluation gives its processes back."""
+    config = preset("ppo", clock, total_steps=48, eval_interval=1, eval_episodes=3, **SMALL)
+    _, metrics = quick_jit(make_train(config))(jax.random.key(0))
+    assert len(clock._pools) == 2  # of training and of evaluation, though there were three
+    assert np.isfinite(metrics["eval_return"]).all()
+    update, state = quick_jit(functools.partial(update_step)), quick_jit(init)(config, jax.random.key(0))
+    for i in range(3):
+        state, one = update(config, state)
+        np.testing.assert_allclose(one["policy_loss"], metrics["policy_loss"][i], rtol=1e-5)
+    assert update._cache_size() == 1
+
+
+def test_an_evaluation_counts_whole_episodes_of_environments_that_stop(clock):
+    config = preset("ppo", clock, **SMALL)
+    state = quick_jit(init)(config, jax.random.key(0))
+    steps, real = [], clock._host_step
+    clock._host_step = lambda table: steps.append(np.sum(table[:, 2] == 0)) or real(table)
+    result = quick_jit(evaluate, static_argnums=3)(config, state, jax.random.key(1), 23)
+    del clock._host_step
+    assert result.lengths.shape == (23,)
+    assert set(np.asarray(result.lengths).tolist()) == {3, LIMIT}
+    assert sum(steps) >= result.lengths.sum()
+    assert max(steps) == clock.episodes_at_once
+
+
+def test_what_cannot_be_is_told(clock):
+    config = preset("ppo", clock, total_steps=32, **SMALL)
+    shared = jax.vmap(lambda lr: make_train(config.replace(learning_rate=lr))(jax.random.key(0)))
+    with pytest.raises(Exception, match="give each run a key of its own"):
+        jax.block_until_ready(quick_jit(shared)(jnp.asarray([1e-3, 1e-4])))
+    state = quick_jit(init)(config, jax.random.key(0))
+    clock.close()
+    with pytest.raises(Exception, match="begin new episodes"):
+        jax.block_until_ready(quick_jit(update_step)(config, state))
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("gymnasium/LunarLandr-v3", ["did you mean LunarLander-v3"]),
+        ("gymnasium/CartPole-v1,workers=0", ["workers = 0"]),
+        ("gymnasium/CartPole-v1,wheels=3", ["gymnasium raised", "wheels"]),
+        ("gymnasium/host_environments:Spaces-v0,actions=odd", ["actions Dict", "choose another one"]),
+        ("gymnasium/no_such_module:Any-v0", ["no_such_module"]),
+    ],
+)
+def test_names_and_parameters_that_are_wrong(name, parts):
+    with pytest.raises(UsageError) as refused:
+        make_env(name)
+    for part in parts:
+        assert part in str(refused.value)
+
+
+FAILURES = {
+    "raise": "raised ValueError: the spring is broken (host_environments.py:",
+    "nan observation": "gave an observation that is not finite",
+    "inf reward": "gave a reward that is not finite",
+    "abort": "ended the process (SIGABRT)",
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_failure_names_the_environment_and_ends_the_processes(how):
+    """The second of four, in the third step."""
+    env = make_env(f"{CLOCK},fails_at=3,how={how},below=0.3,workers=2")
+    pools, slots, ended, start = env._host_open(np.asarray([[14], [12], [13], [9]]))
+    assert (start[:, 0] < 0.3).tolist() == [False, True, False, False]
+    table = np.stack([pools, slots, ended, slots, slots * 0], axis=1)
+    for _ in range(2):
+        env._host_step(table)
+    with pytest.raises(EnvironmentBrokenError) as broken:
+        env._host_step(table)
+    assert FAILURES[how] in str(broken.value)
+    assert broken.value.index == (0 if how == "abort" else 1)  # the first of the process
+    assert not children()
+    env.close()
+
+
+def run(*flags):
+    return main(["--quiet", "--algo", "a2c", "--num-envs", "2", "--num-steps", "5", "--hidden-sizes", "4", *flags])
+
+
+def test_a_failure_names_the_seed_and_leaves_the_checkpoint_and_a_resumed_run_begins_new_episodes(tmp_path, capfd):
+    """It is in the second update, of one environment only; the checkpoint of the first is whole."""
+    starts = make_env(CLOCK)
+    seeds, out, mended = [5, 6], tmp_path / "run", tmp_path / "mended"
+    first = np.asarray(quick_jit(jax.vmap(lambda seed: begin_of(seed, starts)))(jnp.asarray(seeds)))
+    starts.close()
+    order = np.argsort(first.ravel())  # the one with the lowest start is to fail
+    below = float(np.mean(first.ravel()[order[:2]]))
+    name = f"{CLOCK},fails_at=6,how=raise,below={below},workers=1,mended={mended}"
+    flags = ["--num-seeds", "2", "--seed", "5", "--total-steps", "40", "--checkpoint-interval", "1", "--out", str(out)]
+    assert run("--env", name, "--devices", "1", *flags) == 1
+    [printed] = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("warning")]
+    seed, index = seeds[order[0] // 2], order[0] % 2
+    assert printed.startswith(
+        f"error: host_environments:Clock-v0: environment {index} of seed {seed} raised ValueError"
+    )
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["10"]
+    assert not children()
+    mended.touch()
+    assert main(["--resume", str(out)]) == 2  # it is code of its own
+    assert main(["--resume", str(out), "--env", name]) == 0
+    assert "begin new episodes" in capfd.readouterr().out
+    with (out / "metrics.csv").open() as file:
+        assert [(row["seed"], row["env_steps"]) for row in csv.DictReader(file)] == [
+            (str(seed), str(steps)) for steps in (10, 20, 30, 40) for seed in seeds
+        ]
+
+
+def begin_of(seed, env):
+    """[2] what the environments of a run observe first."""
+    config = preset("a2c", env, num_envs=2, num_steps=5, hidden_sizes=(4,))
+    return init(config, jax.random.key(seed)).rollout.obs[:, 0]
+
+
+def test_several_devices_for_one_seed_are_refused(capsys, tmp_path):
+    flags = ["--num-seeds", "1", "--mesh", "env=2", "--out", str(tmp_path / "run")]
+    assert run("--env", "gymnasium/CartPole-v1", *flags) == 2
+    assert "mesh = 'env=2': env must be 1" in capsys.readouterr().err
+
+
+def children(parent=None):
+    """Worker processes of one parent, or of this process."""
+    if not Path("/proc/self").exists():
+        pytest.skip("needs /proc")
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, status = (path / "cmdline").read_bytes(), (path / "stat").read_text()
+        except OSError:
+            continue
+        mine = f'"parent": {parent or os.getpid()},'.encode() in command
+        if mine and status.rpartition(")")[2].split()[0] != "Z":
+            found.append(int(path.name))
+    return found
+
+
+KILLED = """
+import sys
+import numpy as np
+from purejaxppo.envs import make_env
+
+env = make_env(sys.argv[1])
+pools, slots, ended, _ = env._host_open(np.asarray([[3], [4]]))
+print("ready", flush=True)
+while True:
+    env._host_step(np.stack([pools, slots, ended, slots, slots], axis=1))
+"""
+
+
+@pytest.mark.parametrize("params", ["workers=2", "workers=2,fails_at=1,how=hang"])
+def test_nothing_is_left_after_kill_9(params):
+    shared = sorted(Path("/dev/shm").iterdir())
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", KILLED, f"{CLOCK},{params}"]
+    with subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": path}, cwd=TESTS.parent, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        assert len(children(process.pid)) == 2
+        time.sleep(0.3)
+        process.kill()
+    assert waited_for(lambda: not children(process.pid), 10)
+    assert sorted(Path("/dev/shm").iterdir()) == shared
+
+
+def waited_for(what, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not what():
+        time.sleep(0.05)
+    return what()

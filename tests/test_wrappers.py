@@ -1,0 +1,160 @@
+"""Frame stacking, action repeat, clipping and scaling, step by step against what their definitions say."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import quick_jit
+from test_host import CLOCK, SMALL, Always, found_by_workers  # noqa: F401
+
+from purejaxppo import Config, init, make_train, preset
+from purejaxppo.envs import check_env, make_env
+from purejaxppo.envs.wrappers import wrapped
+from purejaxppo.experiment.gymnasium_env import open_env
+from purejaxppo.rollout import begin_episodes, rollout
+from purejaxppo.train import learning_batch
+from purejaxppo.types import Box, Discrete, MultiBinary, Transition, UsageError
+
+
+class Line(NamedTuple):
+    start: jax.Array
+    steps: jax.Array
+
+
+class Steps:
+    """Sees start and step in many shapes; pays the step's number; ends at 5 if `start` is even, else is cut off."""
+
+    action_space = Discrete(2)
+    observation_space = {
+        "number": Box(-1.0, 9.0, ()),
+        "vector": Box(np.asarray([-1.0, -2.0]), 9.0, (2,)),
+        "matrix": Box(0.0, 9.0, (3, 4)),
+        "image": Box(0, 255, (3, 4, 2)),
+        "place": Discrete(9),
+        "action_mask": MultiBinary(2),
+    }
+
+    def observe(self, state):
+        return {
+            "number": state.steps.astype(jnp.float32),
+            "vector": jnp.stack([state.start, state.steps]).astype(jnp.float32),
+            "matrix": jnp.full((3, 4), state.steps, jnp.float32),
+            "image": jnp.full((3, 4, 2), state.steps, jnp.uint8),
+            "place": state.steps,
+            "action_mask": jnp.ones(2, bool),
+        }
+
+    def reset(self, key):
+        state = Line(jax.random.randint(key, (), 1, 1000), jnp.zeros((), jnp.int32))
+        return state, self.observe(state)
+
+    def step(self, key, state, action):
+        state = Line(state.start, state.steps + 1)
+        over, even = state.steps >= 5, state.start % 2 == 0
+        return state, self.observe(state), state.steps.astype(jnp.float32), over & even, over & ~even
+
+
+def play(env, num_envs, num_steps):
+    @quick_jit
+    def played(key):
+        begin_key, key = jax.random.split(key)
+        episodes = begin_episodes(begin_key, env, num_envs)
+        return rollout(
+            key, env, lambda obs, hidden, start: (Always(jnp.ones(num_envs, jnp.int32)), hidden), episodes, num_steps
+        )[1]
+
+    return jax.device_get(played(jax.random.key(0)))
+
+
+def test_stacked_frames_are_the_last_ones_of_the_episode():
+    env, count = wrapped(Steps(), 3, 1), 3
+    check_env(env, "stacked")
+    space = env.observation_space
+    assert {name: space[name].shape for name in space if isinstance(space[name], Box)} == {
+        "number": (3,),
+        "vector": (6,),
+        "matrix": (3, 4, 3),
+        "image": (3, 4, 6),
+    }
+    np.testing.assert_array_equal(space["vector"].low, [-1, -2] * 3)
+    t = play(env, 2, 12)
+    start = t.obs["vector"][..., 0]
+    assert (start[5] != start[4]).all()  # another episode
+    for when, offset in ((t.obs, 0), (t.next_obs, 1)):
+        for step in range(12):
+            newest = step % 5 + offset
+            seen = [max(newest - back, 0) for back in reversed(range(count))]  # the first is there thrice
+            np.testing.assert_array_equal(when["number"][step], [seen] * 2)
+            np.testing.assert_array_equal(when["vector"][step, :, 1::2], [seen] * 2)
+            np.testing.assert_array_equal(when["vector"][step, :, ::2], np.stack([start[step]] * 3, -1))
+            np.testing.assert_array_equal(when["matrix"][step], np.broadcast_to(seen, (2, 3, 4, 3)))
+            np.testing.assert_array_equal(when["image"][step], np.broadcast_to(np.repeat(seen, 2), (2, 3, 4, 6)))
+            np.testing.assert_array_equal(when["place"][step], newest)
+    assert t.obs["image"].dtype == np.uint8
+    np.testing.assert_array_equal(t.terminated | t.truncated, np.arange(12)[:, None] % 5 == [4, 4])
+    np.testing.assert_array_equal(t.terminated[4], start[4] % 2 == 0)
+
+
+def test_a_repeated_action_stops_at_the_end():
+    """Steps 1 + 2, 3 + 4, then 5 alone; the end is reached in the third, and seen as it was."""
+    env = wrapped(Steps(), 1, 2)
+    check_env(env, "repeated")
+    t = play(env, 2, 6)
+    np.testing.assert_array_equal(t.reward, np.asarray([[3, 7, 5] * 2] * 2).T)
+    np.testing.assert_array_equal(t.obs["place"][:, 0], [0, 2, 4, 0, 2, 4])
+    np.testing.assert_array_equal(t.next_obs["place"][:, 0], [2, 4, 5, 2, 4, 5])
+    np.testing.assert_array_equal((t.terminated | t.truncated)[:, 0], [False, False, True] * 2)
+
+
+def test_both_on_the_host():
+    """The Clock, cut off after 7 steps: decisions of 3, 3 and 1 of them, two seen at once."""
+    inner = make_env(f"{CLOCK},workers=1")
+    t = play(wrapped(inner, 2, 3), 2, 5)
+    inner.close()
+    np.testing.assert_array_equal(t.reward, np.asarray([[1 + 2 + 3 + 3, 4 + 5 + 6 + 3, 7 + 1, 9, 18]] * 2).T)
+    np.testing.assert_array_equal(t.truncated[:, 0], [False, False, True, False, False])
+    np.testing.assert_array_equal(t.obs[:, 0, 1::2], [[0, 0], [0, 3], [3, 6], [0, 0], [0, 3]])
+    np.testing.assert_array_equal(t.next_obs[:, 0, 1::2], [[0, 3], [3, 6], [6, 7], [0, 3], [3, 6]])
+    assert (t.obs[3, :, 0] != t.obs[2, :, 0]).all()
+
+
+def test_rewards_are_scaled_then_clipped_for_learning_alone():
+    config = preset(
+        "a2c", Steps(), **SMALL | {"reward_scale": 0.5, "reward_clip": 2.0, "gae_lambda": 1.0, "gamma": 1.0}
+    )
+    rewards = np.asarray([[3.0, -9.0], [8.0, 1.0]], np.float32)
+    state = quick_jit(init)(config, jax.random.key(0))
+    obs = jax.tree.map(lambda x: jnp.stack([x] * 2), state.rollout.obs)
+    ends = jnp.asarray([[False, False], [True, True]])
+    distribution = Uniform()
+    action = jnp.zeros((2, 2), jnp.int32)
+    t = Transition(obs, action, jnp.asarray(rewards), ends, ~ends & False, obs, distribution)
+    batch, *_ = learning_batch(config, state, t)
+    learnt = np.asarray([[1.5, -2.0], [2.0, 0.5]])
+    np.testing.assert_allclose(batch.value_target, np.asarray([learnt.sum(0), learnt[1]]).ravel(), rtol=1e-5, atol=1e-5)
+    config = config.replace(total_steps=16, reward_scale=0.1)
+    _, metrics = quick_jit(make_train(config))(jax.random.key(0))
+    assert metrics["episode_return"][0] == 15  # as the environment pays
+
+
+class Uniform(NamedTuple):
+    """Of two actions."""
+
+    def log_prob(self, action):
+        return jnp.full(action.shape, -np.log(2.0), jnp.float32)
+
+
+def test_observations_are_clipped_before_they_are_standardised():
+    config = preset("a2c", Steps(), total_steps=16, observation_clip=2.5, normalize_observations=True, **SMALL)
+    state, _ = quick_jit(make_train(config))(jax.random.key(0))
+    seen = np.clip([0, 1, 2, 3, 4, 0, 1, 2], -2.5, 2.5)  # in both environments
+    np.testing.assert_allclose(state.observation_statistics["number"].mean, seen.mean(), rtol=1e-5)
+    np.testing.assert_allclose(state.observation_statistics["number"].variance, seen.var(), rtol=1e-5)
+
+
+def test_gymnasium_itself_does_not_play_what_was_learnt_with_wrappers():
+    port = Config(env="CartPole-v1", action_repeat=2).environment
+    with pytest.raises(UsageError, match="neither stacks frames nor repeats"):
+        open_env("CartPole-v1", port)
