@@ -94,8 +94,8 @@ class HostOptions:
             )
         if self.seed_mode == "map" and getattr(config.environment, "on_host", False):
             raise UsageError(
-                f"seed_mode = 'map' makes one run at a time, and the host steps {config.env!r} for all at once; leave it "
-                "out."
+                f"seed_mode = 'map' makes one run at a time, and the host steps {config.env!r} for all at once; leave "
+                "--seed-mode out."
             )
         run = self._axes().get("run", max(1, min(runs, len(devices) // env)))
         if run * env > len(devices):
