@@ -43,7 +43,7 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
         return state.policy, metrics["episode_return"]
 
     devices = jax.devices()
-    together = at_once(devices) if job.get("swept") else None
+    together = at_once(config, devices) if job.get("swept") else None
     program = over_runs(train, devices, env_shards=job.get("env", 1), together=together)
     keys = jax.random.split(jax.random.key(0), job["runs"])
     own = {name: np.geomspace(low, high, job["runs"], dtype=np.float32) for name, low, high in job.get("swept", ())}

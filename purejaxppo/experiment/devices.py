@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from purejaxppo.batching import ENV_AXIS
+from purejaxppo.config import Config
 from purejaxppo.types import TrainState, UsageError
 
 # LLVM's level 1 instead of 3: PPO on CartPole compiled in 6.4 s instead of 12.0 s and ran as fast (2.7 s, 2.8 s)
@@ -87,9 +88,13 @@ def over_runs(
     )
 
 
-def at_once(devices: Sequence[jax.Device]) -> int | None:
-    """Runs that a device does well to make together: on a CPU as many as its caches hold, elsewhere all."""
-    return CPU_RUNS_TOGETHER if devices[0].platform == "cpu" else None
+def at_once(config: Config, devices: Sequence[jax.Device]) -> int | None:
+    """Runs that a device does well to make together: on a CPU as many as its caches hold, elsewhere all.
+
+    And all of those whose environments are on the host, which steps them as one batch.
+    """
+    on_host = getattr(config.environment, "on_host", False)
+    return CPU_RUNS_TOGETHER if devices[0].platform == "cpu" and not on_host else None
 
 
 def equally_many(runs: int, devices: int, together: int | None = None) -> int:

@@ -97,7 +97,7 @@ class Run:
 
     def compile(self) -> Program:
         """All that the run needs."""
-        together = at_once(self.devices) if self.group else None
+        together = at_once(self.config, self.devices) if self.group else None
         return compile_program(self.config, self.devices, self.keys, self.options, self.swept, together)
 
     def drive(self, snapshot: Snapshot | None = None) -> list[Summary]:

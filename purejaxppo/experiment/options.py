@@ -92,6 +92,11 @@ class HostOptions:
                 f"mesh = {self.mesh!r}: env must be 1 for {config.env!r}, whose environments run on the host; leave it "
                 "out: seeds are spread over devices all the same."
             )
+        if self.seed_mode == "map" and getattr(config.environment, "on_host", False):
+            raise UsageError(
+                f"seed_mode = 'map' makes one run at a time, and the host steps {config.env!r} for all at once; leave "
+                "--seed-mode out."
+            )
         run = self._axes().get("run", max(1, min(runs, len(devices) // env)))
         if run * env > len(devices):
             raise UsageError(

@@ -159,7 +159,9 @@ def _run(
 ) -> Run:
     record = sweep.record
     records = [record._replace(directory=sweep.directories[i], config=sweep.configs[i]) for i in members]
-    runs = padded(count * len(record.seeds), devices, HostOptions.of(record.options), at_once(devices))
+    runs = padded(
+        count * len(record.seeds), devices, HostOptions.of(record.options), at_once(records[0].config, devices)
+    )
     digest = hashlib.sha256(json_text(plain([sweep.settings[i] for i in members])).encode()).hexdigest()[:16]
     unfinished = record.directory / ".unfinished" / digest
     return Run(records, devices, progress, debug, Group(group.swept, unfinished, record.directory, runs, program))

@@ -47,8 +47,9 @@ def sweep(config: Config, axes: Mapping[str, Any], keys: jax.Array) -> Table:
     tables: list[Table] = [{}] * len(settings)
     for group in group_settings(config, settings):
         devices = jax.devices()[: len(group.members) * len(keys)]
-        program = over_runs(partial(_train, configs[group.members[0]]), devices, together=at_once(devices))
-        arguments = partial(_arguments, settings, group.swept, keys, devices)
+        together = at_once(configs[group.members[0]], devices)
+        program = over_runs(partial(_train, configs[group.members[0]]), devices, together=together)
+        arguments = partial(_arguments, settings, group.swept, keys, len(devices), together)
         compiled, size, _ = fit(
             partial(_compile, program, arguments, group.members), device_bytes, len(group.members), devices
         )
@@ -78,12 +79,13 @@ def _arguments(
     settings: list[Settings],
     swept: tuple[str, ...],
     keys: jax.Array,
-    devices: list[jax.Device],
+    devices: int,
+    together: int | None,
     members: list[int],
     size: int,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Swept numbers and keys of `size` settings, the last repeated until there are as many as the program takes."""
-    runs = np.arange(equally_many(size * len(keys), len(devices), at_once(devices)))
+    runs = np.arange(equally_many(size * len(keys), devices, together))
     which = np.minimum(runs, len(members) * len(keys) - 1)
     own = {name: jnp.asarray([settings[i][name] for i in members])[which // len(keys)] for name in swept}
     return own, keys[which % len(keys)]
