@@ -149,6 +149,7 @@ def test_replicas_stay_bit_identical(algo):
     assert not np.array_equal(*np.asarray(obs))  # each has episodes of its own
 
 
+@pytest.mark.slow
 def test_it_learns_as_one_device_does():
     config = config_of(TRPO(), num_steps=256, num_envs=8, num_minibatches=16, num_epochs=10, learning_rate=1e-3)
     config = config.replace(hidden_sizes=(32, 32), total_steps=50 * 2048)

@@ -236,6 +236,7 @@ def run(*flags):
     return main(["--quiet", "--algo", "a2c", "--num-envs", "2", "--num-steps", "5", "--hidden-sizes", "4", *flags])
 
 
+@pytest.mark.slow
 def test_a_failure_names_the_seed_and_leaves_the_checkpoint_and_a_resumed_run_begins_new_episodes(tmp_path, capfd):
     """It is in the second update, of one environment only; the checkpoint of the first is whole."""
     starts = make_env(CLOCK)

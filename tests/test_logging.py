@@ -76,7 +76,7 @@ CONFIG = Config(
 programs = {}
 
 
-def compile_once(config, devices, keys, options, swept, compile=loop.compile_program):
+def compile_once(config, devices, keys, options, swept, together=None, compile=loop.compile_program):
     """`compile_program`, once per log interval; always with evaluations, which are programs of their own."""
     if options.log_interval not in programs:
         programs[options.log_interval] = compile(config.replace(eval_interval=1), devices, keys, options, swept)

@@ -152,6 +152,7 @@ class Mixed(Walk):
         return {"camera": camera, "map": jnp.full((4, 4, 1), state.x), "step": state.steps, "x": state.x}
 
 
+@pytest.mark.slow
 def test_all_kinds_of_entries_train_together():
     algo = TRPO(fisher_subsample=2)
     config = Config(env=Mixed(), algo=algo, action_distribution="beta", normalize_observations=True, **SMALL)
@@ -241,7 +242,7 @@ class Scalar(nn.Module):
         return nn.Dense(1)(nn.tanh(nn.Dense(8)(obs)))[..., 0]
 
 
-@pytest.mark.parametrize("algo", [PPO(), NPG()], ids=["ppo", "npg"])
+@pytest.mark.parametrize("algo", [pytest.param(PPO(), marks=pytest.mark.slow), NPG()], ids=["ppo", "npg"])
 def test_modules_of_ones_own_train(algo):
     """One that gives logits, which the mask then rules; one that gives a distribution; and a critic."""
     for settings in (

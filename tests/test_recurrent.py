@@ -60,7 +60,7 @@ POLICIES = {
     "own": Config(env=Recall(), policy_network=Sum()),
 }
 QUICK = ("discrete", "multi-discrete", "own")
-QUICK_PAIRS = {("ppo", "none"), ("ppo", "lstm"), ("trpo", "gru")}
+QUICK_PAIRS = {("ppo", "none"), ("trpo", "gru")}
 
 
 def stub(config, key):

@@ -78,6 +78,7 @@ def command(monkeypatch, capsys):
 
     def call(*argv):
         monkeypatch.setattr(sys, "argv", ["render", *map(str, argv)])
+        monkeypatch.delitem(sys.modules, "purejaxppo.render", raising=False)
         with pytest.raises(SystemExit) as stop:
             runpy.run_module("purejaxppo.render", run_name="__main__")
         return stop.value.code, capsys.readouterr()

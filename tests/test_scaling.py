@@ -143,6 +143,7 @@ print(differing_replica((state, metrics)), len(state.policy["params"]["Dense_0"]
 """
 
 
+@pytest.mark.slow
 def test_replicas_are_identical_after_100_updates_on_8_devices():
     """Two runs, four devices each; what the debug check of a run looks at."""
     assert finishes(REPLICAS, 8).split() == ["None", "8"]
@@ -199,7 +200,7 @@ print(*same)
 
 
 @pytest.mark.parametrize(
-    "algo", ["a2c", *(pytest.param(x, marks=pytest.mark.slow) for x in ("reinforce", "ppo", "penalty", "npg", "trpo"))]
+    "algo", [pytest.param(x, marks=pytest.mark.slow) for x in ("a2c", "reinforce", "ppo", "penalty", "npg", "trpo")]
 )
 def test_in_order_each_of_64_seeds_has_the_bits_of_its_lone_run(algo):
     """On two devices, against one run by itself, and against the jitted `train` of one key."""
@@ -235,6 +236,7 @@ for name, mesh in json.loads(sys.argv[2]).items():
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_mesh_is_restored_exactly_on_another(tmp_path):
     """1 → 8; 8 → 1, where there is no more than one."""
     begun = {"wide": "run=8", "narrow": "run=1"}

@@ -256,7 +256,7 @@ def test_sampled_gradient_gae_and_fisher_product_converge_at_the_monte_carlo_rat
         start_key, key = jax.random.split(key)
         states = jax.random.choice(start_key, S, (num_envs,), p=d)  # every step's state is then distributed as d
         start = RolloutState(states, states, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
-        _, x, _ = rollout(key, env, functools.partial(distribution, theta), start, sizes[-1] + 50)
+        _, x, _ = rollout(key, env, lambda obs, *_: (distribution(theta, obs), ()), start, sizes[-1] + 50)
 
         def estimate(values):
             done = x.terminated | x.truncated
