@@ -42,7 +42,9 @@ def stub(kind):
     return Trained(config, 0, state, 0, actor(config, state))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(x, marks=() if x in ("masked", "beta") else pytest.mark.slow) for x in CONFIGS]
+)
 def test_act_gives_what_the_environment_receives(kind):
     """One or a batch, the mode or a sample; Box actions as the formulas of their distributions have them."""
     trained, obs = stub(kind), observations(stub(kind))
@@ -62,10 +64,12 @@ def test_act_gives_what_the_environment_receives(kind):
     assert episode.totals[-1] <= 1.0
 
 
-EXPORTS = "tanh-gaussian.onnx masked.onnx multi-discrete.onnx beta.jax masked.jax"
+EXPORTS = "tanh-gaussian.onnx masked.onnx multi-discrete.onnx beta.jax masked.jax".split()
 
 
-@pytest.mark.parametrize("name", EXPORTS.split())
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=() if x == "masked.onnx" else pytest.mark.slow) for x in EXPORTS]
+)
 def test_exported_files_act_as_the_policy(name, tmp_path):
     assert export_policy(stub(name.partition(".")[0]), tmp_path / name) <= 1e-5
 

@@ -254,6 +254,7 @@ def test_act_carries_the_hidden_state(walker):
     assert sampled.shape == (4, 1)
 
 
+@pytest.mark.slow
 def test_an_exported_file_maps_observation_and_hidden_state_to_action_and_next_hidden_state(walker, tmp_path):
     obs, zeros = np.ones((3, 2), np.float32), (np.zeros((3, 5), np.float32),) * 2
     action, carried = walker.act(obs)

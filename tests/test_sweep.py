@@ -116,7 +116,8 @@ def test_runs_are_shared_out_equally(runs, devices, together):
     assert total - runs < devices * (lots + 1)
 
 
-@pytest.mark.parametrize("algo", [TRPO(), pytest.param(PPO(), marks=pytest.mark.slow)], ids=["trpo", "ppo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", [TRPO(), PPO()], ids=["trpo", "ppo"])
 def test_each_setting_gets_what_its_lone_run_gives(algo):
     """After the first update, to 1e-5; all of the sweep's numbers at once, in the order of the axes."""
     name, values = ("max_kl", [0.003, 0.03]) if isinstance(algo, TRPO) else ("clip_eps", [0.1, 0.3])
