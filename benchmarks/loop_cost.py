@@ -29,6 +29,8 @@ from purejaxppo.experiment.signals import Signals
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.train import make_train
 
+STEPS = {"ppo": 300_000, "trpo": 60_000, "a2c": 600_000}  # runs of about ten seconds on two cores
+
 
 def compare(algo: str, total_steps: int, num_seeds: int, rounds: int) -> dict[str, object]:
     config, seeds, devices = preset(algo, "CartPole-v1", total_steps=total_steps), list(range(num_seeds)), jax.devices()
@@ -64,12 +66,13 @@ def compare(algo: str, total_steps: int, num_seeds: int, rounds: int) -> dict[st
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), help="algorithms")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, beside what it holds of other algorithms")
     chosen = parser.parse_args()
     use_cpu_cores()
-    found = {}
-    for algo, steps in (("ppo", 500_000), ("trpo", 100_000), ("a2c", 1_000_000)):
-        found[algo] = compare(algo, steps, 16, chosen.rounds)
+    found = json.loads(chosen.out.read_text()) if chosen.out and chosen.out.exists() else {}
+    for algo in chosen.only:
+        found[algo] = compare(algo, STEPS[algo], 16, chosen.rounds)
         print(algo, {name: round(x, 4) for name, x in found[algo].items()}, flush=True)
     if chosen.out:
         chosen.out.write_text(json.dumps(found, indent=2) + "\n")
