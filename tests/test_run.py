@@ -280,6 +280,7 @@ def test_where_all_seeds_fail_the_run_ends_with_seed_update_and_cause_and_keeps_
     ]
 
 
+@pytest.mark.slow
 def test_debug_names_the_operation(tmp_path, capsys):
     code = main([*FLAGS, "--env", "test_run:LogOfNegative", "--debug", "--quiet", "--out", str(tmp_path / "run")])
     error = capsys.readouterr().err
