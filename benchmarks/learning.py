@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +103,6 @@ def measure(claim: Claim) -> dict[str, Any]:
         "steps_per_second": claim.seeds * config.env_steps / seconds,
         "settings": {name: str(value) for name, value in settings_of(config).items()},
         "curve": curve(config, metrics),
-        "command": f"python benchmarks/learning.py --only {claim.name!r}",
         "versions": versions(),
     }
 
@@ -179,20 +179,26 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
 OKABE_ITO = ("#999999", "#E69F00", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only claims whose name contains this")
+def run_claims(
+    claims: list[Claim], path: Path, write: Callable[[dict[str, dict[str, Any]]], None], about: str | None
+) -> int:
+    """The command that measures claims: those chosen by `--only`, each written beside what `path` has of the others.
+
+    Returns the exit code: 1 if one that is known has not been reached. `about` is the command's help.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="only those whose name contains this")
     only = parser.parse_args().only
     use_cpu_cores()
-    path = RESULTS / "learning.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    for claim in CLAIMS:
+    known: dict[str, dict[str, Any]] = {}
+    for claim in claims:
         if only in claim.name:
-            known[claim.name] = result = measure(claim)
-            print(f"{claim.name}: {result['mean']:.1f} ± {result['std']:.1f}, at least {claim.at_least}", flush=True)
-            write({c.name: known[c.name] for c in CLAIMS if c.name in known})
+            result = measure(claim) | {"command": f"python benchmarks/{path.stem}.py --only {claim.name!r}"}
+            print(f"{claim.name}: {result['mean']:.2f} ± {result['std']:.2f}, at least {claim.at_least}", flush=True)
+            known = (json.loads(path.read_text()) if path.exists() else {}) | {claim.name: result}
+            write({c.name: known[c.name] for c in claims if c.name in known})
     return 0 if all(r["reached"] is not False for r in known.values()) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_claims(CLAIMS, RESULTS / "learning.json", write, __doc__))

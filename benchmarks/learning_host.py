@@ -6,15 +6,11 @@
 Needs `pip install -e ".[gymnasium]"`. Settings are those of the presets, as published.
 """
 
-import argparse
 import json
 import sys
 from typing import Any
 
-import learning
-from learning import RESULTS, Claim, table
-
-from purejaxppo.experiment.devices import use_cpu_cores
+from learning import RESULTS, Claim, run_claims, table
 
 LANDER, HOPPER = "gymnasium/LunarLander-v3", "gymnasium/Hopper-v5"
 CLAIMS = [
@@ -33,21 +29,5 @@ def write(results: dict[str, dict[str, Any]]) -> None:
     (RESULTS / "learning_host.md").write_text(f"# Learning on the host\n\n{made}\n\n{table(results)}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only claims whose name contains this")
-    only = parser.parse_args().only
-    use_cpu_cores()
-    path = RESULTS / "learning_host.json"
-    for claim in CLAIMS:
-        if only in claim.name:
-            result = learning.measure(claim) | {"command": f"python benchmarks/learning_host.py --only {claim.name!r}"}
-            print(f"{claim.name}: {result['mean']:.1f} ± {result['std']:.1f}, at least {claim.at_least}", flush=True)
-            known = json.loads(path.read_text()) if path.exists() else {}
-            known[claim.name] = result
-            write({c.name: known[c.name] for c in CLAIMS if c.name in known})
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_claims(CLAIMS, RESULTS / "learning_host.json", write, __doc__))

@@ -6,14 +6,11 @@
 Each policy is judged by the mean of 100 greedy episodes after training, as in learning.py.
 """
 
-import argparse
 import json
 import sys
 from typing import Any
 
-from learning import RESULTS, Claim, measure
-
-from purejaxppo.experiment.devices import use_cpu_cores
+from learning import RESULTS, Claim, run_claims
 
 TASKS = {  # task ↦ environment, steps, what memory is to reach, and the cells that are tried
     "MemoryChain": ("MemoryChain-bsuite,memory_length=10", 150_000, 0.95, ("none", "gru", "lstm")),
@@ -65,21 +62,5 @@ def write(results: dict[str, Any]) -> None:
     (RESULTS / "recurrent.md").write_text(header + "\n".join(lines) + "\n")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only those whose name contains this")
-    only = parser.parse_args().only
-    use_cpu_cores()
-    path = RESULTS / "recurrent.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    for claim in CLAIMS:
-        if only in claim.name:
-            known[claim.name] = result = measure(claim)
-            result["command"] = f"python benchmarks/recurrent.py --only {claim.name!r}"
-            print(f"{claim.name}: {result['mean']:.2f} ± {result['std']:.2f}, at least {claim.at_least}", flush=True)
-            write({c.name: known[c.name] for c in CLAIMS if c.name in known})
-    return 0 if all(r["reached"] is not False for r in known.values()) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_claims(CLAIMS, RESULTS / "recurrent.json", write, __doc__))

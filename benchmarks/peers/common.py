@@ -89,6 +89,30 @@ def job() -> Job:
     return Job(args.env, args.algo, args.seeds, args.envs, updates, args.checkout, args.cache)
 
 
+def sb3_settings(job: Job, activation: Any) -> dict[str, Any]:
+    """What Stable-Baselines3, sb3-contrib and SBX call the settings that all their algorithms have."""
+    return {
+        "n_steps": job.num_steps,
+        "batch_size": job.minibatch_size,
+        "gamma": GAMMA,
+        "gae_lambda": GAE_LAMBDA,
+        "policy_kwargs": {"net_arch": list(HIDDEN_SIZES), "activation_fn": activation},
+        "seed": 0,
+    }
+
+
+def sb3_ppo_settings(job: Job, activation: Any) -> dict[str, Any]:
+    """The same for their PPO, which Stable-Baselines3 and SBX share."""
+    return sb3_settings(job, activation) | {
+        "n_epochs": job.num_epochs,
+        "learning_rate": lambda remaining: job.learning_rate * remaining,
+        "clip_range": CLIP_EPS,
+        "ent_coef": ENTROPY_COEF,
+        "vf_coef": VALUE_COEF,
+        "max_grad_norm": MAX_GRAD_NORM,
+    }
+
+
 def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     """What `work` returns, and what it cost: seconds, and the process's peak memory up to its end."""
     began = time.perf_counter()

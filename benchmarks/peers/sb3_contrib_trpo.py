@@ -22,18 +22,13 @@ def main() -> None:
     model = TRPO(
         "MlpPolicy",
         make_vec_env(job.env, n_envs=job.envs, seed=0),
-        n_steps=job.num_steps,
-        batch_size=job.minibatch_size,
         n_critic_updates=job.num_epochs,
         learning_rate=job.learning_rate,
-        gamma=common.GAMMA,
-        gae_lambda=common.GAE_LAMBDA,
         target_kl=common.MAX_KL,
         cg_max_steps=common.CG_ITERATIONS,
         cg_damping=common.DAMPING,
-        policy_kwargs={"net_arch": list(common.HIDDEN_SIZES), "activation_fn": torch.nn.Tanh},
-        seed=0,
         device="cpu",
+        **common.sb3_settings(job, torch.nn.Tanh),
     )
     _, cost = common.timed(lambda: model.learn(job.steps))
     episodes = [info["r"] for info in model.ep_info_buffer or []]

@@ -16,20 +16,9 @@ def main() -> None:
     model = PPO(
         "MlpPolicy",
         make_vec_env(job.env, n_envs=job.envs, seed=0),
-        n_steps=job.num_steps,
-        batch_size=job.minibatch_size,
-        n_epochs=job.num_epochs,
-        learning_rate=lambda remaining: job.learning_rate * remaining,
-        gamma=common.GAMMA,
-        gae_lambda=common.GAE_LAMBDA,
-        clip_range=common.CLIP_EPS,
         clip_range_vf=common.CLIP_EPS,
-        ent_coef=common.ENTROPY_COEF,
-        vf_coef=common.VALUE_COEF,
-        max_grad_norm=common.MAX_GRAD_NORM,
-        policy_kwargs={"net_arch": list(common.HIDDEN_SIZES), "activation_fn": torch.nn.Tanh},
-        seed=0,
         device="cpu",
+        **common.sb3_ppo_settings(job, torch.nn.Tanh),
     )
     _, cost = common.timed(lambda: model.learn(job.steps))
     episodes = [info["r"] for info in model.ep_info_buffer or []]

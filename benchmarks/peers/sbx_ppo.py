@@ -25,22 +25,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 def main() -> None:
     job = common.job()
-    model = PPO(
-        "MlpPolicy",
-        make_vec_env(job.env, n_envs=job.envs, seed=0),
-        n_steps=job.num_steps,
-        batch_size=job.minibatch_size,
-        n_epochs=job.num_epochs,
-        learning_rate=lambda remaining: job.learning_rate * remaining,
-        gamma=common.GAMMA,
-        gae_lambda=common.GAE_LAMBDA,
-        clip_range=common.CLIP_EPS,
-        ent_coef=common.ENTROPY_COEF,
-        vf_coef=common.VALUE_COEF,
-        max_grad_norm=common.MAX_GRAD_NORM,
-        policy_kwargs={"net_arch": list(common.HIDDEN_SIZES), "activation_fn": nn.tanh},
-        seed=0,
-    )
+    model = PPO("MlpPolicy", make_vec_env(job.env, n_envs=job.envs, seed=0), **common.sb3_ppo_settings(job, nn.tanh))
     one_update = job.num_steps * job.envs
     began = time.perf_counter()
     model.learn(one_update)
