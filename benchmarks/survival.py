@@ -24,7 +24,8 @@ from collections import Counter
 from pathlib import Path
 
 import jax
-import orbax.checkpoint  # noqa: F401 - imported here, it need not be in each fork
+import orbax.checkpoint  # noqa: F401 - imported here, these need not be in each fork
+import seaborn  # noqa: F401 - what takes longest in gymnax, whose own import puts JAX to use
 import tensorstore  # noqa: F401
 
 from purejaxppo.run import main
@@ -104,6 +105,15 @@ class Bench:
             assert fingerprint(work / f"{algo}-warm") == self.expected[algo]
         print({algo: f"{x:.1f} s" for algo, x in self.seconds.items()}, flush=True)
 
+    def ended(self, child: int, out: Path, algo: str, interval: int, rng: random.Random) -> bool:
+        """Wait for a random moment, 3 times of 4 after the first checkpoint. True if the run ends before."""
+        if rng.random() < 0.25:
+            return wait(child, rng.uniform(0, self.seconds[algo])) is not None
+        while not any((out / "checkpoints").glob("[0-9]*")):
+            if wait(child, 0.005) is not None:
+                return True
+        return wait(child, rng.uniform(0, 0.04 * UPDATES[algo] / interval)) is not None  # each takes longer than that
+
     def resumed(self, out: Path, algo: str) -> bool:
         """Resume what was interrupted, and compare. What had no config.json yet is begun anew."""
         if (out / "config.json").exists():
@@ -123,9 +133,10 @@ def kills(bench: Bench, count: int, rng: random.Random) -> dict:
         if result["runs"] == count:
             return dict(result)
         algo, out = bench.algorithms[i % len(bench.algorithms)], bench.work / f"kill-{i}"
-        child, killed = begin(flags(algo, out, "--checkpoint-interval", str(rng.choice([1, 7, 20])))), 0
+        interval = rng.choice([1, 7, 20])
+        child, killed = begin(flags(algo, out, "--checkpoint-interval", str(interval))), 0
         while True:
-            if wait(child, rng.uniform(0, bench.seconds[algo])) is not None:
+            if bench.ended(child, out, algo, interval, rng):
                 break
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -154,8 +165,9 @@ def stops(bench: Bench, count: int, rng: random.Random) -> dict:
             return dict(result) | {"slowest_seconds": round(slowest, 2)}
         algo, out = bench.algorithms[i % len(bench.algorithms)], bench.work / f"stop-{i}"
         signum = signal.SIGINT if i % 5 == 4 else signal.SIGTERM
-        child = begin(flags(algo, out))
-        if wait(child, rng.uniform(0.4, 1.0) * bench.seconds[algo]) is not None:
+        interval = rng.choice([1, 7, 20])
+        child = begin(flags(algo, out, "--checkpoint-interval", str(interval)))
+        if bench.ended(child, out, algo, interval, rng):
             result["ended before"] += 1
             continue
         began = time.monotonic()
@@ -213,10 +225,12 @@ if __name__ == "__main__":
     parser.add_argument("--stops", type=int, default=0)
     parser.add_argument("--full-disks", type=int, default=0)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
+    parser.add_argument("--updates", type=int, help=f"of each run, instead of {UPDATES}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the counts as JSON")
     chosen = parser.parse_args()
     rng = random.Random(chosen.seed)
+    UPDATES |= dict.fromkeys(UPDATES, chosen.updates) if chosen.updates else {}
     work = Path(tempfile.mkdtemp(prefix="survival-"))
     jax.config.update("jax_compilation_cache_dir", str(work / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -33,7 +33,9 @@ class Config(struct.PyTreeNode):
 
     A field left at None takes the value that the algorithm's source uses (`algo.published`), else the common one
     (`DEFAULTS`): so `Config(algo=TRPO())` is TRPO as published, and every field of it shows its value. That happens
-    when a config is made; `replace(algo=...)` keeps all other fields as they are.
+    when a config is made; `replace(algo=...)` keeps all other fields as they are. Recurrent networks learn from whole
+    sequences, one per environment: where `num_minibatches` is left open, it is the greatest common divisor of
+    the usual number and `num_envs`.
 
     `learning_rate`, `max_grad_norm`, `num_epochs` and `num_minibatches` rule every use of Adam: the critic's in all
     methods, and the policy's in the first-order ones (one step per rollout in REINFORCE and A2C).
@@ -93,9 +95,12 @@ class Config(struct.PyTreeNode):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(getattr(self.algo, "published", None), Mapping):
             return  # JAX rebuilds the tree with placeholders for algorithms; `check` refuses what is none
-        for name, value in {**DEFAULTS, **self.algo.published}.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        usual = {**DEFAULTS, **self.algo.published}
+        unset = [name for name in usual if getattr(self, name) is None]
+        for name in unset:
+            object.__setattr__(self, name, usual[name])
+        if "num_minibatches" in unset and self.is_recurrent and isinstance(self.num_envs, int):
+            object.__setattr__(self, "num_minibatches", math.gcd(self.num_minibatches, self.num_envs))
 
     @property
     def environment(self) -> Env:

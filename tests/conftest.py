@@ -1,5 +1,12 @@
 """Every test runs strictly, on two CPU devices; slow ones only where `-m` speaks of them."""
 
+import os
+import tempfile
+
+# What one test compiled, others and their processes need not: a directory that all workers of a session share.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="tests-cache-"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
 import jax
 
 jax.config.update("jax_platforms", "cpu")

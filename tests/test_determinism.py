@@ -73,6 +73,7 @@ def whole(name):
 def test_fresh_processes_give_equal_bits():
     """SHA-256 of the final states and metrics, from two processes that share nothing."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT.parent)])}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     command = [sys.executable, "-c", PROGRAM]
     outputs = [
         subprocess.run(command, env=environment, timeout=120, check=True, capture_output=True, text=True).stdout

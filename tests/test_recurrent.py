@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from support import assert_same_bits, quick_jit
 from test_spaces import ALGORITHMS, MASK
 
-from purejaxppo import A2C, TRPO, Config, evaluate, init, load, make_train, update_step
+from purejaxppo import A2C, TRPO, Config, evaluate, init, load, make_train, preset, update_step
 from purejaxppo.agent import acting, networks
 from purejaxppo.experiment.export import TOLERANCE, export_policy, largest_difference
 from purejaxppo.experiment.trained import Trained, actor
@@ -269,6 +269,15 @@ def test_an_exported_file_maps_observation_and_hidden_state_to_action_and_next_h
             np.testing.assert_allclose(x, y, atol=1e-5)
     wrong = (carried[0], carried[1] + 1e-3)
     assert largest_difference(walker, obs, np.asarray(action), wrong, zeros) == pytest.approx(1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "minibatches"), [({}, 2), ({"num_envs": 12}, 4), ({"num_envs": 12, "num_minibatches": 6}, 6)]
+)
+def test_minibatches_left_open_are_of_whole_sequences(settings, minibatches):
+    config = preset("trpo", "CartPole-v1", recurrent="gru", **settings)  # 16 as published, and 2 environments
+    assert config.num_minibatches == minibatches
+    config.check()
 
 
 class Growing(Sum):

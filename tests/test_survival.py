@@ -22,7 +22,8 @@ def survival(out, *flags):
 
 
 def test_killed_and_stopped_runs_resume_bit_for_bit(tmp_path):
-    counts = survival(tmp_path / "counts.json", "--kills", "10", "--stops", "2", "--algorithms", "npg", "trpo")
+    few = "--kills 10 --stops 2 --algorithms a2c trpo --updates 60"
+    counts = survival(tmp_path / "counts.json", *few.split())
     killed, stopped = counts["kills"], counts["stops"]
     assert killed["identical"] == killed["runs"] == 10
     assert stopped["identical"] == stopped["exit code 128 + n"] == stopped["stopped"] == 2
