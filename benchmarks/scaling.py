@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
-PARTS = ("devices", "sweep", "memory", "host", "model")
+PARTS = ("devices", "sweep", "curves", "memory", "host", "model")
 
 
 def worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +132,41 @@ def sweep(rounds: int) -> dict[str, Any]:
     ratio = statistics.median(many / few for few, many in sides)
     print(f"512 runs / 16 runs: {ratio:.2f}", flush=True)
     return {"steps_per_second": sides, "ratio": ratio}
+
+
+def curves() -> dict[str, Any]:
+    """Four settings of TRPO, 16 seeds each, in one sweep, and each setting in a program of its own, to the end.
+
+    Rounding makes other episodes of the two after a while, so they agree as two draws of the seeds would: `distance` is
+    the greatest difference between the two means over seeds, at any update, in standard errors of that difference.
+    """
+    import jax
+
+    import purejaxppo
+    from purejaxppo.presets import preset, with_settings
+
+    config, keys = preset("trpo", "CartPole-v1"), jax.random.split(jax.random.key(0), 16)
+    axes = {"max_kl": [0.003, 0.01], "gamma": [0.98, 0.99]}
+    table = purejaxppo.sweep(config, axes, keys)
+    found: dict[str, Any] = {"seeds": len(keys), "updates": config.num_updates, "settings": []}
+    columns = ("episode_return", "kl", "value_loss")
+    together = {name: table[name].reshape(-1, len(keys), config.num_updates) for name in columns}
+    for i, (max_kl, gamma) in enumerate((x, y) for x in axes["max_kl"] for y in axes["gamma"]):
+        own = with_settings(config, {"max_kl": max_kl, "gamma": gamma})
+        metrics = jax.jit(jax.vmap(purejaxppo.make_train(own)))(keys)[1]
+        row: dict[str, Any] = {"max_kl": max_kl, "gamma": gamma, "distance": {}, "first_update": {}, "last_return": []}
+        for name in columns:
+            sides = [x[:, 1:].astype(np.float64) for x in (together[name][i], np.asarray(metrics[name]))]
+            error = np.sqrt(sum(np.nanvar(x, axis=0, ddof=1) / len(keys) for x in sides))
+            difference = np.abs(np.subtract(*(np.nanmean(x, axis=0) for x in sides)))
+            row["distance"][name] = float(np.max(difference / np.maximum(error, 1e-9)))
+            first = together[name][i][:, 0], np.asarray(metrics[name])[:, 0]
+            row["first_update"][name] = float(np.max(np.abs(first[0] - first[1]) / np.maximum(np.abs(first[1]), 1e-6)))
+            if name == "episode_return":
+                row["last_return"] = [float(x[:, -5:].mean()) for x in sides]
+        found["settings"].append(row)
+        print(row, flush=True)
+    return found
 
 
 def memory() -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """From an observation to features: encoders, hidden layers, and their orthogonal initialisation."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,20 +20,22 @@ def orthogonal(gain: float) -> Any:
     batched QR under `vmap` deadlocks XLA on CPUs with few cores, and is slow on a GPU for small matrices.
     """
 
-    def init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
-        rows, columns = max(shape), min(shape)
-        gaussian = jax.random.normal(key, (columns, rows), dtype)
+    return lambda key, shape, dtype=jnp.float32: gain * _orthonormal(key, shape, dtype)
 
-        def orthonormalize(i: jax.Array, basis: jax.Array) -> jax.Array:
-            vector = gaussian[i]
-            for _ in range(2):  # rows of `basis` not yet filled are 0 and take nothing away
-                vector -= (basis @ vector) @ basis
-            return basis.at[i].set(vector / jnp.linalg.norm(vector))
 
-        basis = jax.lax.fori_loop(0, columns, orthonormalize, jnp.zeros_like(gaussian))
-        return gain * (basis if shape[0] == columns else basis.T)
+@partial(jax.jit, static_argnames=("shape", "dtype"))  # flax asks for its shape wherever a layer is used: traced once
+def _orthonormal(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    rows, columns = max(shape), min(shape)
+    gaussian = jax.random.normal(key, (columns, rows), dtype)
 
-    return init
+    def orthonormalize(i: jax.Array, basis: jax.Array) -> jax.Array:
+        vector = gaussian[i]
+        for _ in range(2):  # rows of `basis` not yet filled are 0 and take nothing away
+            vector -= (basis @ vector) @ basis
+        return basis.at[i].set(vector / jnp.linalg.norm(vector))
+
+    basis = jax.lax.fori_loop(0, columns, orthonormalize, jnp.zeros_like(gaussian))
+    return basis if shape[0] == columns else basis.T
 
 
 def dense(features: int, gain: float) -> nn.Dense:

@@ -1,17 +1,29 @@
 """Every test runs strictly, on two CPU devices; slow ones only where `-m` speaks of them."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
-# What one test compiled, others and their processes need not: a directory that all workers of a session share.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="tests-cache-"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-
 import jax
+from support import QUICK
+
+from purejaxppo.experiment import devices
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What one test compiled, later ones and the processes that they begin need not. Not shared by pytest's own workers: one
+# could read what another has half written.
+cache = tempfile.mkdtemp(prefix="tests-cache-")
+atexit.register(shutil.rmtree, cache, ignore_errors=True)
+for name, value in (("compilation_cache_dir", cache), ("persistent_cache_min_compile_time_secs", 0.5)):
+    jax.config.update(f"jax_{name}", value)
+    os.environ[f"JAX_{name.upper()}"] = str(value)
+
+# Runs within this process last for milliseconds; those in processes of their own are compiled as users' are.
+devices.QUICK_COMPILATION |= QUICK
 
 
 def pytest_collection_modifyitems(config, items):

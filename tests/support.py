@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 # For programs that run for milliseconds: compiled in a quarter of the time, to code that is a little slower.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if jax.__version_info__ < (0, 11):
-    _QUICK["xla_cpu_use_fusion_emitters"] = False
-quick_jit = functools.partial(jax.jit, compiler_options=_QUICK)
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 # Fusions as users get them, without LLVM's slowest passes: for bits, many seeds and longer runs.
 level_1_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})

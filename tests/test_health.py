@@ -201,7 +201,8 @@ def healthy(name):
 
 
 def of(tree, seeds):
-    return jax.tree.map(lambda x: x[seeds], tree)
+    """NumPy's arrays of some seeds; PRNG keys as the words they are made of."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [x[seeds] for x in arrays(tree)])
 
 
 @pytest.mark.parametrize(("name", "fault"), CASES)
