@@ -29,7 +29,9 @@ from purejaxppo.experiment.signals import Signals
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.train import make_train
 
-STEPS = {"ppo": 300_000, "trpo": 60_000, "a2c": 600_000}  # runs of about ten seconds on two cores
+# PPO's and TRPO's runs take about ten seconds on two cores, with one checkpoint at the end; A2C's more than the 30 that
+# lie between two checkpoints by default
+STEPS = {"ppo": 300_000, "trpo": 60_000, "a2c": 2_400_000}
 
 
 def compare(algo: str, total_steps: int, num_seeds: int, rounds: int) -> dict[str, object]:

@@ -10,10 +10,12 @@ explained, and judged, in benchmarks/SCALING.md.
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
-PARTS = ("devices", "sweep", "curves", "memory", "host", "model")
+PARTS = ("devices", "sweep", "curves", "memory", "beyond", "host", "model")
 
 
 def worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +186,30 @@ def memory() -> list[dict[str, Any]]:
     return found
 
 
+def beyond() -> dict[str, Any]:
+    """A sweep whose 32 runs, 3 million samples each, would take more memory than there is if all were made at once."""
+    work = Path(tempfile.mkdtemp(prefix="scaling-"))
+    flags = "--algo a2c --num-envs 24576 --num-steps 128 --total-steps 1 --num-epochs 1 --num-minibatches 1 "
+    flags += "--num-seeds 1 --final-episodes 10 --grid gamma=" + ",".join(
+        f"{x:.3f}" for x in np.linspace(0.9, 0.99, 32)
+    )
+    command = [sys.executable, "-m", "purejaxppo.sweep", *flags.split(), "--out", str(work / "sweep")]
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    began = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
+    found = {
+        "exit_code": done.returncode,
+        "available_bytes": int(available.split()[1]) * 1024,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "plan": next((line for line in done.stdout.splitlines() if line.startswith("│ all")), ""),
+        "finished": len(list(work.glob("sweep/*/summary.json"))),
+        "seconds": time.perf_counter() - began,
+    }
+    shutil.rmtree(work)
+    print(found, flush=True)
+    return found
+
+
 def model() -> dict[str, Any]:
     """Seconds per update on meshes of 1, 2, 4 and 8 devices, and t = c · samples + l · lots + n · (a + b · bytes)."""
     points = []
@@ -236,8 +262,6 @@ def fit(points: list[dict[str, Any]], cores: int = 2) -> dict[str, Any]:
 
 def host() -> dict[str, float]:
     """What one process does for all runs: rows of the log, and checkpoints."""
-    import tempfile
-
     import jax
 
     from purejaxppo.experiment import checkpoint

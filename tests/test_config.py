@@ -26,6 +26,10 @@ NETWORK = (  # what `init` depends on
 )
 
 
+# in more detail, in test_recurrent.py, test_action_distributions.py, test_observations.py and test_pitfalls.py
+TESTED_ELSEWHERE = {"recurrent", "recurrent_size", "action_distribution", "policy_obs", "critic_obs", "eval_episodes"}
+
+
 class Quadratic(nn.Module):
     """A critic of one's own."""
 
@@ -166,7 +170,12 @@ def is_number(field):
 def all_fields():
     """(class, field) of every setting there is, from the classes themselves."""
     return [
-        pytest.param(owner, field, id=f"{owner.__name__}.{field.name}")
+        pytest.param(
+            owner,
+            field,
+            id=f"{owner.__name__}.{field.name}",
+            marks=pytest.mark.slow if owner is Config and field.name in TESTED_ELSEWHERE else (),
+        )
         for owner in (Config, *ALGORITHMS.values())
         for field in dataclasses.fields(owner)
     ]
