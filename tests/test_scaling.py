@@ -112,7 +112,7 @@ for name, algo in ALL.items():
     config = config_of(algo, num_envs=8)
     state = init(config, jax.random.key(1))
     _, transitions, _ = rollout(jax.random.key(2), config.environment, acting(config, state), state.rollout, 8)
-    batch, _ = learning_batch(config, state, transitions)
+    batch, *_ = learning_batch(config, state, transitions)
     expected = jax.jit(functools.partial(numbers, algo, config))(state, batch)
     for count in (2, 4):
         mesh = Mesh(np.asarray(jax.devices()[:count]), ("env",), axis_types=(AxisType.Auto,))
