@@ -85,7 +85,8 @@ def test_fresh_processes_give_equal_bits():
     assert hashes["ppo"] != hashes["trpo"]
 
 
-@pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "trpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "trpo"])
 def test_division_into_calls_gives_equal_bits(name):
     """4 updates in one program with `init`; as `init`, 2 and 2; one jitted update at a time: all seeds, all bits."""
     final, final_metrics = whole(name)

@@ -175,9 +175,13 @@ def compiled(name):
     return start, jit(jax.vmap(functools.partial(update_step, config)))
 
 
+def one(tree, seed):
+    return jax.tree.map(lambda x: x[seed], tree)
+
+
 def arm(state, seed, fault):
     """The states of all seeds, one of them changed."""
-    sick = fault(jax.tree.map(lambda x: x[seed], state))
+    sick = fault(one(state, seed))
     return jax.tree.map(lambda x, new: x.at[seed].set(new), state, sick)
 
 
@@ -298,7 +302,7 @@ METRICS = dict.fromkeys(("policy_loss", "value_loss", "grad_norm", "value_grad_n
 @pytest.mark.parametrize("bad", VALUES[:3])
 def test_each_number_of_an_update_is_looked_at(bad):
     """NaN, inf and -inf, in one number of one array of an update."""
-    state = of(compiled("a2c")[0], 0)
+    state = one(compiled("a2c")[0], 0)
     assert found(METRICS, state) == 0
     spoilt = np.asarray([0.0, bad, 0.0])
     causes = ("observation", "observation", "reward", "advantage", "advantage", "advantage")
@@ -310,7 +314,7 @@ def test_each_number_of_an_update_is_looked_at(bad):
 
 def test_each_number_that_is_learnt_is_looked_at():
     """The last number of every array of the policy, the critic and both optimisers' moments."""
-    state = of(compiled("ppo-penalty")[0], 0)
+    state = one(compiled("ppo-penalty")[0], 0)
     learnt = ("policy", "critic", "algorithm", "critic_optimizer")
     leaves, tree = jax.tree.flatten([getattr(state, part) for part in learnt])
 
@@ -328,7 +332,7 @@ def test_each_number_that_is_learnt_is_looked_at():
 
 def test_the_first_failure_is_the_one_that_is_told():
     """`freeze` counts updates from 1 and keeps every leaf of the state, keys included, as it was."""
-    old = of(compiled("a2c")[0], 0)
+    old = one(compiled("a2c")[0], 0)
     new = old.replace(key=KEYS[1], update=old.update + 1)
     state, metrics = freeze(old, new, {"x": jnp.ones(())}, jnp.asarray(2, jnp.int32))
     assert_same_bits(state, old.replace(failure=Failure(jnp.asarray(1, jnp.int32), jnp.asarray(2, jnp.int32))))

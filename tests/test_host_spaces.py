@@ -42,9 +42,7 @@ def stub(kind):
     return Trained(config, 0, state, 0, actor(config, state))
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(x, marks=() if x in ("masked", "beta") else pytest.mark.slow) for x in CONFIGS]
-)
+@pytest.mark.parametrize("kind", [pytest.param(x, marks=() if x == "masked" else pytest.mark.slow) for x in CONFIGS])
 def test_act_gives_what_the_environment_receives(kind):
     """One or a batch, the mode or a sample; Box actions as the formulas of their distributions have them."""
     trained, obs = stub(kind), observations(stub(kind))

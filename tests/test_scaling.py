@@ -28,9 +28,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", {devices})
 jax.config.update("jax_platforms", "cpu")
 import numpy as np
-from support import QUICK, arrays, assert_same_bits
+from support import arrays, assert_same_bits
 from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, make_train, init, update_step
-from purejaxppo.experiment import devices
 from purejaxppo.experiment.devices import over_runs
 ALL = dict(reinforce=REINFORCE(), a2c=A2C(), ppo=PPO(), penalty=PPOPenalty(), npg=NPG(), trpo=TRPO())
 def config_of(algo, **settings):
@@ -51,8 +50,6 @@ def finishes(program, devices, *arguments, timeout=150):
 
 RUN_AXIS = """
 from collections import Counter
-if len(sys.argv) > 3:
-    devices.QUICK_COMPILATION |= QUICK
 config = config_of(ALL[sys.argv[1]], total_steps=32)
 train, wanted = make_train(config), None
 COLLECTIVE = "all-reduce|all-gather|all-to-all|collective|reduce-scatter|send|recv"
@@ -79,7 +76,7 @@ print(sorted(groups))
 )
 def test_the_run_axis_has_no_collectives_and_the_same_results_on_1_2_4_8_devices(algo, counts):
     """In order, the bits; vmapped, 1e-5 after the first update. With an env axis, only who shares a run talks."""
-    printed = finishes(RUN_AXIS, 8, algo, counts, *(["quick"] if len(counts) == 2 else []), timeout=400)
+    printed = finishes(RUN_AXIS, 8, algo, counts, timeout=400)
     assert printed.strip() in ("['{{0,1},{2,3}}']", "['[2,2]<=[4]']")
 
 

@@ -98,7 +98,8 @@ def devices_again(
     elif options.mesh and len(everything) < record.devices:
         progress.warn(f"mesh = {options.mesh} is more than the {len(everything)} devices here: each run gets one")
         options = dataclasses.replace(options, mesh="")
-    here = everything if devices or mesh is not None else everything[: record.devices]
+    wanted = len(everything) if devices or mesh is not None else min(record.devices, len(everything))
+    here = choose_devices(wanted)  # and what the record says is checked
     for config, runs in programs:
         here = options.place(config, runs, here)
     now = record._replace(options=dataclasses.asdict(options), devices=len(here), versions=versions())
