@@ -190,12 +190,14 @@ def run_claims(
     parser.add_argument("--only", default="", help="only those whose name contains this")
     only = parser.parse_args().only
     use_cpu_cores()
-    known: dict[str, dict[str, Any]] = {}
+    known = json.loads(path.read_text()) if path.exists() else {}
     for claim in claims:
         if only in claim.name:
             result = measure(claim) | {"command": f"python benchmarks/{path.stem}.py --only {claim.name!r}"}
             print(f"{claim.name}: {result['mean']:.2f} ± {result['std']:.2f}, at least {claim.at_least}", flush=True)
-            known = (json.loads(path.read_text()) if path.exists() else {}) | {claim.name: result}
+            if path.exists():  # another run of this command may have written to it
+                known = json.loads(path.read_text())
+            known[claim.name] = result
             write({c.name: known[c.name] for c in claims if c.name in known})
     return 0 if all(r["reached"] is not False for r in known.values()) else 1
 

@@ -204,18 +204,21 @@ def memory() -> list[dict[str, Any]]:
 
 def beyond() -> dict[str, Any]:
     """A sweep whose 32 runs, 3 million samples each, would take more memory than there is if all were made at once."""
+    import jax
+
+    from purejaxppo.experiment.devices import available_bytes
+
     work = Path(tempfile.mkdtemp(prefix="scaling-"))
     flags = "--algo a2c --num-envs 24576 --num-steps 128 --total-steps 1 --num-epochs 1 --num-minibatches 1 "
     flags += "--num-seeds 1 --final-episodes 10 --grid gamma=" + ",".join(
         f"{x:.3f}" for x in np.linspace(0.9, 0.99, 32)
     )
     command = [sys.executable, "-m", "purejaxppo.sweep", *flags.split(), "--out", str(work / "sweep")]
-    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    began = time.perf_counter()
+    available, began = available_bytes(jax.devices()[:1]), time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
     found = {
         "exit_code": done.returncode,
-        "available_bytes": int(available.split()[1]) * 1024,
+        "available_bytes": available,
         "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
         "plan": next((line for line in done.stdout.splitlines() if line.startswith("│ all")), ""),
         "finished": len(list(work.glob("sweep/*/summary.json"))),

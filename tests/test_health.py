@@ -176,6 +176,7 @@ def compiled(name):
 
 
 def one(tree, seed):
+    """A seed's state, as JAX's arrays."""
     return jax.tree.map(lambda x: x[seed], tree)
 
 

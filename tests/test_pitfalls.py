@@ -295,8 +295,9 @@ def test_metrics_take_memory_by_updates_not_by_steps():
         analysis = jax.jit(make_train(config)).lower(jax.random.key(0)).compile().memory_analysis()
         return analysis.output_size_in_bytes, analysis.temp_size_in_bytes
 
-    (few, few_temporary), (many, many_temporary) = memory(8, 10), memory(16, 1010)  # of rollouts twice as long
+    (few, few_temporary), (many, many_temporary) = memory(8, 10), memory(8, 1010)
     names = (many - few) / (4 * 1000)
     assert names == int(names)
     assert 10 < names < 20  # metrics, 4 bytes per update each
     assert many_temporary - few_temporary <= 2 * (many - few)
+    assert memory(64, 10)[0] == few  # eight times the steps
