@@ -215,6 +215,53 @@ def test_a_port_is_the_original(name):
         assert flat.terminated[step] == terminated
 
 
+AGREEING = {"inverted_pendulum": "InvertedPendulum-v5", "halfcheetah": "HalfCheetah-v5"}  # brax's models ↦ Gymnasium's
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AGREEING)
+def test_brax_on_mjx_is_gymnasiums_mujoco_where_the_models_agree(name):
+    """1,000 random steps: each from the same state in both, with the same action.
+
+    What of brax's models is its own, Gymnasium's are given: the integrator and which geometries collide. Its rewards
+    take the torso's position as of the last substep but one, as MuJoCo's `xpos` is, and pay for the step that ends an
+    episode, for which Gymnasium's v5 pays nothing.
+    """
+    env, original = installed(f"brax/{name},backend=mjx"), gymnasium.make(AGREEING[name], disable_env_checker=True)
+    theirs, unwrapped = env._env.sys.mj_model, original.unwrapped
+    model, data, low, high = unwrapped.model, unwrapped.data, original.action_space.low, original.action_space.high
+    model.opt.integrator = theirs.opt.integrator
+    model.geom_contype[:], model.geom_conaffinity[:] = theirs.geom_contype, theirs.geom_conaffinity
+
+    def put(obs):
+        """All positions and velocities; the place along the track, which is not observed, does not matter."""
+        whole = np.concatenate([np.zeros(model.nq + model.nv - len(obs)), obs])
+        original.reset()
+        unwrapped.set_state(whole[: model.nq], whole[model.nq :])
+
+    episodes = begin_episodes(jax.random.key(0), env, 2)
+    _, played, _ = jax.device_get(jax.jit(functools.partial(play, env))(jax.random.key(1), episodes))
+    played = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), played._replace(distribution=None))
+    actions = low + (high - low) * (np.clip(played.action, -1, 1) + 1) / 2
+    done, paid = played.terminated | played.truncated, 0
+    for i in range(2 * STEPS):
+        put(played.obs[i])
+        obs, reward, terminated, _, _ = original.step(actions[i])
+        np.testing.assert_allclose(played.next_obs[i], obs, rtol=1e-3, atol=1e-3)
+        assert played.terminated[i] == terminated
+        if name == "inverted_pendulum":
+            assert (played.reward[i], reward) == (1.0, float(not terminated))
+        elif i % STEPS and not done[i - 1]:
+            put(played.obs[i - 1])
+            original.step(actions[i - 1])
+            before = data.xpos[1, 0]
+            original.step(actions[i])
+            expected = (data.xpos[1, 0] - before) / unwrapped.dt - 0.1 * np.sum(actions[i] ** 2)
+            np.testing.assert_allclose(played.reward[i], expected, rtol=1e-3, atol=5e-3)
+            paid += 1
+    assert paid > 900 or name == "inverted_pendulum"
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_names_are_listed_where_a_suite_is_installed(suite):
     if importlib.util.find_spec(PACKAGES[suite]) is None:
