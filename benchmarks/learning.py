@@ -120,13 +120,12 @@ def curve(config: Config, metrics: dict[str, jax.Array], points: int = 40) -> di
     }
 
 
-def write(results: dict[str, dict[str, Any]]) -> None:
-    """learning.json, learning.md and learning.png under results/."""
+def write(results: dict[str, dict[str, Any]], stem: str, title: str, table: Callable[[Any], str]) -> None:
+    """The data and their table, under results/."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "learning.json").write_text(json.dumps(results, indent=1) + "\n")
-    header = "# Learning\n\nMade by `python benchmarks/learning.py`; mean of 100 greedy episodes per final policy.\n\n"
-    (RESULTS / "learning.md").write_text(header + table(results))
-    draw(results)
+    (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
+    made = f"Made by `python benchmarks/{stem}.py`; mean of 100 greedy episodes per final policy."
+    (RESULTS / f"{stem}.md").write_text(f"# {title}\n\n{made}\n\n{table(results)}")
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -180,9 +179,9 @@ OKABE_ITO = ("#999999", "#E69F00", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
 
 
 def run_claims(
-    claims: list[Claim], path: Path, write: Callable[[dict[str, dict[str, Any]]], None], about: str | None
+    claims: list[Claim], stem: str, title: str, about: str | None, table: Callable[[Any], str] = table
 ) -> int:
-    """The command that measures claims: those chosen by `--only`, each written beside what `path` has of the others.
+    """The command that measures claims: those chosen by `--only`, each written beside what is known of the others.
 
     Returns the exit code: 1 if one that is known has not been reached. `about` is the command's help.
     """
@@ -190,17 +189,20 @@ def run_claims(
     parser.add_argument("--only", default="", help="only those whose name contains this")
     only = parser.parse_args().only
     use_cpu_cores()
+    path = RESULTS / f"{stem}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for claim in claims:
         if only in claim.name:
-            result = measure(claim) | {"command": f"python benchmarks/{path.stem}.py --only {claim.name!r}"}
+            result = measure(claim) | {"command": f"python benchmarks/{stem}.py --only {claim.name!r}"}
             print(f"{claim.name}: {result['mean']:.2f} ± {result['std']:.2f}, at least {claim.at_least}", flush=True)
             if path.exists():  # another run of this command may have written to it
                 known = json.loads(path.read_text())
             known[claim.name] = result
-            write({c.name: known[c.name] for c in claims if c.name in known})
+            write({c.name: known[c.name] for c in claims if c.name in known}, stem, title, table)
     return 0 if all(r["reached"] is not False for r in known.values()) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(run_claims(CLAIMS, RESULTS / "learning.json", write, __doc__))
+    code = run_claims(CLAIMS, "learning", "Learning", __doc__)
+    draw(json.loads((RESULTS / "learning.json").read_text()))
+    sys.exit(code)

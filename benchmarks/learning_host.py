@@ -6,11 +6,9 @@
 Needs `pip install -e ".[gymnasium]"`. Settings are those of the presets, as published.
 """
 
-import json
 import sys
-from typing import Any
 
-from learning import RESULTS, Claim, run_claims, table
+from learning import Claim, run_claims
 
 LANDER, HOPPER = "gymnasium/LunarLander-v3", "gymnasium/Hopper-v5"
 CLAIMS = [
@@ -22,12 +20,5 @@ CLAIMS = [
 ]
 
 
-def write(results: dict[str, dict[str, Any]]) -> None:
-    """learning_host.json and learning_host.md under results/."""
-    (RESULTS / "learning_host.json").write_text(json.dumps(results, indent=1) + "\n")
-    made = "Made by `python benchmarks/learning_host.py`; mean of 100 greedy episodes per final policy."
-    (RESULTS / "learning_host.md").write_text(f"# Learning on the host\n\n{made}\n\n{table(results)}")
-
-
 if __name__ == "__main__":
-    sys.exit(run_claims(CLAIMS, RESULTS / "learning_host.json", write, __doc__))
+    sys.exit(run_claims(CLAIMS, "learning_host", "Learning on the host", __doc__))

@@ -6,11 +6,10 @@
 Each policy is judged by the mean of 100 greedy episodes after training, as in learning.py.
 """
 
-import json
 import sys
 from typing import Any
 
-from learning import RESULTS, Claim, run_claims
+from learning import Claim, run_claims
 
 TASKS = {  # task ↦ environment, steps, what memory is to reach, and the cells that are tried
     "MemoryChain": ("MemoryChain-bsuite,memory_length=10", 150_000, 0.95, ("none", "gru", "lstm")),
@@ -40,27 +39,21 @@ CLAIMS = [
 ]
 
 
-def write(results: dict[str, Any]) -> None:
-    """recurrent.json and recurrent.md under results/."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "recurrent.json").write_text(json.dumps(results, indent=1) + "\n")
+def table(results: dict[str, Any]) -> str:
+    """A row for each policy, in Markdown."""
     lines = [
-        "| task | method | policy | steps | mean ± std | IQM [95%] | worst seed | best seed |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | method | policy | steps | seeds | mean ± std | IQM [95%] | worst seed | best seed |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, r in results.items():
         algo, kind, task = name.split(" ", 2)
         lines.append(
-            f"| {task} | {algo} | {NAMES[kind]} | {r['env_steps']:,} | {r['mean']:.2f} ± {r['std']:.2f} | "
-            f"{r['iqm']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}] | {min(r['per_seed']):.2f} | "
+            f"| {task} | {algo} | {NAMES[kind]} | {r['env_steps']:,} | {len(r['per_seed'])} | {r['mean']:.2f} ± "
+            f"{r['std']:.2f} | {r['iqm']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}] | {min(r['per_seed']):.2f} | "
             f"{max(r['per_seed']):.2f} |"
         )
-    header = (
-        "# Recurrent policies\n\nMade by `python benchmarks/recurrent.py`; mean of 100 greedy episodes per final "
-        f"policy, {SEEDS} seeds.\n\n"
-    )
-    (RESULTS / "recurrent.md").write_text(header + "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(run_claims(CLAIMS, RESULTS / "recurrent.json", write, __doc__))
+    sys.exit(run_claims(CLAIMS, "recurrent", "Recurrent policies", __doc__, table))

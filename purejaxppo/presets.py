@@ -35,6 +35,10 @@ _PPO_MUJOCO = {  # CleanRL's ppo_continuous_action.py, after table 3 of the pape
     "num_minibatches": 32,
     "entropy_coef": 0.0,
 }
+_PPO_BRAX = {**_PPO_MUJOCO, "num_envs": 8, "num_steps": 256}  # the same batch, from environments side by side
+_BRAX = [
+    f"brax/{name}" for name in ("ant", "halfcheetah", "hopper", "humanoid", "inverted_pendulum", "reacher", "walker2d")
+]
 _MUJOCO = [f"gymnasium/{name}-v5" for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")]
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -89,8 +93,9 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "total_steps": 200_000,
     },
     ("trpo", "gymnasium/BipedalWalker-v3"): _TRPO_MUJOCO,
-    **{("trpo", name): _TRPO_MUJOCO for name in _MUJOCO},
+    **{("trpo", name): _TRPO_MUJOCO for name in (*_MUJOCO, *_BRAX)},
     **{("ppo", name): _PPO_MUJOCO for name in _MUJOCO},
+    **{("ppo", name): _PPO_BRAX for name in _BRAX},
 }
 
 
