@@ -317,6 +317,7 @@ def run_module(*flags):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=root, check=False)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the suites' own
 @pytest.mark.parametrize(("algo", "env"), PRESETS)
 def test_presets_are_valid_and_flat_settings_round_trip(algo, env):
     suite, _, name = env.rpartition("/")
