@@ -52,7 +52,8 @@ class HostEnv:
         plan: how workers make one, with the entries of its observation in `paths`.
         observation_space, action_space: ours.
         dtypes: entry of the observation ↦ its dtype; "" where it is no dictionary.
-        workers: processes; None is one per core that this process may use, with two environments each at the least.
+        worth_a_worker: so many environments have enough to do for a process of their own, which takes 100 µs to wake.
+        workers: processes; None is one per core that this process may use, if there are enough environments.
     """
 
     on_host = True
@@ -64,10 +65,11 @@ class HostEnv:
         observation_space: ObservationSpace,
         action_space: Space,
         dtypes: dict[str, Any],
+        worth_a_worker: int = 2,
         workers: int | None = None,
     ) -> None:
         self.observation_space, self.action_space = observation_space, action_space
-        self._plan, self._dtypes, self._workers = plan, dtypes, workers
+        self._plan, self._dtypes, self._worth_a_worker, self._workers = plan, dtypes, worth_a_worker, workers
         self._pools: OrderedDict[int, Pool] = OrderedDict()
         self._free: list[Pool] = []
         self._lock = threading.Lock()
@@ -151,12 +153,11 @@ class HostEnv:
     def _host_open(self, table: np.ndarray) -> Any:
         seeds = table[:, 0]
         pool = self._take(len(seeds))
-        slots = np.arange(len(seeds), dtype=np.int32)
         with pool.lock:
             pool.arrays["seed"][:] = seeds
-            pool.turn(slots, RESET, np.zeros(len(seeds), bool))
-            start = self._seen(pool, "start", slots)
-        return np.full(len(seeds), pool.number, np.int32), slots, np.zeros(len(seeds), bool), start
+            pool.turn(pool.slots, RESET, np.zeros(len(seeds), bool))
+            start = self._seen(pool, "start", pool.slots)
+        return np.full(len(seeds), pool.number, np.int32), pool.slots, np.zeros(len(seeds), bool), start
 
     def _host_step(self, table: np.ndarray) -> Any:
         pool, slots = self._find(table)
@@ -187,7 +188,7 @@ class HostEnv:
                     self._free.remove(pool)
                     return pool
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        made = Pool(self._plan, n, self._workers or min(cores, -(-n // 2)))
+        made = Pool(self._plan, n, self._workers or min(cores, -(-n // self._worth_a_worker)))
         with self._lock:
             self._pools[made.number] = made
             while len(self._pools) > MOST_POOLS:
@@ -210,7 +211,7 @@ class HostEnv:
             )
         with self._lock:
             self._pools.move_to_end(pool.number)
-        if len(np.unique(slots)) < len(slots):
+        if not np.array_equal(slots, pool.slots) and len(np.unique(slots)) < len(slots):
             raise EnvironmentBrokenError(0, "is to be in two runs at once; give each run a key of its own")
         return pool, slots
 
@@ -238,8 +239,15 @@ def _as_one_batch(call: Callable[..., Any], shape: tuple[int, ...] = ()) -> Call
 
 
 def _seed(key: jax.Array) -> jax.Array:
-    """A seed of Gymnasium's: a whole number in [0, 2³¹)."""
-    return (jax.random.bits(key, (), jnp.uint32) >> 1).astype(jnp.int32)
+    """A seed of Gymnasium's, a whole number in [0, 2³¹): the key's words, mixed as at the end of MurmurHash3.
+
+    `jax.random.bits` would be a loop of some 30 kernels in every step.
+    """
+    words = jax.random.key_data(key)
+    x = words[0] * jnp.uint32(0x9E3779B9) ^ words[-1]
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+    return ((x ^ (x >> 16)) >> 1).astype(jnp.int32)
 
 
 def _failed(name: str, broken: EnvironmentBrokenError, shape: tuple[int, ...], device: int) -> Failed:

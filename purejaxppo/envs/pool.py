@@ -55,6 +55,7 @@ class Pool:
 
     def __init__(self, plan: Plan, num_envs: int, workers: int) -> None:
         self.number, self.num_envs, self.lock = next(_NUMBERS), num_envs, threading.Lock()
+        self.slots = np.arange(num_envs, dtype=np.int32)
         total = size(plan.layout, num_envs)
         with _nameless() as file:
             file.truncate(total)
