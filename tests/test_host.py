@@ -17,6 +17,7 @@ from support import quick_jit
 
 from purejaxppo import evaluate, init, make_train, preset, update_step
 from purejaxppo.envs import check_env, make_env
+from purejaxppo.envs.host import _seed
 from purejaxppo.envs.pool import EnvironmentBrokenError
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.run import main
@@ -87,6 +88,16 @@ def test_ends_and_terminal_observations_are_the_environments_own(clock):
     check_clock(transitions)
     done = np.asarray(transitions.terminated | transitions.truncated)
     assert sums.episodes == done.sum()
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_environments_are_seeded_apart_by_keys_that_lie_close(impl):
+    """10,000 keys that differ in a few bits: valid, distinct seeds, of which each bit is set half the time."""
+    seeds = np.asarray(jax.vmap(lambda i: _seed(jax.random.key(i, impl=impl)))(jnp.arange(10_000)))
+    assert seeds.min() >= 0
+    assert len(np.unique(seeds)) > 9_990
+    bits = (seeds[:, None] >> np.arange(31)) & 1
+    np.testing.assert_allclose(bits.mean(axis=0), 0.5, atol=0.02)
 
 
 def test_seeds_and_environments_are_one_batch_and_do_not_depend_on_it(clock):
