@@ -179,7 +179,12 @@ OKABE_ITO = ("#999999", "#E69F00", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
 
 
 def run_claims(
-    claims: list[Claim], stem: str, title: str, about: str | None, table: Callable[[Any], str] = table
+    claims: list[Claim],
+    stem: str,
+    title: str,
+    about: str | None,
+    table: Callable[[Any], str] = table,
+    figure: Callable[[Any], None] = lambda results: None,
 ) -> int:
     """The command that measures claims: those chosen by `--only`, each written beside what is known of the others.
 
@@ -198,11 +203,11 @@ def run_claims(
             if path.exists():  # another run of this command may have written to it
                 known = json.loads(path.read_text())
             known[claim.name] = result
-            write({c.name: known[c.name] for c in claims if c.name in known}, stem, title, table)
+            shown = {c.name: known[c.name] for c in claims if c.name in known}
+            write(shown, stem, title, table)
+            figure(shown)
     return 0 if all(r["reached"] is not False for r in known.values()) else 1
 
 
 if __name__ == "__main__":
-    code = run_claims(CLAIMS, "learning", "Learning", __doc__)
-    draw(json.loads((RESULTS / "learning.json").read_text()))
-    sys.exit(code)
+    sys.exit(run_claims(CLAIMS, "learning", "Learning", __doc__, figure=draw))

@@ -1,6 +1,6 @@
 """Does it learn in brax's environments? As `learning.py`, on brax's default backends.
 
-    python benchmarks/learning_brax.py                    # all, about half an hour on 2 cores
+    python benchmarks/learning_brax.py                    # all, about 20 minutes on 2 cores
     python benchmarks/learning_brax.py --only reacher     # those whose name contains a word
 
 Needs `pip install -e ".[brax]"`. An episode lasts 1,000 steps at most: the pendulum pays 1 for each, the reacher takes

@@ -1,6 +1,6 @@
 """Does it learn in Gymnasium's own environments? As `learning.py`, with the host stepping the environments.
 
-    python benchmarks/learning_host.py                        # all, about half an hour on 2 cores
+    python benchmarks/learning_host.py                        # all, one to two hours on 2 cores
     python benchmarks/learning_host.py --only LunarLander     # those whose name contains a word
 
 Needs `pip install -e ".[gymnasium]"`. Settings are those of the presets, as published.

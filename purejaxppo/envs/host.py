@@ -52,7 +52,7 @@ class HostEnv:
         plan: how workers make one, with the entries of its observation in `paths`.
         observation_space, action_space: ours.
         dtypes: entry of the observation ↦ its dtype; "" where it is no dictionary.
-        worth_a_worker: so many environments have enough to do for a process of their own, which takes 100 µs to wake.
+        worth_a_worker: so many environments are enough for a process of their own, whose waking costs 50 to 100 µs.
         workers: processes; None is one per core that this process may use, if there are enough environments.
     """
 
