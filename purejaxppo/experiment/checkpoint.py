@@ -106,7 +106,7 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
         (draft / "arrays" / "commit_success.txt").unlink(missing_ok=True)  # tells where on this machine it was written
         content["files"] = {name: file_digest(path) for name, path in files_of(draft).items()}
         write_json(draft / "manifest.json", {"format": FORMAT, "sha256": digest(content), "content": content})
-        read(draft)
+        read(draft, own=True)
         if directory.is_symlink():
             directory.unlink()
         shutil.rmtree(directory, ignore_errors=True)
@@ -116,8 +116,8 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
         raise OSError(f"checkpoint {directory} cannot be written ({reason(error)})") from error
 
 
-def read(directory: Path) -> Snapshot:
-    """Read a checkpoint, checking every file and array against its manifest.
+def read(directory: Path, own: bool = False) -> Snapshot:
+    """Read a checkpoint, checking every file and array against its manifest. `own`: this process has just written it.
 
     Raises:
         UsageError: it is damaged, or of a newer version; the message names the file.
@@ -144,8 +144,9 @@ def read(directory: Path) -> Snapshot:
         }
     try:
         with _quiet(), ocp.StandardCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder.absolute())
-            _check_sizes(folder, like, getattr(metadata, "item_metadata", metadata))
+            if not own:
+                metadata = checkpointer.metadata(folder.absolute())
+                _check_sizes(folder, like, getattr(metadata, "item_metadata", metadata))
             arrays: Arrays = checkpointer.restore(folder.absolute(), like)
     except UsageError:
         raise
