@@ -1,5 +1,6 @@
 """Gymnasium environments (https://gymnasium.farama.org), Atari's included, stepped by the host."""
 
+import math
 from typing import Any
 
 import gymnasium
@@ -8,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from purejaxppo.envs.common import quiet
-from purejaxppo.envs.gymnasium_worker import Layout, make
+from purejaxppo.envs.gymnasium_worker import WORDS, Layout, make
 from purejaxppo.envs.host import HostEnv
 from purejaxppo.envs.pool import Plan
 from purejaxppo.types import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space, UsageError, reason
@@ -67,9 +68,9 @@ class GymnasiumEnv(HostEnv):
             self.render_fps = float(fps)
         ours = {entry: _observation_space(entry, space, acted) for entry, (_, space) in entries.items()}
         dtypes = {entry: _dtype(ours[entry], space) for entry, (_, space) in entries.items()}
-        layout: Layout = {"do": ("uint8", []), "seed": ("int32", []), "reward": ("float32", [])}
+        told = ("int32", [WORDS + math.prod(acted.shape)])
+        layout: Layout = {"do": ("uint8", []), "told": told, "reward": ("float32", [])}
         layout |= {"terminated": ("bool", []), "truncated": ("bool", [])}
-        layout["action"] = ("float32" if isinstance(acted, Box) else "int32", list(acted.shape))
         for entry, space in ours.items():
             for when in ("reached", "start"):
                 layout[f"{when}:{entry}"] = (np.dtype(dtypes[entry]).name, list(space.shape))
@@ -79,6 +80,7 @@ class GymnasiumEnv(HostEnv):
             layout=layout,
             paths={entry: path for entry, (path, _) in entries.items()},
             starts={entry: _first(space) for entry, (_, space) in entries.items()},
+            action=("float32" if isinstance(acted, Box) else "int32", tuple(acted.shape)),
         )
         worth_a_worker = 8 if str(env.spec.entry_point).startswith(_QUICK) else 2
         super().__init__(plan, ours[""] if [*ours] == [""] else ours, acted, dtypes, worth_a_worker, workers)

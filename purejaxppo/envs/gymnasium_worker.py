@@ -1,16 +1,15 @@
 """A process that steps some of a pool's Gymnasium environments. Run as a script: it must not import JAX.
 
-It shares the pool's memory, and is told by one byte on a pipe that the rows of `do` are set; it answers with one byte,
+It shares the pool's memory, and is told by one byte on a pipe that `do` and `told` are set; it answers with one byte,
 or with a line of JSON that says which environment failed, and how. It ends when its parent does.
 """
 
 import contextlib
-import functools
 import importlib
 import json
 import mmap
-import operator
 import os
+import select
 import signal
 import sys
 import threading
@@ -23,7 +22,9 @@ import gymnasium
 import numpy as np
 
 SKIP, STEP, RESET = range(3)
+IDLE, SEED, WORDS = range(3)  # columns of `told`: it has ended and stands still; of the next episode; of the action
 DONE, FAILED = b".", b"!"
+AWAKE_SECONDS = 0.0005  # after a turn; between two, a policy acts for 0.2 ms
 Layout = dict[str, tuple[str, list[int]]]  # of one environment's rows: name ↦ dtype, shape
 
 
@@ -62,47 +63,79 @@ class Worker:
     def __init__(self, about: dict[str, Any]) -> None:
         memory = mmap.mmap(about["memory"], size(about["layout"], about["num_envs"]))
         self.arrays = views(memory, about["layout"], about["num_envs"])
-        self.rows = range(about["first"], about["last"])
-        self.paths: dict[str, list[Any]] = about["paths"]
-        self.starts: dict[str, int] = about["starts"]
-        self.index = self.rows.start
-        self.envs = {}
-        for i in self.rows:
+        self.index = about["first"]
+        self.places = []
+        for i in range(about["first"], about["last"]):
             self.index = i
-            self.envs[i] = make(about["name"], about["params"])
-        self.scalar = not self.envs[self.index].action_space.shape
-        self.dtype = self.envs[self.index].action_space.dtype
-        self.first_action = np.asarray(getattr(self.envs[self.index].action_space, "start", 0))
+            self.places.append(Place(i, make(about["name"], about["params"]), self.arrays, about))
 
     def turn(self) -> None:
         """What the pool asks of each environment. `self.index` is the one at work."""
-        arrays, todo = self.arrays, self.arrays["do"].tolist()
-        for i, env in self.envs.items():
-            self.index = i
-            if todo[i] == STEP:
-                action = arrays["action"][i]
-                if self.scalar:
-                    chosen = int(action + self.first_action)
-                else:
-                    chosen = action.astype(self.dtype) + self.first_action.astype(self.dtype)
-                obs, reward, terminated, truncated, _ = env.step(chosen)
-                self._show("reached", i, obs)
-                arrays["reward"][i] = reward
-                arrays["terminated"][i] = terminated
-                arrays["truncated"][i] = truncated and not terminated
+        todo, rewards = self.arrays["do"].tolist(), self.arrays["reward"]
+        terminations, truncations = self.arrays["terminated"], self.arrays["truncated"]
+        for place in self.places:
+            self.index = i = place.index
+            if todo[i] == STEP and place.told[IDLE]:
+                rewards[i], terminations[i], truncations[i] = 0.0, True, False
+            elif todo[i] == STEP:
+                obs, rewards[i], terminated, truncated, _ = place.env.step(place.action())
+                show(obs, place.reached)
+                terminations[i], truncations[i] = terminated, truncated and not terminated
                 if terminated or truncated:
-                    self._reset(env, i)
+                    place.reset()
             elif todo[i] == RESET:
-                self._reset(env, i)
+                place.reset()
 
-    def _reset(self, env: Any, i: int) -> None:
-        obs, _ = env.reset(seed=int(self.arrays["seed"][i]))
-        self._show("start", i, obs)
 
-    def _show(self, when: str, i: int, obs: Any) -> None:
-        for entry, path in self.paths.items():
-            part = functools.reduce(operator.getitem, path, obs)
-            self.arrays[f"{when}:{entry}"][i] = part - self.starts[entry] if self.starts[entry] else part
+class Place:
+    """An environment, and its rows of the pool's arrays."""
+
+    def __init__(self, index: int, env: Any, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+        self.index, self.env, self.told = index, env, arrays["told"][index]
+        dtype, shape = about["action"]
+        self._action = self.told[WORDS:].view(dtype).reshape(shape)
+        self._scalar, self._dtype = not env.action_space.shape, env.action_space.dtype
+        self._first = np.asarray(getattr(env.action_space, "start", 0)).astype(self._dtype)
+        self._from_zero = not self._first.any()
+        self.reached, self._start = (
+            [(path, about["starts"][entry], arrays[f"{when}:{entry}"][index, ...]) for entry, path in entries]
+            for when, entries in (("reached", about["paths"].items()), ("start", about["paths"].items()))
+        )
+
+    def action(self) -> Any:
+        if self._scalar:
+            return int(self._action + self._first)
+        chosen = self._action.astype(self._dtype)
+        return chosen if self._from_zero else chosen + self._first
+
+    def reset(self) -> None:
+        obs, _ = self.env.reset(seed=int(self.told[SEED]))
+        show(obs, self._start)
+
+
+def show(obs: Any, rows: list[tuple[list[Any], int, np.ndarray]]) -> None:
+    """Write the entries of an observation where the pool reads them."""
+    for path, first, row in rows:
+        part = obs
+        for key in path:
+            part = part[key]
+        row[...] = part - first if first else part
+
+
+class Ear:
+    """The end of a pipe on which the pool asks. A worker stays awake for a while, as waking it takes 50 to 100 µs."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe, self._ready = pipe, select.poll()
+        self._ready.register(pipe)
+        self._give_way = getattr(os, "sched_yield", lambda: time.sleep(0.0))  # to any other process
+
+    def listen(self) -> bytes:
+        """One byte, or none if the pool has gone."""
+        asleep_from = time.perf_counter() + AWAKE_SECONDS
+        while not self._ready.poll(0) and time.perf_counter() < asleep_from:
+            self._give_way()
+        return os.read(self._pipe, 1)
 
 
 def watch(parent: int) -> None:
@@ -126,11 +159,14 @@ def main() -> None:
     warnings.simplefilter("ignore")  # the suite's own
     about = json.loads(sys.argv[1])
     threading.Thread(target=watch, args=(about["parent"],), daemon=True).start()
+    if hasattr(os, "SCHED_BATCH"):  # a worker that is asked does not take the core of the pool that has others to ask
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     sys.path[:0] = about["path"]
     worker = None
     try:
-        worker = Worker(about)
-        while os.read(about["ask"], 1):
+        worker, ear = Worker(about), Ear(about["ask"])
+        while ear.listen():
             worker.turn()
             os.write(about["answer"], DONE)
     except BaseException as error:

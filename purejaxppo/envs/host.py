@@ -19,10 +19,12 @@ import numpy as np
 from jax.experimental import io_callback
 
 from purejaxppo.batching import run_shard
-from purejaxppo.envs.pool import RESET, STEP, EnvironmentBrokenError, Plan, Pool
+from purejaxppo.envs.gymnasium_worker import RESET, SEED, STEP
+from purejaxppo.envs.pool import EnvironmentBrokenError, Plan, Pool
 from purejaxppo.types import Box, HostEnvironmentError, Observation, ObservationSpace, Space
 
 MOST_POOLS = 16  # of one environment; beyond it the one that was used longest ago is closed
+ALL = slice(None)  # slots of a pool
 _EPISODES_AT_ONCE = 10
 _SMALL = 64 * 1024  # bytes; JAX copies larger arguments in a thread, for which a callback might wait in vain
 
@@ -130,7 +132,7 @@ class HostEnv:
 
         def host(*tables: Any) -> Any:
             # JAX hands over arrays of its own: to compute with them could wait for a thread that waits for this one
-            table = np.concatenate([np.asarray(table) for table in tables])
+            table = np.asarray(tables[0]) if len(tables) == 1 else np.concatenate([np.asarray(x) for x in tables])
             try:
                 return act(table[:, 1:])
             except EnvironmentBrokenError as broken:
@@ -151,33 +153,30 @@ class HostEnv:
     # What runs on the host.
 
     def _host_open(self, table: np.ndarray) -> Any:
-        seeds = table[:, 0]
-        pool = self._take(len(seeds))
+        pool = self._take(len(table))
+        told = np.zeros((pool.num_envs, pool.arrays["told"].shape[1]), np.int32)
+        told[:, SEED] = table[:, 0]
         with pool.lock:
-            pool.arrays["seed"][:] = seeds
-            pool.turn(pool.slots, RESET, np.zeros(len(seeds), bool))
-            start = self._seen(pool, "start", pool.slots)
-        return np.full(len(seeds), pool.number, np.int32), pool.slots, np.zeros(len(seeds), bool), start
+            pool.turn(ALL, RESET, told)
+            start = self._seen(pool, "start", ALL)
+        return np.full(len(table), pool.number, np.int32), pool.slots, np.zeros(len(table), bool), start
 
     def _host_step(self, table: np.ndarray) -> Any:
         pool, slots = self._find(table)
-        action = pool.arrays["action"]
         with pool.lock:
-            pool.arrays["seed"][slots] = table[:, 3]
-            action[slots] = table[:, 4:].copy().view(action.dtype).reshape(-1, *action.shape[1:])
-            pool.turn(slots, STEP, table[:, 2] != 0)
-            given = (pool.arrays[name][slots] for name in ("reward", "terminated", "truncated"))
+            pool.turn(slots, STEP, table[:, 2:])
+            given = (pool.arrays[name][slots].copy() for name in ("reward", "terminated", "truncated"))
             return self._seen(pool, "reached", slots), self._seen(pool, "start", slots), *given
 
     def _host_release(self, table: np.ndarray) -> Any:
-        pool, slots = self._find(table)
-        if len(slots) == pool.num_envs:
+        pool, _ = self._find(table)
+        if len(table) == pool.num_envs:
             with self._lock:
                 self._free.append(pool)
-        return np.zeros(len(slots), bool)
+        return np.zeros(len(table), bool)
 
-    def _seen(self, pool: Pool, when: str, slots: np.ndarray) -> Any:
-        entries = {name: pool.arrays[f"{when}:{name}"][slots] for name in self._plan.paths}
+    def _seen(self, pool: Pool, when: str, slots: np.ndarray | slice) -> Any:
+        entries = {name: pool.arrays[f"{when}:{name}"][slots].copy() for name in self._plan.paths}
         return entries if isinstance(self.observation_space, dict) else entries[""]
 
     def _take(self, n: int) -> Pool:
@@ -197,7 +196,7 @@ class HostEnv:
                 self._free = [pool for pool in self._free if pool is not oldest]
         return made
 
-    def _find(self, table: np.ndarray) -> tuple[Pool, np.ndarray]:
+    def _find(self, table: np.ndarray) -> tuple[Pool, np.ndarray | slice]:
         """The pool and the slots that the first columns name.
 
         Raises:
@@ -205,13 +204,17 @@ class HostEnv:
         """
         numbers, slots = table[:, 0], table[:, 1]
         pool = self._pools.get(int(numbers[0]))
+        if pool is not None and table[:, :2].tobytes() == pool.named:
+            with self._lock:
+                self._pools.move_to_end(pool.number)
+            return pool, ALL
         if pool is None or (numbers != numbers[0]).any():
             raise EnvironmentBrokenError(
                 0, "is not in this process, or was closed; begin new episodes: they cannot be stored"
             )
         with self._lock:
             self._pools.move_to_end(pool.number)
-        if not np.array_equal(slots, pool.slots) and len(np.unique(slots)) < len(slots):
+        if len(np.unique(slots)) < len(slots):
             raise EnvironmentBrokenError(0, "is to be in two runs at once; give each run a key of its own")
         return pool, slots
 

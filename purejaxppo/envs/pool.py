@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import mmap
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purejaxppo.envs import gymnasium_worker
-from purejaxppo.envs.gymnasium_worker import RESET, SKIP, STEP, Layout, size, views
+from purejaxppo.envs.gymnasium_worker import SKIP, Layout, size, views
 
 _NUMBERS = itertools.count(1)
 
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     layout: Layout  # of one environment's rows
     paths: dict[str, list[Any]]  # entry of the observation ↦ where it is in Gymnasium's
     starts: dict[str, int]  # entry ↦ what its first integer is
+    action: tuple[str, tuple[int, ...]]  # dtype and shape of what the last columns of `told` are
 
 
 class _Process(NamedTuple):
@@ -49,20 +51,26 @@ class _Process(NamedTuple):
 class Pool:
     """N environments. Nothing of it outlives this process: the memory has no name, and workers end with their parent.
 
-    `arrays` [N, …]: `seed` and `action` to be set before a turn; `reward`, `terminated`, `truncated`, `reached:entry`
-    (what a step led to) and `start:entry` (of the episode that begins after an end, or with a reset) to be read after.
+    `arrays` [N, …], to be read after a turn: `reward`, `terminated`, `truncated`, `reached:entry` (what a step led to)
+    and `start:entry` (of the episode that begins after an end, or with a reset).
     """
 
     def __init__(self, plan: Plan, num_envs: int, workers: int) -> None:
         self.number, self.num_envs, self.lock = next(_NUMBERS), num_envs, threading.Lock()
         self.slots = np.arange(num_envs, dtype=np.int32)
+        self.named = np.stack([np.full_like(self.slots, self.number), self.slots], axis=1).tobytes()  # all of them
+        floats_first = sorted(plan.layout.items(), key=lambda x: x[1][0] != "float32")
+        plan = plan._replace(layout=dict(floats_first))
         total = size(plan.layout, num_envs)
         with _nameless() as file:
             file.truncate(total)
-            self.arrays = views(mmap.mmap(file.fileno(), total), plan.layout, num_envs)
+            memory = mmap.mmap(file.fileno(), total)
+            self.arrays = views(memory, plan.layout, num_envs)
             edges = np.linspace(0, num_envs, min(workers, num_envs) + 1).astype(int).tolist()
             self._workers = [self._start(plan, file.fileno(), first, last) for first, last in itertools.pairwise(edges)]
-        self._floats = [name for name, x in self.arrays.items() if ":" in name and x.dtype == np.float32]
+        self._floats = [name for name, x in self.arrays.items() if x.dtype == np.float32]
+        bytes_of_floats = size({name: plan.layout[name] for name in self._floats}, num_envs)
+        self._all_floats = np.frombuffer(memory, np.float32, bytes_of_floats // 4)  # 0 between arrays
 
     def _start(self, plan: Plan, memory: int, first: int, last: int) -> _Process:
         (asked, ask), (answer, answered) = os.pipe(), os.pipe()
@@ -81,26 +89,24 @@ class Pool:
         os.close(answered)
         return _Process(process, first, ask, answer)
 
-    def turn(self, slots: np.ndarray, todo: int, idle: np.ndarray) -> None:
-        """Let the environments `slots` do what `todo` says, all but those that are `idle`.
+    def turn(self, slots: np.ndarray | slice, todo: int, told: np.ndarray) -> None:
+        """Let the environments `slots` do what `todo` says; `told` [n, …] int32 are their rows, see the worker.
 
         Raises:
             EnvironmentBrokenError: one failed, gave a number that is not finite, or its process ended. All are closed.
         """
         if not self._workers:
             raise EnvironmentBrokenError(0, "was closed after a failure")
-        arrays = self.arrays
-        arrays["do"][:] = SKIP
-        arrays["do"][slots] = np.where(idle, SKIP, todo)
-        for name, value in (("reward", 0.0), ("terminated", True), ("truncated", False)):
-            arrays[name][slots] = value
+        self.arrays["do"].fill(SKIP)
+        self.arrays["do"][slots] = todo
+        self.arrays["told"][slots] = told
         try:
             for worker in self._workers:
                 with contextlib.suppress(BrokenPipeError):  # it is not there any more: it will be heard
                     os.write(worker.ask, b".")
             for worker in self._workers:
                 self._hear(worker)
-            self._check_finite(slots[~idle], todo)
+            self._check_finite()
         except EnvironmentBrokenError:
             self.close()
             raise
@@ -118,17 +124,15 @@ class Pool:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise EnvironmentBrokenError(worker.first, f"or one beside it in its process ended the process ({name})")
 
-    def _check_finite(self, slots: np.ndarray, todo: int) -> None:
+    def _check_finite(self) -> None:
         """Raises: EnvironmentBrokenError."""
-        names = [name for name in self._floats if todo == STEP or name.startswith("start")]
-        if todo == STEP:
-            names.append("reward")
-        for name in names:
-            if not np.isfinite(self.arrays[name]).all():
-                bad = [i for i in slots.tolist() if not np.isfinite(self.arrays[name][i]).all()]
+        if math.isfinite(self._all_floats.sum(dtype=np.float64)):  # large numbers do not overflow there
+            return
+        for name in self._floats:
+            finite = np.isfinite(self.arrays[name]).reshape(self.num_envs, -1).all(axis=1)
+            if not finite.all():
                 what = "a reward" if name == "reward" else "an observation"
-                for i in bad:
-                    raise EnvironmentBrokenError(i, f"gave {what} that is not finite")
+                raise EnvironmentBrokenError(int(np.flatnonzero(~finite)[0]), f"gave {what} that is not finite")
 
     def close(self) -> None:
         """End the workers."""
@@ -145,6 +149,3 @@ def _nameless() -> Any:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("purejaxppo"), "r+b")
     return tempfile.TemporaryFile()
-
-
-__all__ = ["RESET", "STEP", "EnvironmentBrokenError", "Plan", "Pool"]
