@@ -27,6 +27,14 @@ def run_shard() -> jax.Array:
         return jnp.zeros((), jnp.int32)
 
 
+def run_shards() -> int:
+    """Over how many devices runs are split; 1 outside of such a mesh."""
+    try:
+        return int(jax.lax.axis_size(RUN_AXIS))
+    except NameError:
+        return 1
+
+
 def mean_over_shards(tree: Any) -> Any:
     """The mean over those devices: of means over equally many samples, the mean over all.
 

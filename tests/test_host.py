@@ -123,7 +123,10 @@ def test_devices_have_pools_of_their_own(clock):
     state, transitions, _ = run(jnp.arange(4))
     for seed in range(4):
         check_clock(jax.tree.map(lambda x, seed=seed: x[seed], transitions._replace(distribution=None)))
-    assert len(np.unique(state.env.pool)) == 2
+    pools = np.unique(state.env.pool)
+    assert len(pools) == 2
+    workers = sum(len(clock._pools[number]._workers) for number in pools)
+    assert workers <= max(2, len(os.sched_getaffinity(0)))  # they share the cores
 
 
 @pytest.mark.parametrize(
@@ -230,7 +233,7 @@ FAILURES = {
 def test_a_failure_names_the_environment_and_ends_the_processes(how):
     """The second of four, in the third step."""
     env = make_env(f"{CLOCK},fails_at=3,how={how},below=0.3,workers=2")
-    pools, slots, ended, start = env._host_open(np.asarray([[14], [12], [13], [9]]))
+    pools, slots, ended, start = env._host_open(np.asarray([[14, 1], [12, 1], [13, 1], [9, 1]]))
     assert (start[:, 0] < 0.3).tolist() == [False, True, False, False]
     table = np.stack([pools, slots, ended, slots, slots * 0], axis=1)
     for _ in range(2):
@@ -323,7 +326,7 @@ import numpy as np
 from purejaxppo.envs import make_env
 
 env = make_env(sys.argv[1])
-pools, slots, ended, _ = env._host_open(np.asarray([[3], [4]]))
+pools, slots, ended, _ = env._host_open(np.asarray([[3, 1], [4, 1]]))
 print("ready", flush=True)
 while True:
     env._host_step(np.stack([pools, slots, ended, slots, slots], axis=1))

@@ -36,7 +36,7 @@ class GymnasiumEnv(HostEnv):
 
     Args:
         name: `LunarLander-v3`, say; `module:Name-v0` imports the module first.
-        workers: processes that share the environments; None is one per core at the most.
+        workers: processes that share the environments; None is one per core at the most, of all devices together.
         params: what `gymnasium.make` takes. Atari has `preprocess`, true unless given: Gymnasium's AtariPreprocessing
             (Machado et al., 2018, arXiv:1709.06009), gray frames of 84 × 84, one in four.
 

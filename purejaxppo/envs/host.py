@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from purejaxppo.batching import run_shard
+from purejaxppo.batching import run_shard, run_shards
 from purejaxppo.envs.gymnasium_worker import RESET, SEED, STEP
 from purejaxppo.envs.pool import EnvironmentBrokenError, Plan, Pool
 from purejaxppo.types import Box, HostEnvironmentError, Observation, ObservationSpace, Space
@@ -55,7 +55,8 @@ class HostEnv:
         observation_space, action_space: ours.
         dtypes: entry of the observation ↦ its dtype; "" where it is no dictionary.
         worth_a_worker: so many environments are enough for a process of their own, whose waking costs 50 to 100 µs.
-        workers: processes; None is one per core that this process may use, if there are enough environments.
+        workers: processes of each device that runs are on; None is one per core that this process may use, shared by
+            the devices, if there are enough environments.
     """
 
     on_host = True
@@ -113,7 +114,8 @@ class HostEnv:
     def _open(self, shape: tuple[int, ...], seeds: jax.Array) -> HostState:
         entries, n = self._entries(len(seeds)), jax.ShapeDtypeStruct((len(seeds),), jnp.int32)
         flag = jax.ShapeDtypeStruct(n.shape, bool)
-        return HostState(*self._call("open", shape, (n, n, flag, entries), seeds))
+        devices = jnp.full_like(seeds, run_shards())
+        return HostState(*self._call("open", shape, (n, n, flag, entries), seeds, devices))
 
     def _step(self, shape: tuple[int, ...], where: Any, seeds: jax.Array, action: jax.Array) -> Any:
         n = len(seeds)
@@ -153,7 +155,7 @@ class HostEnv:
     # What runs on the host.
 
     def _host_open(self, table: np.ndarray) -> Any:
-        pool = self._take(len(table))
+        pool = self._take(len(table), devices=int(table[0, 1]))
         told = np.zeros((pool.num_envs, pool.arrays["told"].shape[1]), np.int32)
         told[:, SEED] = table[:, 0]
         with pool.lock:
@@ -179,15 +181,16 @@ class HostEnv:
         entries = {name: pool.arrays[f"{when}:{name}"][slots].copy() for name in self._plan.paths}
         return entries if isinstance(self.observation_space, dict) else entries[""]
 
-    def _take(self, n: int) -> Pool:
-        """A pool of n environments that nobody uses any more, or a new one."""
+    def _take(self, n: int, devices: int) -> Pool:
+        """A pool of n environments, one that nobody uses any more or new; those of several devices share the cores."""
         with self._lock:
             for pool in self._free:
                 if pool.num_envs == n:
                     self._free.remove(pool)
                     return pool
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        made = Pool(self._plan, n, self._workers or min(cores, -(-n // self._worth_a_worker)))
+        most = min(max(1, cores // devices), -(-n // self._worth_a_worker))
+        made = Pool(self._plan, n, self._workers or most)
         with self._lock:
             self._pools[made.number] = made
             while len(self._pools) > MOST_POOLS:
