@@ -123,10 +123,17 @@ def test_devices_have_pools_of_their_own(clock):
     state, transitions, _ = run(jnp.arange(4))
     for seed in range(4):
         check_clock(jax.tree.map(lambda x, seed=seed: x[seed], transitions._replace(distribution=None)))
-    pools = np.unique(state.env.pool)
-    assert len(pools) == 2
-    workers = sum(len(clock._pools[number]._workers) for number in pools)
-    assert workers <= max(2, len(os.sched_getaffinity(0)))  # they share the cores
+    assert len(np.unique(state.env.pool)) == 2
+
+
+def test_pools_of_several_devices_share_the_cores():
+    from purejaxppo.experiment.devices import over_runs
+
+    env = make_env(f"{CLOCK},terminates=3")
+    run = over_runs(lambda key: played(env, 64, 1, key)[0], jax.devices()[:2])
+    pools = [env._pools[number] for number in np.unique(run(jnp.arange(2)).env.pool)]
+    assert [len(pool._workers) for pool in pools] == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
+    env.close()
 
 
 @pytest.mark.parametrize(
