@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.batching import moments
-from purejaxppo.types import UsageError
+from purejaxppo.types import Batch, UsageError
 
 
 def gae(
@@ -75,6 +75,11 @@ def standardize(x: jax.Array) -> jax.Array:
     centred = x - moments(x)[0]
     rounding, variance = moments(centred)  # the first mean's rounding, which 1e-8 would blow up where x is constant
     return (centred - rounding) / (jnp.sqrt(variance) + 1e-8)
+
+
+def standardize_advantages(batch: Batch) -> Batch:
+    """A batch whose advantages are, over all its samples."""
+    return batch._replace(advantage=standardize(batch.advantage))
 
 
 def explained_variance(values: jax.Array, targets: jax.Array) -> jax.Array:

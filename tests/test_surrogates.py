@@ -9,8 +9,10 @@ import pytest
 from support import quick_jit
 
 from purejaxppo.algorithms import PPO, PPOPenalty
+from purejaxppo.distributions import Categorical
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.surrogate import likelihood_ratio
+from purejaxppo.types import Batch
 
 INF = math.inf
 
@@ -106,13 +108,42 @@ def test_clipped_surrogate_never_exceeds_the_unclipped_but_by_dual_clip():
     assert np.all(dual >= jnp.minimum(3.0 * advantages, 0.0))
 
 
-def test_advantages_are_standardised_over_the_minibatch_where_asked():
-    ratios, advantages = (jnp.asarray(x) for x in samples())
-    exact = np.asarray(advantages, np.float64)
-    exact = (exact - exact.mean()) / exact.std()
-    values = PPO(clip_eps=0.2, normalize_advantages="minibatch").clipped_surrogate(ratios, advantages)
-    expected = [clipped_surrogate(r, A, 0.2, INF) for r, A in zip(np.asarray(ratios, float), exact, strict=True)]
-    np.testing.assert_allclose(values, expected, rtol=1e-4)
+@pytest.mark.parametrize("make", [PPO, PPOPenalty])
+def test_advantages_are_standardised_over_each_minibatch_where_asked(make):
+    """As if they had come so; and in minibatches otherwise than over the batch."""
+    rng = np.random.default_rng(0)
+    raw = rng.normal(3.0, 5.0, 32)
+    table = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    obs, action = jnp.asarray(rng.integers(4, size=32)), jnp.asarray(rng.integers(3, size=32))
+    policy = lambda params, obs: Categorical(params[obs])  # noqa: E731
+    old = policy(table, obs)
+
+    def updated(choice, advantage, num_minibatches=1):
+        batch = Batch(obs, action, old.log_prob(action), old, None, jnp.asarray(advantage, jnp.float32), None)
+        optimizer, algorithm = MinibatchAdam(0.1, INF, 3, num_minibatches), make(normalize_advantages=choice)
+        return algorithm.update(jax.random.key(0), policy, table, algorithm.init(table), batch, optimizer)[0]
+
+    expected = updated("none", (raw - raw.mean()) / raw.std())
+    np.testing.assert_allclose(updated("minibatch", raw), expected, atol=1e-5)
+    np.testing.assert_allclose(updated("batch", raw), expected, atol=1e-5)
+    assert jnp.max(jnp.abs(updated("none", raw) - expected)) > 1e-3
+    assert jnp.max(jnp.abs(updated("minibatch", raw, 4) - updated("batch", raw, 4))) > 1e-3
+
+
+def test_minibatches_are_prepared_each_for_itself():
+    """What the loss sees of 4 minibatches of an epoch has each the mean 0 that `prepare` gives it."""
+    optimizer = MinibatchAdam(0.1, INF, num_epochs=3, num_minibatches=4)
+
+    def loss(params, minibatch):
+        return jnp.sum(params**2), {"mean": jnp.mean(minibatch), "largest": jnp.max(jnp.abs(minibatch))}
+
+    start = jnp.ones(2)
+    data = jnp.arange(32.0) ** 2
+    _, _, metrics = optimizer.minimize(
+        jax.random.key(0), loss, start, MinibatchAdam.init(start), data, prepare=lambda x: x - jnp.mean(x)
+    )
+    assert abs(metrics["mean"]) < 1e-4
+    assert metrics["largest"] > 100.0
 
 
 # PPO with a penalty

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from purejaxppo.advantages import standardize
+from purejaxppo.advantages import standardize_advantages
 from purejaxppo.batching import mean_over_shards
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.surrogate import likelihood_ratio
@@ -51,7 +51,7 @@ class PPO(struct.PyTreeNode):
         self, key: jax.Array, policy: Policy, params: Params, state: Any, batch: Batch, optimizer: MinibatchAdam
     ) -> tuple[Params, Any, Metrics]:
         if self.normalize_advantages == "batch":
-            batch = batch._replace(advantage=standardize(batch.advantage))
+            batch = standardize_advantages(batch)
 
         def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
             distribution = policy(params, batch.obs)
@@ -65,15 +65,19 @@ class PPO(struct.PyTreeNode):
             return metrics["policy_loss"] - self.entropy_coef * jnp.mean(distribution.entropy()), metrics
 
         params, state, metrics = optimizer.minimize(
-            key, loss, params, state, batch, stop=lambda metrics: metrics["kl"] > self.target_kl
+            key,
+            loss,
+            params,
+            state,
+            batch,
+            stop=lambda metrics: metrics["kl"] > self.target_kl,
+            prepare=standardize_advantages if self.normalize_advantages == "minibatch" else None,
         )
         kl = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
         return params, state, metrics | {"kl": kl}
 
     def clipped_surrogate(self, ratio: jax.Array, advantage: jax.Array) -> jax.Array:
-        """The pessimistic bound for each sample of one minibatch, [N]."""
-        if self.normalize_advantages == "minibatch":
-            advantage = standardize(advantage)
+        """The pessimistic bound for each sample, [N]."""
         clipped = jnp.clip(ratio, 1.0 - self.clip_eps, 1.0 + self.clip_eps)
         bound = jnp.minimum(ratio * advantage, clipped * advantage)
         negative = jnp.minimum(advantage, -1e-30)  # keeps inf · 0 out of the branch that is not taken

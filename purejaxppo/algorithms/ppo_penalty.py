@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from purejaxppo.advantages import standardize
+from purejaxppo.advantages import standardize_advantages
 from purejaxppo.batching import mean_over_shards
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.surrogate import likelihood_ratio
@@ -60,19 +60,18 @@ class PPOPenalty(struct.PyTreeNode):
         optimizer: MinibatchAdam,
     ) -> tuple[Params, PPOPenaltyState, Metrics]:
         if self.normalize_advantages == "batch":
-            batch = batch._replace(advantage=standardize(batch.advantage))
+            batch = standardize_advantages(batch)
 
         def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-            minibatch = self.normalize_advantages == "minibatch"
-            advantage = standardize(batch.advantage) if minibatch else batch.advantage
             distribution = policy(params, batch.obs)
             ratio = likelihood_ratio(distribution.log_prob(batch.action), batch.log_prob)
-            policy_loss = -jnp.mean(ratio * advantage)
+            policy_loss = -jnp.mean(ratio * batch.advantage)
             penalty = state.kl_coef * jnp.mean(batch.distribution.kl(distribution))
             bonus = self.entropy_coef * jnp.mean(distribution.entropy())
             return policy_loss + penalty - bonus, {"policy_loss": policy_loss}
 
-        params, moments, metrics = optimizer.minimize(key, loss, params, state.moments, batch)
+        prepare = standardize_advantages if self.normalize_advantages == "minibatch" else None
+        params, moments, metrics = optimizer.minimize(key, loss, params, state.moments, batch, prepare=prepare)
         kl = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
         next_coef = self.adapt(state.kl_coef, kl) if self.adaptive else state.kl_coef
         return params, PPOPenaltyState(moments, next_coef), metrics | {"kl": kl, "kl_coef": state.kl_coef}

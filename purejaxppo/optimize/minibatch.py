@@ -36,10 +36,12 @@ class MinibatchAdam(struct.PyTreeNode):
         moments: Any,
         batch: Any,
         stop: Callable[[Metrics], jax.Array] | None = None,
+        prepare: Callable[[Any], Any] | None = None,
     ) -> tuple[Params, Any, Metrics]:
         """`num_epochs` passes over `batch` [N, ...], each in `num_minibatches` shuffled parts.
 
-        Once `stop(metrics)` is true of a minibatch, neither it nor any later one moves the parameters.
+        `prepare(minibatch)` is what the loss is given of one, made of all minibatches of an epoch at once. Once
+        `stop(metrics)` is true of a minibatch, neither it nor any later one moves the parameters.
         Metrics are means over the last epoch, and `grad_norm`, the norm before clipping.
         """
         size = jax.tree.leaves(batch)[0].shape[0]
@@ -69,6 +71,8 @@ class MinibatchAdam(struct.PyTreeNode):
             if self.num_minibatches > 1:
                 order = permutation(key, size).reshape(self.num_minibatches, -1)
                 minibatches = jax.tree.map(lambda x: x[order], batch)
+            if prepare is not None:
+                minibatches = jax.vmap(prepare)(minibatches)
             return jax.lax.scan(step, carry, minibatches)
 
         keys = jax.random.split(key_of_shard(key), self.num_epochs)
