@@ -95,6 +95,8 @@ def collectives(text: str, config: Any) -> dict[str, Any]:
     algo = config.algo
     moved = 1 + algo.cg_iterations if hasattr(algo, "cg_iterations") else passes  # the gradient, and Fisher products
     few = 7  # moments of advantages and values, line search, sums of episodes, entropy, health: a few numbers each
+    if getattr(algo, "normalize_advantages", None) == "minibatch":
+        few += 2 * config.num_epochs  # moments of its minibatches' advantages
     return {
         "collectives_in_text": text.count(" all-reduce(") + text.count(" all-gather("),
         "collectives": moved + passes + few,
