@@ -29,9 +29,9 @@ from purejaxppo.experiment.signals import Signals
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.train import make_train
 
-# PPO's and TRPO's runs take about ten seconds on two cores, with one checkpoint at the end; A2C's more than the 30 that
-# lie between two checkpoints by default
-STEPS = {"ppo": 300_000, "trpo": 60_000, "a2c": 2_400_000}
+# about ten seconds on two cores, with one checkpoint at the end; and A2C for more than the 30 that lie between two
+# checkpoints by default
+RUNS = {"ppo": 300_000, "trpo": 60_000, "a2c": 2_400_000, "a2c-short": 600_000}
 
 
 def compare(algo: str, total_steps: int, num_seeds: int, rounds: int) -> dict[str, object]:
@@ -68,13 +68,13 @@ def compare(algo: str, total_steps: int, num_seeds: int, rounds: int) -> dict[st
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), help="algorithms")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, beside what it holds of other algorithms")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="of the runs")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, beside what it holds of other runs")
     chosen = parser.parse_args()
     use_cpu_cores()
     found = json.loads(chosen.out.read_text()) if chosen.out and chosen.out.exists() else {}
-    for algo in chosen.only:
-        found[algo] = compare(algo, STEPS[algo], 16, chosen.rounds)
-        print(algo, {name: round(x, 4) for name, x in found[algo].items()}, flush=True)
+    for name in chosen.only:
+        found[name] = compare(name.partition("-")[0], RUNS[name], 16, chosen.rounds)
+        print(name, {what: round(x, 4) for what, x in found[name].items()}, flush=True)
     if chosen.out:
         chosen.out.write_text(json.dumps(found, indent=2) + "\n")

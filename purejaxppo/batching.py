@@ -11,10 +11,10 @@ RUN_AXIS = "run"  # of the device mesh: on it runs are split
 ENV_AXIS = "env"  # of the device mesh: on it one run's environments are split, and everything else is replicated
 
 
-def shards() -> int:
+def shards(axis: str = ENV_AXIS) -> int:
     """Over how many devices the environments of the run now traced are split; 1 outside of such a mesh."""
     try:
-        return int(jax.lax.axis_size(ENV_AXIS))
+        return int(jax.lax.axis_size(axis))
     except NameError:
         return 1
 
@@ -29,10 +29,7 @@ def run_shard() -> jax.Array:
 
 def run_shards() -> int:
     """Over how many devices runs are split; 1 outside of such a mesh."""
-    try:
-        return int(jax.lax.axis_size(RUN_AXIS))
-    except NameError:
-        return 1
+    return shards(RUN_AXIS)
 
 
 def mean_over_shards(tree: Any) -> Any:

@@ -38,6 +38,8 @@ class Clock(gymnasium.Env):
         obs, reward = self.observe(), float(self.steps + action)
         if bad and self.how == "nan observation":
             obs[1] = np.nan
+        if bad and self.how == "infinite observation":
+            obs[:] = np.inf, -np.inf
         if bad and self.how == "inf reward":
             reward = np.inf
         return obs, reward, bool(self.start < 0.5 and self.steps >= self.terminates), False, {}

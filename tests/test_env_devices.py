@@ -70,6 +70,12 @@ def test_moments_and_statistics(problem):
     assert relative(on_two(numbers, SPLIT)(batch), numbers(batch)) < 1e-6
     both = on_two(lambda batch: standardize(batch.advantage), SPLIT, out=SPLIT)(batch)
     assert relative(both, standardize(batch.advantage)) < 1e-6
+    across = PartitionSpec(None, ENV_AXIS)  # minibatches [M, N], each with samples of both devices
+    minibatches = batch.advantage.reshape(4, 32)
+    both = on_two(jax.vmap(standardize), across, out=across)(minibatches)
+    exact = np.asarray(minibatches, np.float64)
+    exact = (exact - exact.mean(axis=1, keepdims=True)) / exact.std(axis=1, keepdims=True)
+    assert relative(both, exact) < 1e-5
 
 
 def test_gradient_fisher_product_and_solution(problem):

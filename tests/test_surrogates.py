@@ -62,7 +62,7 @@ def samples():
 @pytest.mark.parametrize("clip_eps", [0.2, 0.05, INF])
 @pytest.mark.parametrize("dual_clip", [3.0, 1.5, INF])
 def test_clipped_surrogate_and_its_gradient_are_those_of_the_scalar_rule(clip_eps, dual_clip):
-    ppo = PPO(clip_eps=clip_eps, dual_clip=dual_clip, normalize_advantages="none")
+    ppo = PPO(clip_eps=clip_eps, dual_clip=dual_clip)
     ratios, advantages = samples()
     values = ppo.clipped_surrogate(jnp.asarray(ratios), jnp.asarray(advantages))
     slopes = jax.grad(lambda r: ppo.clipped_surrogate(r, jnp.asarray(advantages)).sum())(jnp.asarray(ratios))
@@ -76,7 +76,7 @@ def test_clip_hyperparameters_may_be_traced():
     ratios, advantages = samples()
 
     def surrogate(clip_eps, dual_clip):
-        return PPO(clip_eps=clip_eps, dual_clip=dual_clip, normalize_advantages="none").clipped_surrogate(
+        return PPO(clip_eps=clip_eps, dual_clip=dual_clip).clipped_surrogate(
             jnp.asarray(ratios), jnp.asarray(advantages)
         )
 
@@ -93,16 +93,16 @@ def test_no_branch_of_the_clipped_surrogate_makes_a_nan():
     """Not even one that is not taken, as inf · 0 would be."""
     ratios, advantages = (jnp.asarray(x) for x in samples())
     with jax.debug_nans(True):
-        values = PPO(normalize_advantages="none").clipped_surrogate(ratios, advantages)
+        values = PPO().clipped_surrogate(ratios, advantages)
     assert np.all(np.isfinite(values))
 
 
 def test_clipped_surrogate_never_exceeds_the_unclipped_but_by_dual_clip():
     ratios, advantages = (jnp.asarray(x) for x in samples())
-    free = PPO(clip_eps=INF, normalize_advantages="none").clipped_surrogate(ratios, advantages)
+    free = PPO(clip_eps=INF).clipped_surrogate(ratios, advantages)
     np.testing.assert_allclose(free, ratios * advantages, rtol=1e-6)
-    clipped = PPO(clip_eps=0.2, normalize_advantages="none").clipped_surrogate(ratios, advantages)
-    dual = PPO(clip_eps=0.2, dual_clip=3.0, normalize_advantages="none").clipped_surrogate(ratios, advantages)
+    clipped = PPO(clip_eps=0.2).clipped_surrogate(ratios, advantages)
+    dual = PPO(clip_eps=0.2, dual_clip=3.0).clipped_surrogate(ratios, advantages)
     assert np.all(clipped <= free)
     assert np.all(dual >= clipped)
     assert np.all(dual >= jnp.minimum(3.0 * advantages, 0.0))

@@ -36,7 +36,8 @@ class GymnasiumEnv(HostEnv):
 
     Args:
         name: `LunarLander-v3`, say; `module:Name-v0` imports the module first.
-        workers: processes that share the environments; None is one per core at the most, of all devices together.
+        workers: processes that share the environments of each device; None is one per core at the most, of all devices
+            together.
         params: what `gymnasium.make` takes. Atari has `preprocess`, true unless given: Gymnasium's AtariPreprocessing
             (Machado et al., 2018, arXiv:1709.06009), gray frames of 84 × 84, one in four.
 
@@ -69,11 +70,11 @@ class GymnasiumEnv(HostEnv):
         ours = {entry: _observation_space(entry, space, acted) for entry, (_, space) in entries.items()}
         dtypes = {entry: _dtype(ours[entry], space) for entry, (_, space) in entries.items()}
         told = ("int32", [WORDS + math.prod(acted.shape)])
-        layout: Layout = {"do": ("uint8", []), "told": told, "reward": ("float32", [])}
-        layout |= {"terminated": ("bool", []), "truncated": ("bool", [])}
+        layout: Layout = {"do": ("uint8", []), "told": told, "terminated": ("bool", []), "truncated": ("bool", [])}
         for entry, space in ours.items():
             for when in ("reached", "start"):
                 layout[f"{when}:{entry}"] = (np.dtype(dtypes[entry]).name, list(space.shape))
+        layout["reward"] = ("float32", [])
         plan = Plan(
             name=name,
             params=params,

@@ -64,25 +64,16 @@ class Worker:
         memory = mmap.mmap(about["memory"], size(about["layout"], about["num_envs"]))
         self.arrays = views(memory, about["layout"], about["num_envs"])
         self.index = about["first"]
-        self.places = []
-        for i in range(about["first"], about["last"]):
-            self.index = i
-            self.places.append(Place(i, make(about["name"], about["params"]), self.arrays, about))
+        rows = range(about["first"], about["last"])
+        self.places = [Place(i, make(about["name"], about["params"]), self.arrays, about) for i in rows]
 
     def turn(self) -> None:
         """What the pool asks of each environment. `self.index` is the one at work."""
-        todo, rewards = self.arrays["do"].tolist(), self.arrays["reward"]
-        terminations, truncations = self.arrays["terminated"], self.arrays["truncated"]
+        todo = self.arrays["do"].tolist()
         for place in self.places:
             self.index = i = place.index
-            if todo[i] == STEP and place.told[IDLE]:
-                rewards[i], terminations[i], truncations[i] = 0.0, True, False
-            elif todo[i] == STEP:
-                obs, rewards[i], terminated, truncated, _ = place.env.step(place.action())
-                show(obs, place.reached)
-                terminations[i], truncations[i] = terminated, truncated and not terminated
-                if terminated or truncated:
-                    place.reset()
+            if todo[i] == STEP:
+                place.step()
             elif todo[i] == RESET:
                 place.reset()
 
@@ -91,26 +82,40 @@ class Place:
     """An environment, and its rows of the pool's arrays."""
 
     def __init__(self, index: int, env: Any, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-        self.index, self.env, self.told = index, env, arrays["told"][index]
+        self.index, self._env, self._told = index, env, arrays["told"][index]
+        self._ends = [arrays[name][index, ...] for name in ("reward", "terminated", "truncated")]
         dtype, shape = about["action"]
-        self._action = self.told[WORDS:].view(dtype).reshape(shape)
-        self._scalar, self._dtype = not env.action_space.shape, env.action_space.dtype
+        self._action = self._told[WORDS:].view(dtype).reshape(shape)
+        self._scalar, self._dtype = isinstance(env.action_space, gymnasium.spaces.Discrete), env.action_space.dtype
         self._first = np.asarray(getattr(env.action_space, "start", 0)).astype(self._dtype)
         self._from_zero = not self._first.any()
-        self.reached, self._start = (
-            [(path, about["starts"][entry], arrays[f"{when}:{entry}"][index, ...]) for entry, path in entries]
-            for when, entries in (("reached", about["paths"].items()), ("start", about["paths"].items()))
-        )
 
-    def action(self) -> Any:
+        def rows(when: str) -> list[tuple[list[Any], int, np.ndarray]]:
+            entries = about["paths"].items()
+            return [(path, about["starts"][entry], arrays[f"{when}:{entry}"][index, ...]) for entry, path in entries]
+
+        self._reached, self._start = rows("reached"), rows("start")
+
+    def step(self) -> None:
+        """Act as told, and begin the next episode if this one ends; where it has ended before, stand still."""
+        reward, terminated, truncated = 0.0, True, False
+        if not self._told[IDLE]:
+            obs, reward, terminated, truncated, _ = self._env.step(self._chosen())
+            show(obs, self._reached)
+            if terminated or truncated:
+                self.reset()
+        for row, x in zip(self._ends, (reward, terminated, truncated and not terminated), strict=True):
+            row[...] = x
+
+    def reset(self) -> None:
+        obs, _ = self._env.reset(seed=int(self._told[SEED]))
+        show(obs, self._start)
+
+    def _chosen(self) -> Any:
         if self._scalar:
             return int(self._action + self._first)
         chosen = self._action.astype(self._dtype)
         return chosen if self._from_zero else chosen + self._first
-
-    def reset(self) -> None:
-        obs, _ = self.env.reset(seed=int(self.told[SEED]))
-        show(obs, self._start)
 
 
 def show(obs: Any, rows: list[tuple[list[Any], int, np.ndarray]]) -> None:
@@ -123,16 +128,16 @@ def show(obs: Any, rows: list[tuple[list[Any], int, np.ndarray]]) -> None:
 
 
 class Ear:
-    """The end of a pipe on which the pool asks. A worker stays awake for a while, as waking it takes 50 to 100 µs."""
+    """The end of a pipe on which the pool asks. Some stay awake for a while, as waking a worker takes 50 to 100 µs."""
 
-    def __init__(self, pipe: int) -> None:
-        self._pipe, self._ready = pipe, select.poll()
+    def __init__(self, pipe: int, awake: bool) -> None:
+        self._pipe, self._ready, self._awake_seconds = pipe, select.poll(), AWAKE_SECONDS if awake else 0.0
         self._ready.register(pipe)
         self._give_way = getattr(os, "sched_yield", lambda: time.sleep(0.0))  # to any other process
 
     def listen(self) -> bytes:
         """One byte, or none if the pool has gone."""
-        asleep_from = time.perf_counter() + AWAKE_SECONDS
+        asleep_from = time.perf_counter() + self._awake_seconds
         while not self._ready.poll(0) and time.perf_counter() < asleep_from:
             self._give_way()
         return os.read(self._pipe, 1)
@@ -159,13 +164,13 @@ def main() -> None:
     warnings.simplefilter("ignore")  # the suite's own
     about = json.loads(sys.argv[1])
     threading.Thread(target=watch, args=(about["parent"],), daemon=True).start()
-    if hasattr(os, "SCHED_BATCH"):  # a worker that is asked does not take the core of the pool that has others to ask
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(AttributeError, OSError):  # asked, not to take the core of the pool that asks others, too
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     sys.path[:0] = about["path"]
     worker = None
     try:
-        worker, ear = Worker(about), Ear(about["ask"])
+        worker, ear = Worker(about), Ear(about["ask"], about["awake"])
         while ear.listen():
             worker.turn()
             os.write(about["answer"], DONE)

@@ -6,6 +6,7 @@ are ordered by their data: a step takes what the step before returned. So severa
 with a pool of its own, where an ordered callback would allow but one.
 """
 
+import functools
 import logging
 import os
 import threading
@@ -55,8 +56,8 @@ class HostEnv:
         observation_space, action_space: ours.
         dtypes: entry of the observation ↦ its dtype; "" where it is no dictionary.
         worth_a_worker: so many environments are enough for a process of their own, whose waking costs 50 to 100 µs.
-        workers: processes of each device that runs are on; None is one per core that this process may use, shared by
-            the devices, if there are enough environments.
+        workers: processes of each device that runs are on; None is as many as there are cores that this process may
+            use, shared by the devices, or fewer for few environments.
     """
 
     on_host = True
@@ -114,8 +115,8 @@ class HostEnv:
     def _open(self, shape: tuple[int, ...], seeds: jax.Array) -> HostState:
         entries, n = self._entries(len(seeds)), jax.ShapeDtypeStruct((len(seeds),), jnp.int32)
         flag = jax.ShapeDtypeStruct(n.shape, bool)
-        devices = jnp.full_like(seeds, run_shards())
-        return HostState(*self._call("open", shape, (n, n, flag, entries), seeds, devices))
+        open_pool = functools.partial(self._host_open, run_shards())
+        return HostState(*self._call(open_pool, shape, (n, n, flag, entries), seeds))
 
     def _step(self, shape: tuple[int, ...], where: Any, seeds: jax.Array, action: jax.Array) -> Any:
         n = len(seeds)
@@ -123,14 +124,15 @@ class HostEnv:
         returned = (entries, entries, jax.ShapeDtypeStruct((n,), jnp.float32), flag, flag)
         numbers = action.astype(jnp.float32 if isinstance(self.action_space, Box) else jnp.int32)
         bits = jax.lax.bitcast_convert_type(numbers, jnp.int32).reshape(n, -1)
-        return self._call("step", shape, returned, *where, seeds, *bits.T)
+        return self._call(self._host_step, shape, returned, *where, seeds, *bits.T)
 
     def _release(self, shape: tuple[int, ...], where: Any) -> jax.Array:
-        return self._call("release", shape, jax.ShapeDtypeStruct(where[0].shape, bool), *where)
+        return self._call(self._host_release, shape, jax.ShapeDtypeStruct(where[0].shape, bool), *where)
 
-    def _call(self, what: str, shape: tuple[int, ...], returned: Any, *columns: jax.Array) -> Any:
-        """`self._host_<what>(table)` on the host; the table's columns [N] are given, all that it is told."""
-        act: Callable[..., Any] = getattr(self, f"_host_{what}")
+    def _call(
+        self, act: Callable[[np.ndarray], Any], shape: tuple[int, ...], returned: Any, *columns: jax.Array
+    ) -> Any:
+        """`act(table)` on the host; the table's columns [N] are given, all that it is told."""
 
         def host(*tables: Any) -> Any:
             # JAX hands over arrays of its own: to compute with them could wait for a thread that waits for this one
@@ -154,8 +156,8 @@ class HostEnv:
 
     # What runs on the host.
 
-    def _host_open(self, table: np.ndarray) -> Any:
-        pool = self._take(len(table), devices=int(table[0, 1]))
+    def _host_open(self, devices: int, table: np.ndarray) -> Any:
+        pool = self._take(len(table), devices)
         told = np.zeros((pool.num_envs, pool.arrays["told"].shape[1]), np.int32)
         told[:, SEED] = table[:, 0]
         with pool.lock:
@@ -189,8 +191,8 @@ class HostEnv:
                     self._free.remove(pool)
                     return pool
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        most = min(max(1, cores // devices), -(-n // self._worth_a_worker))
-        made = Pool(self._plan, n, self._workers or most)
+        workers = self._workers or min(max(1, cores // devices), -(-n // self._worth_a_worker))
+        made = Pool(self._plan, n, workers, awake=workers * devices <= cores)
         with self._lock:
             self._pools[made.number] = made
             while len(self._pools) > MOST_POOLS:

@@ -51,11 +51,13 @@ class _Process(NamedTuple):
 class Pool:
     """N environments. Nothing of it outlives this process: the memory has no name, and workers end with their parent.
 
+    Workers that are `awake` wait for a turn without sleeping, for a while: there should be no more of them than cores.
+
     `arrays` [N, …], to be read after a turn: `reward`, `terminated`, `truncated`, `reached:entry` (what a step led to)
     and `start:entry` (of the episode that begins after an end, or with a reset).
     """
 
-    def __init__(self, plan: Plan, num_envs: int, workers: int) -> None:
+    def __init__(self, plan: Plan, num_envs: int, workers: int, awake: bool) -> None:
         self.number, self.num_envs, self.lock = next(_NUMBERS), num_envs, threading.Lock()
         self.slots = np.arange(num_envs, dtype=np.int32)
         self.named = np.stack([np.full_like(self.slots, self.number), self.slots], axis=1).tobytes()  # all of them
@@ -67,16 +69,18 @@ class Pool:
             memory = mmap.mmap(file.fileno(), total)
             self.arrays = views(memory, plan.layout, num_envs)
             edges = np.linspace(0, num_envs, min(workers, num_envs) + 1).astype(int).tolist()
-            self._workers = [self._start(plan, file.fileno(), first, last) for first, last in itertools.pairwise(edges)]
+            self._workers = [
+                self._start(plan, file.fileno(), awake, first, last) for first, last in itertools.pairwise(edges)
+            ]
         self._floats = [name for name, x in self.arrays.items() if x.dtype == np.float32]
         bytes_of_floats = size({name: plan.layout[name] for name in self._floats}, num_envs)
         self._all_floats = np.frombuffer(memory, np.float32, bytes_of_floats // 4)  # 0 between arrays
 
-    def _start(self, plan: Plan, memory: int, first: int, last: int) -> _Process:
+    def _start(self, plan: Plan, memory: int, awake: bool, first: int, last: int) -> _Process:
         (asked, ask), (answer, answered) = os.pipe(), os.pipe()
         about = plan._asdict() | {
             **{"memory": memory, "ask": asked, "answer": answered, "parent": os.getpid(), "path": sys.path},
-            **{"num_envs": self.num_envs, "first": first, "last": last},
+            **{"num_envs": self.num_envs, "first": first, "last": last, "awake": awake},
         }
         process = subprocess.Popen(
             [sys.executable, "-P", str(Path(gymnasium_worker.__file__)), json.dumps(about)],
@@ -107,7 +111,7 @@ class Pool:
             for worker in self._workers:
                 self._hear(worker)
             self._check_finite()
-        except EnvironmentBrokenError:
+        except BaseException:
             self.close()
             raise
 
@@ -126,7 +130,9 @@ class Pool:
 
     def _check_finite(self) -> None:
         """Raises: EnvironmentBrokenError."""
-        if math.isfinite(self._all_floats.sum(dtype=np.float64)):  # large numbers do not overflow there
+        with np.errstate(invalid="ignore"):  # inf - inf
+            total = self._all_floats.sum(dtype=np.float64)  # in which large numbers do not overflow
+        if math.isfinite(total):
             return
         for name in self._floats:
             finite = np.isfinite(self.arrays[name]).reshape(self.num_envs, -1).all(axis=1)

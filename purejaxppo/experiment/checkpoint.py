@@ -117,7 +117,9 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
 
 
 def read(directory: Path, own: bool = False) -> Snapshot:
-    """Read a checkpoint, checking every file and array against its manifest. `own`: this process has just written it.
+    """Read a checkpoint, checking every file and array against its manifest.
+
+    `own`: this process has just written it, so that its sizes need no look before memory is taken for them.
 
     Raises:
         UsageError: it is damaged, or of a newer version; the message names the file.
