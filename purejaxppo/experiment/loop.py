@@ -209,7 +209,7 @@ class Run:
             self._find_sick(state)
             elapsed = time.monotonic() - began
             self.seconds["run"] += elapsed
-            pace = int(max(1, CHUNK_SECONDS * count / elapsed))
+            pace = int(max(1, min(config.num_updates, CHUNK_SECONDS * count / elapsed)))
             self.progress.advance(done * self.batch * runs, self.scores, runs - len(self.sick))
 
             every, young = self.options.checkpoint_interval, time.monotonic() - saved_at < CHECKPOINT_SECONDS
