@@ -12,7 +12,7 @@ ENV_AXIS = "env"  # of the device mesh: on it one run's environments are split, 
 
 
 def shards(axis: str = ENV_AXIS) -> int:
-    """Over how many devices the environments of the run now traced are split; 1 outside of such a mesh."""
+    """Over how many devices `axis` is split, the environments of the run now traced; 1 outside of such a mesh."""
     try:
         return int(jax.lax.axis_size(axis))
     except NameError:

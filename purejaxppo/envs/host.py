@@ -209,16 +209,15 @@ class HostEnv:
         """
         numbers, slots = table[:, 0], table[:, 1]
         pool = self._pools.get(int(numbers[0]))
-        if pool is not None and table[:, :2].tobytes() == pool.named:
-            with self._lock:
-                self._pools.move_to_end(pool.number)
-            return pool, ALL
-        if pool is None or (numbers != numbers[0]).any():
+        whole = pool is not None and table[:, :2].tobytes() == pool.named
+        if pool is None or not (whole or (numbers == numbers[0]).all()):
             raise EnvironmentBrokenError(
                 0, "is not in this process, or was closed; begin new episodes: they cannot be stored"
             )
         with self._lock:
             self._pools.move_to_end(pool.number)
+        if whole:
+            return pool, ALL
         if len(np.unique(slots)) < len(slots):
             raise EnvironmentBrokenError(0, "is to be in two runs at once; give each run a key of its own")
         return pool, slots
