@@ -72,7 +72,7 @@ def test_exported_files_act_as_the_policy(name, tmp_path):
     assert export_policy(stub(name.partition(".")[0]), tmp_path / name) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", ["multi-discrete", "multi-binary"])
+@pytest.mark.parametrize("kind", ["multi-discrete", pytest.param("multi-binary", marks=pytest.mark.slow)])
 def test_a_wrong_action_of_one_factor_is_a_difference(kind):
     trained, obs = stub(kind), observations(stub(kind))
     actions = np.array(trained.act(obs))

@@ -89,7 +89,7 @@ def test_derivatives_through_a_mask_are_finite_and_make_no_nan_on_the_way(space)
         lambda t: policy(t).kl(policy(0.9 * theta)).mean(),
     ):
         for derivative in (jax.grad(value), lambda t, f=value: jax.jvp(f, (t,), (v,))):
-            error, result = checkify.checkify(jax.jit(derivative), errors=checkify.float_checks)(1.1 * theta)
+            error, result = quick_jit(checkify.checkify(derivative, errors=checkify.float_checks))(1.1 * theta)
             error.throw()
             assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(result))
     hessian = quick_jit(jax.hessian(lambda t: pi.kl(policy(t)).mean()))(theta)

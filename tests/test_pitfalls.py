@@ -292,7 +292,7 @@ def test_metrics_take_memory_by_updates_not_by_steps():
             total_steps=2 * num_steps * updates,
             hidden_sizes=(4,),
         )
-        analysis = jax.jit(make_train(config)).lower(jax.random.key(0)).compile().memory_analysis()
+        analysis = quick_jit(make_train(config)).lower(jax.random.key(0)).compile().memory_analysis()
         return analysis.output_size_in_bytes, analysis.temp_size_in_bytes
 
     (few, few_temporary), (many, many_temporary) = memory(8, 10), memory(8, 1010)

@@ -130,9 +130,10 @@ CELLS = {
     "gru": (gru, "GRUCell_0", lambda: np.zeros(5)),
     "lstm": (lstm, "OptimizedLSTMCell_0", lambda: (np.zeros(5), np.zeros(5))),
 }
+ONE_CELL = pytest.mark.parametrize("kind", ["gru", pytest.param("lstm", marks=pytest.mark.slow)])
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@ONE_CELL
 def test_against_a_loop_in_float64(kind):
     """π(·|s) and V(s), and the V of what a step led to, at episode ends above all; from one rollout to the next."""
     config = Config(env=Walk(), recurrent=kind, gae_lambda=0.0, gamma=0.5, **SMALL)
@@ -171,7 +172,7 @@ def test_against_a_loop_in_float64(kind):
     assert ends >= 2 * config.num_envs
 
 
-@pytest.mark.parametrize("kind", CELLS)
+@ONE_CELL
 def test_fisher_product_is_with_the_dense_hessian_of_the_kl(kind):
     """In float64, through sequences with an episode end and a hidden state to begin with."""
     with jax.enable_x64(True):

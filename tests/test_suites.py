@@ -173,7 +173,7 @@ def test_a_terminal_observation_shows_the_end(env, request):
     assert FALLEN[request.node.callspec.params["env"]](ends).all()
 
 
-@pytest.mark.parametrize("algo", ["ppo", "trpo"])
+@pytest.mark.parametrize("algo", [pytest.param("ppo", marks=pytest.mark.slow), "trpo"])
 @pytest.mark.parametrize("env", LIMITS, indirect=True)
 def test_two_updates_are_finite(env, algo):
     config = preset(algo, env, num_envs=2, num_steps=16, num_minibatches=2, num_epochs=1, hidden_sizes=(8,))

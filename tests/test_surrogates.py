@@ -108,7 +108,7 @@ def test_clipped_surrogate_never_exceeds_the_unclipped_but_by_dual_clip():
     assert np.all(dual >= jnp.minimum(3.0 * advantages, 0.0))
 
 
-@pytest.mark.parametrize("make", [PPO, PPOPenalty])
+@pytest.mark.parametrize("make", [PPO, pytest.param(PPOPenalty, marks=pytest.mark.slow)])
 def test_advantages_are_standardised_over_each_minibatch_where_asked(make):
     """As if they had come so; and in minibatches otherwise than over the batch."""
     rng = np.random.default_rng(0)

@@ -218,7 +218,7 @@ def test_each_step_is_the_best_within_its_region():
         np.testing.assert_allclose(best.sum(1), 1.0, rtol=1e-12)
         noise = jnp.geomspace(1e-5, 1.0, 3000)[:, None, None] * jax.random.normal(jax.random.key(7), (3000, 6, A))
         others = jax.nn.softmax(jnp.concatenate([jnp.log(p)[None] + noise for p in (best, policy)]))
-        value = jax.vmap(lambda new, penalty=penalty: tabular.surrogate(mdp, policy, new) + penalty(new))
+        value = quick_jit(jax.vmap(lambda new, penalty=penalty: tabular.surrogate(mdp, policy, new) + penalty(new)))
         found = value(jnp.concatenate([best[None], policy[None], others]))
         if step is tabular.mean_kl_constraint_step:
             np.testing.assert_allclose(mean_kl(best), max_kl, rtol=1e-9)
