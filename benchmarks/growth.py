@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from purejaxppo.experiment.devices import choose_devices, over_runs, use_cpu_cores
 from purejaxppo.presets import preset
@@ -75,6 +76,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         panel.set(xscale="log", yscale="log", xlabel=LABELS[axis], ylabel="milliseconds per update")
         panel.set_xticks(values, [str(value) for value in values])
         panel.minorticks_off()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
     panels[0].legend(frameon=False)
     figure.suptitle(f"{found['algo']} on {found['env']}, {found['devices']} × {found['device']}, jax {found['jax']}")
     figure.savefig(path, dpi=110)
