@@ -19,7 +19,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x == "ppo" else ()) for x in CONFIGS])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_cartpole_is_learnt(name):
     """After 1e5 steps, the mean return over 8 seeds and 20 episodes each is at least 450 of 500."""
     config = CONFIGS[name]
