@@ -76,13 +76,12 @@ def test_the_run_axis_has_no_collectives_and_the_same_results_on_1_2_4_8_devices
 
 
 GROUPS = """
-train = make_train(config_of(ALL["trpo"], total_steps=32))
+train = make_train(config_of(ALL["a2c"], total_steps=32))
 text = over_runs(train, jax.devices(), env_shards=2).lower(KEYS).compile().as_text()
 print(sorted({*re.findall(r" all-[^ ]*[(].*?replica_groups=([^ ]*?),? ", text)}))
 """
 
 
-@pytest.mark.slow
 def test_with_an_env_axis_only_who_shares_a_run_talks():
     assert finishes(GROUPS, 4).strip() in ("['{{0,1},{2,3}}']", "['[2,2]<=[4]']")
 
