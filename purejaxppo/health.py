@@ -42,6 +42,6 @@ def freeze(old: TrainState, new: TrainState, metrics: Metrics, cause: jax.Array)
     """
     alive = cause == 0
     failed = Failure(update=old.update + 1, cause=cause)
-    state: TrainState = jax.lax.cond(alive, lambda: new, lambda: old.replace(failure=failed))
+    state: TrainState = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old.replace(failure=failed))
     metrics = {name: jnp.where(alive, x, jnp.nan) for name, x in metrics.items()}
     return state, metrics | {"alive": alive.astype(jnp.float32)}

@@ -194,7 +194,7 @@ config = config_of(ALL[sys.argv[1]], num_epochs=2, total_steps=3 * 32)
 keys = jax.random.split(jax.random.key(1), 64)
 train = make_train(config)
 together = over_runs(train, jax.devices(), together=1)(keys)
-alone = over_runs(train, jax.devices()[:1], together=1)
+alone = over_runs(train, jax.devices()[:1])  # a device's only run is not vmapped, whatever the mode
 plain = jax.jit(train, compiler_options=QUICK_COMPILATION)
 same = [0, 0]
 for i in range(64):
