@@ -58,7 +58,8 @@ class Categorical(Distribution):
         return jnp.argmax(self.logits, axis=-1)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(self.log_probs, action[..., None], axis=-1)[..., 0]
+        chosen = action[..., None] == jnp.arange(self.logits.shape[-1])  # the gradient of a gather, a scatter, is slow
+        return jnp.sum(jnp.where(chosen, self.log_probs, 0.0), axis=-1)
 
     def entropy(self) -> jax.Array:
         """-Σ p log p, with 0 log 0 = 0."""

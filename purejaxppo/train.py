@@ -21,6 +21,7 @@ from purejaxppo.normalize import RewardNormalizer, observation_statistics, updat
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.recurrent import swap
 from purejaxppo.rollout import begin_episodes, rollout
+from purejaxppo.torso import orthogonalize
 from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition
 
 
@@ -78,7 +79,7 @@ def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[
 def init(config: Config, key: jax.Array) -> TrainState:
     """The state before the first update."""
     env = config.environment
-    key, policy_key, critic_key, env_key = jax.random.split(key, 4)
+    key, policy_key, critic_key, env_key, kernel_key = jax.random.split(key, 5)
     num_envs = config.num_envs // shards()
     episodes = begin_episodes(key_of_shard(env_key), env, num_envs)
     policy, critic = networks(config)
@@ -87,6 +88,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
     critic_params = critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
     if config.shared_torso:
         critic_params = ()  # they are the policy's own
+    params, critic_params = orthogonalize(kernel_key, (params, critic_params))
     return TrainState(
         policy=params,
         critic=critic_params,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 from support import quick_jit
 
@@ -31,7 +32,7 @@ def problem(kind, count=9):
     """A policy θ ↦ π(·|obs) that is neither uniform nor centred, θ, and the dense Hessian of its mean KL at θ."""
     policy = PolicyNetwork(SPACES[kind], Box(-jnp.inf, jnp.inf, (4,)), (5,), "tanh")
     obs = jax.random.normal(jax.random.key(0), (count, 4))
-    shapes = jax.eval_shape(policy.init, jax.random.key(1), obs)
+    shapes = nn.unbox(jax.eval_shape(policy.init, jax.random.key(1), obs))
     theta, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes))
     theta = 0.6 * jax.random.normal(jax.random.key(2), theta.shape)
 

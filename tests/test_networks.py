@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
+from flax import linen as nn
 from support import quick_jit
 
 import purejaxppo
 from purejaxppo.distributions import DiagonalGaussian
-from purejaxppo.networks import PolicyNetwork, Torso, ValueNetwork, orthogonal
+from purejaxppo.networks import PolicyNetwork, Torso, ValueNetwork
+from purejaxppo.torso import orthogonal, orthogonalize
 from purejaxppo.types import Box, Discrete
 
 VECTOR = Box(-np.inf, np.inf, (4,))
@@ -24,14 +26,19 @@ def leaves(params):
 
 def random_params(network, obs):
     """Parameters of the network's shapes, all of them normal: biases and log σ, too."""
-    rng, shapes = np.random.default_rng(0), jax.eval_shape(network.init, jax.random.key(0), obs)
+    rng, shapes = np.random.default_rng(0), nn.unbox(jax.eval_shape(network.init, jax.random.key(0), obs))
     return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), x.dtype), shapes)
+
+
+def initial(network, obs):
+    key, kernel_key = jax.random.split(jax.random.key(1))
+    return quick_jit(lambda: orthogonalize(kernel_key, network.init(key, obs)))()
 
 
 @functools.cache
 def orthogonal_matrix(shape):
     """Drawn with gain 3 from the key 1."""
-    return np.asarray(orthogonal(3.0)(jax.random.key(1), shape), np.float64)
+    return np.asarray(orthogonalize(jax.random.key(1), orthogonal(3.0)(None, shape)), np.float64)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -45,7 +52,7 @@ def test_orthogonal_has_orthonormal_rows_or_columns_times_gain(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_orthogonal_is_the_q_of_a_qr_decomposition_with_positive_diagonal(shape):
     small, large = min(shape), max(shape)
-    gaussian = np.asarray(jax.random.normal(jax.random.key(1), (small, large)), np.float64)
+    gaussian = np.asarray(jax.random.normal(jax.random.key(1), (small * large,)), np.float64).reshape(small, large)
     Q, R = np.linalg.qr(gaussian.T)
     expected = 3.0 * Q * np.sign(np.diag(R))  # [large, small]
     np.testing.assert_allclose(orthogonal_matrix(shape), expected if shape[0] > shape[1] else expected.T, atol=3e-4)
@@ -55,12 +62,32 @@ def test_orthogonal_matrices_are_spread_evenly_and_differ_between_keys():
     """Haar measure: entries of n×n matrices have mean 0, variance 1/n, fourth moment 3/(n(n+2))."""
     n = 4
     W = np.asarray(
-        quick_jit(jax.vmap(lambda key: orthogonal(1.0)(key, (n, n))))(jax.random.split(jax.random.key(2), 5000))
+        quick_jit(jax.vmap(lambda key: orthogonalize(key, orthogonal(1.0)(None, (n, n)))))(
+            jax.random.split(jax.random.key(2), 5000)
+        )
     )
     np.testing.assert_allclose(W.mean(0), 0.0, atol=0.04)
     np.testing.assert_allclose((W**2).mean(0), 1 / n, atol=0.02)
     np.testing.assert_allclose((W**4).mean(0), 3 / (n * (n + 2)), atol=0.02)
     assert abs((np.linalg.det(W) > 0).mean() - 0.5) < 0.04
+
+
+def test_kernels_made_together_are_orthonormal_each_and_independent():
+    """Of one length and of another, wide and tall, with gains of their own; all that is no such kernel stays."""
+    kernels = {"a": (6, 20), "b": (20, 6), "c": (20, 20), "d": (20, 1), "e": (6, 6), "f": (20, 6)}
+    gains = dict(zip(kernels, (1.0, 2.0, 0.5, 0.01, 3.0, 2.0), strict=True))
+    params = {"bias": jnp.full(3, 7.0)} | {name: orthogonal(gains[name])(None, kernels[name]) for name in kernels}
+    filled = quick_jit(orthogonalize)(jax.random.key(4), params)
+    np.testing.assert_array_equal(filled.pop("bias"), 7.0)
+    for name, W in jax.tree.map(lambda x: np.asarray(x, np.float64), filled).items():
+        assert W.shape == kernels[name]
+        gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
+        np.testing.assert_allclose(gram / gains[name] ** 2, np.eye(min(W.shape)), atol=1e-5)
+    assert np.abs(filled["b"] - filled["f"]).max() > 0.5
+    many = quick_jit(jax.vmap(lambda key: orthogonalize(key, params)))(jax.random.split(jax.random.key(5), 2000))
+    entries = [(np.asarray(many[name]) / gains[name]).reshape(2000, -1)[:, :6] for name in kernels]
+    correlation = np.corrcoef(np.concatenate(entries, axis=1).T)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 0.12  # of 2,000: a standard deviation is 0.022
 
 
 def test_the_convolution_is_a_direct_one():
@@ -128,7 +155,7 @@ def test_an_initial_categorical_policy_is_nearly_uniform_everywhere():
     """The last layer's gain is 0.01 and 64 units lie in [-1, 1], so no logit exceeds 0.08."""
     network = PolicyNetwork(Discrete(6), VECTOR, (64, 64), "tanh")
     obs = 100.0 * jax.random.normal(jax.random.key(0), (500, 4))
-    params = quick_jit(network.init)(jax.random.key(1), obs)
+    params = initial(network, obs)
     logits = network.apply(params, obs).logits
     assert 0.0 < np.abs(logits).max() <= 0.08 + 1e-6
     np.testing.assert_allclose(jax.nn.softmax(logits), 1 / 6, rtol=0.2)
@@ -137,7 +164,7 @@ def test_an_initial_categorical_policy_is_nearly_uniform_everywhere():
 def test_an_initial_gaussian_policy_is_nearly_standard_normal_everywhere():
     network = PolicyNetwork(Box(-1.0, 1.0, (3,)), VECTOR, (64, 64), "tanh")
     obs = 100.0 * jax.random.normal(jax.random.key(0), (500, 4))
-    distribution = network.apply(quick_jit(network.init)(jax.random.key(1), obs), obs)
+    distribution = network.apply(initial(network, obs), obs)
     assert isinstance(distribution, DiagonalGaussian)
     assert 0.0 < np.abs(distribution.mean).max() <= 0.08 + 1e-6
     np.testing.assert_array_equal(distribution.log_std, 0.0)
@@ -155,7 +182,7 @@ def test_log_std_does_not_depend_on_the_state_and_is_learnt():
 
 
 def test_biases_begin_at_zero_and_kernels_have_their_layers_gain():
-    params = quick_jit(ValueNetwork(VECTOR, (16, 16), "tanh").init)(jax.random.key(0), jnp.ones((1, 4)))
+    params = initial(ValueNetwork(VECTOR, (16, 16), "tanh"), jnp.ones((1, 4)))
     for path, leaf in leaves(params):
         if path[-1].key == "bias":
             np.testing.assert_array_equal(leaf, 0.0)

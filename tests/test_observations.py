@@ -180,7 +180,7 @@ def test_large_images_go_through_the_nature_network(dtype):
     """Against SciPy's correlations: 32 8×8/4, 64 4×4/2, 64 3×3/1, dense 512; bytes divided by 255."""
     obs = np.random.default_rng(0).integers(0, 256, (44, 36, 2)).astype(dtype)
     torso = Torso(Box(0, 255, obs.shape), (), "tanh")
-    shapes = jax.eval_shape(torso.init, KEY, jnp.asarray(obs))["params"]
+    shapes = nn.unbox(jax.eval_shape(torso.init, KEY, jnp.asarray(obs)))["params"]
     rng = np.random.default_rng(1)
     params = {
         name: {k: (0.05 if dtype == np.uint8 else 0.005) * rng.standard_normal(x.shape) for k, x in layer.items()}

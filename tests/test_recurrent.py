@@ -182,7 +182,7 @@ def test_fisher_product_is_with_the_dense_hessian_of_the_kl(kind):
         start[0, 3] = True
         hidden = jax.tree.map(lambda x: rng.normal(size=x.shape), begin(policy, obs[:, 0]))
         seen = Sequences(obs, start, hidden, ())
-        shapes = jax.eval_shape(lambda: policy.init(KEY, obs[:, 0], hidden, method="advance"))
+        shapes = nn.unbox(jax.eval_shape(lambda: policy.init(KEY, obs[:, 0], hidden, method="advance")))
         theta, unravel = ravel_pytree(jax.tree.map(lambda x: 0.7 * rng.normal(size=x.shape), shapes))
         assert theta.dtype == np.float64
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from support import quick_jit
 
 from purejaxppo.algorithms import NPG, TRPO
@@ -44,7 +45,7 @@ def problems(kind):
     """(params, batch) of every run: policies far from uniform, advantages of any scale, some with heavy tails."""
     policy, rng = network(kind), np.random.default_rng(0)
     obs = rng.standard_normal((RUNS, N, OBS))
-    shapes = jax.eval_shape(policy.init, jax.random.key(0), jnp.zeros(OBS))
+    shapes = nn.unbox(jax.eval_shape(policy.init, jax.random.key(0), jnp.zeros(OBS)))
     params = jax.tree.map(lambda x: 0.6 * rng.standard_normal((RUNS, *x.shape)), shapes)
     tail = np.where(rng.random((RUNS, 1)) < 0.5, 1, 3)
     advantage = rng.standard_normal((RUNS, N)) ** tail + obs[:, :, 0] + rng.standard_normal((RUNS, 1))

@@ -1,5 +1,6 @@
 """Proximal policy optimization with a clipped surrogate."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -52,6 +53,7 @@ class PPO(struct.PyTreeNode):
     ) -> tuple[Params, Any, Metrics]:
         if self.normalize_advantages == "batch":
             batch = standardize_advantages(batch)
+        may_stop = isinstance(self.target_kl, jax.Array) or self.target_kl < math.inf
 
         def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
             distribution = policy(params, batch.obs)
@@ -59,9 +61,10 @@ class PPO(struct.PyTreeNode):
             surrogate = self.clipped_surrogate(ratio, batch.advantage)
             metrics = {
                 "policy_loss": -jnp.mean(surrogate),
-                "kl": jnp.mean(batch.distribution.kl(distribution)),
                 "clip_fraction": jnp.mean(jnp.abs(ratio - 1.0) > self.clip_eps),
             }
+            if may_stop:
+                metrics["kl"] = jnp.mean(batch.distribution.kl(distribution))
             return metrics["policy_loss"] - self.entropy_coef * jnp.mean(distribution.entropy()), metrics
 
         params, state, metrics = optimizer.minimize(
@@ -70,7 +73,7 @@ class PPO(struct.PyTreeNode):
             params,
             state,
             batch,
-            stop=lambda metrics: metrics["kl"] > self.target_kl,
+            stop=(lambda metrics: metrics["kl"] > self.target_kl) if may_stop else None,
             prepare=standardize_advantages if self.normalize_advantages == "minibatch" else None,
         )
         kl = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))

@@ -45,7 +45,7 @@ class MinibatchAdam(struct.PyTreeNode):
         Metrics are means over the last epoch, and `grad_norm`, the norm before clipping.
         """
         size = jax.tree.leaves(batch)[0].shape[0]
-        transform = optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.scale_by_adam(eps=1e-5))
+        adam = optax.scale_by_adam(eps=1e-5)
 
         def total(params: Params, minibatch: Any) -> tuple[jax.Array, Metrics]:
             value, metrics = loss(params, minibatch)
@@ -58,13 +58,15 @@ class MinibatchAdam(struct.PyTreeNode):
             metrics, gradient = mean_over_shards((metrics, gradient))
             if stop is not None:
                 stopped = stopped | stop(metrics)
-            direction, (_, new_moments) = transform.update(gradient, (optax.EmptyState(), moments))
+            norm = optax.tree.norm(gradient)
+            clipped = optax.tree.scale(jnp.minimum(1.0, self.max_grad_norm / norm), gradient)
+            direction, new_moments = adam.update(clipped, moments)
             moved = jax.tree.map(lambda p, d: p - self.learning_rate * d, params, direction)
             if stop is not None:
                 moved, new_moments = jax.tree.map(
                     lambda new, old: jnp.where(stopped, old, new), (moved, new_moments), (params, moments)
                 )
-            return (moved, new_moments, stopped), metrics | {"grad_norm": optax.tree.norm(gradient)}
+            return (moved, new_moments, stopped), metrics | {"grad_norm": norm}
 
         def epoch(carry: Any, key: jax.Array) -> tuple[Any, Metrics]:
             minibatches = jax.tree.map(lambda x: x[None], batch)
