@@ -58,7 +58,7 @@ class Categorical(Distribution):
         return jnp.argmax(self.logits, axis=-1)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        chosen = action[..., None] == jnp.arange(self.logits.shape[-1])  # the gradient of a gather, a scatter, is slow
+        chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool)  # the gradient of a gather is slow
         return jnp.sum(jnp.where(chosen, self.log_probs, 0.0), axis=-1)
 
     def entropy(self) -> jax.Array:

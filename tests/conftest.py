@@ -6,6 +6,7 @@ import shutil
 import tempfile
 
 import jax
+import pytest
 from support import QUICK
 
 from purejaxppo.experiment import devices
@@ -24,6 +25,10 @@ for name, value in (("compilation_cache_dir", cache), ("persistent_cache_min_com
 
 # Runs within this process last for milliseconds; those in processes of their own are compiled as users' are.
 devices.QUICK_COMPILATION |= QUICK
+with pytest.MonkeyPatch.context() as patch:  # all else that is compiled here, too, but for fusions
+    flags = os.environ.get("XLA_FLAGS", "")
+    patch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+    jax.devices()  # reads them, once
 
 
 def pytest_collection_modifyitems(config, items):
