@@ -6,11 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.experiment import devices
+
 # For programs that run for milliseconds: compiled in a quarter of the time, to code that is a little slower.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if jax.__version_info__ < (0, 11):
     QUICK["xla_cpu_use_fusion_emitters"] = False
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
+
+# What runs are compiled with outside of the tests.
+AS_USERS = devices.QUICK_COMPILATION | {"xla_llvm_disable_expensive_passes": False}
 
 # Fusions as users get them, without LLVM's slowest passes: for bits, many seeds and longer runs.
 level_1_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})

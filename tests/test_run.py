@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import AS_USERS
 
 from purejaxppo import make_train
+from purejaxppo.experiment import devices
 from purejaxppo.experiment.checkpoint import restore
 from purejaxppo.experiment.devices import over_runs
 from purejaxppo.experiment.directory import write_json
@@ -143,12 +145,16 @@ def test_config_json_makes_the_same_config_again(finished):
     assert stored["prng_implementation"] == "threefry2x32"
 
 
-def test_the_checkpoint_is_the_state_of_the_bare_train_bit_for_bit(finished):
+def test_the_checkpoint_is_the_state_of_the_bare_train_bit_for_bit(tmp_path, monkeypatch):
+    """Compiled as users' runs are: without fusion emitters, the two programs' last digits differ."""
+    monkeypatch.setattr(devices, "QUICK_COMPILATION", AS_USERS)
+    out, schedule = tmp_path / "run", ["--log-interval", "3", "--eval-interval", "4"]
+    assert main([*FLAGS, "--algo", "trpo", "--seed", "5", "--out", str(out), *schedule]) == 0
     config = preset("trpo", "CartPole-v1", **SMALL)
     keys = jax.vmap(jax.random.key)(np.array([5, 6, 7, 7], np.uint32))
     state, _ = over_runs(make_train(config), jax.devices())(keys)
     state = jax.tree.map(lambda x: x[:3], state)
-    saved = restore(finished / "checkpoints" / "224", state)
+    saved = restore(out / "checkpoints" / "224", state)
     bits = [jax.random.key_data(x) if x.dtype == keys.dtype else x for x in jax.tree.leaves((state, saved))]
     half = len(bits) // 2
     assert half > 20
