@@ -1,7 +1,7 @@
 """From an observation to features: encoders, hidden layers, and their orthogonal initialisation."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,23 @@ from flax import struct
 
 from purejaxppo.types import Box, Discrete, Observation, ObservationSpace
 
-ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "swish": nn.swish}
+
+@jax.custom_jvp
+def tanh(x: jax.Array) -> jax.Array:
+    """tanh, with dy = (1 - y)(1 + y) · dx as one product: linearised once, as for Fisher-vector products, one kernel.
+
+    JAX's own rule, (dx + dx · y)(1 - y), is three each time.
+    """
+    return jnp.tanh(x)
+
+
+@tanh.defjvp
+def _tanh_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = jnp.tanh(primals[0])
+    return y, (1.0 - y) * (1.0 + y) * tangents[0]
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": tanh, "relu": nn.relu, "swish": nn.swish}
 
 
 class Orthogonal(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):

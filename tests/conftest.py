@@ -25,9 +25,9 @@ for name, value in (("compilation_cache_dir", cache), ("persistent_cache_min_com
 
 # Runs within this process last for milliseconds; those in processes of their own are compiled as users' are.
 devices.QUICK_COMPILATION |= QUICK
-with pytest.MonkeyPatch.context() as patch:  # all else that is compiled here, too, but for fusions
-    flags = os.environ.get("XLA_FLAGS", "")
-    patch.setenv("XLA_FLAGS", f"{flags} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+with pytest.MonkeyPatch.context() as patch:  # all else that is compiled here, too
+    flags = [os.environ.get("XLA_FLAGS", ""), *(f"--{name}={str(value).lower()}" for name, value in QUICK.items())]
+    patch.setenv("XLA_FLAGS", " ".join(flags))
     jax.devices()  # reads them, once
 
 
