@@ -1,6 +1,5 @@
 """What acts and what judges: a config's networks, with the parameters and statistics of a state."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from purejaxppo.config import Config
 from purejaxppo.networks import PolicyNetwork, SharedNetwork, ValueNetwork, begin, visible
 from purejaxppo.normalize import normalize_observation
 from purejaxppo.recurrent import restart
-from purejaxppo.types import Observation, TrainState
+from purejaxppo.types import Observation, TrainState, limitless
 
 
 def networks(config: Config) -> tuple[Any, Any]:
@@ -37,7 +36,7 @@ def normalize(config: Config, state: TrainState, obs: Observation) -> Observatio
 def clip(config: Config, obs: Observation) -> Observation:
     """Real numbers of an observation, within ±`observation_clip`."""
     bound = config.observation_clip
-    if not isinstance(bound, jax.Array) and bound == math.inf:
+    if limitless(bound):
         return obs
     return jax.tree.map(lambda x: jnp.clip(x, -bound, bound) if jnp.issubdtype(x.dtype, jnp.floating) else x, obs)
 

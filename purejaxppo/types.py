@@ -4,6 +4,7 @@ Shapes: T steps, B environments, N = T·B samples, O and A the shapes of one obs
 one action.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -197,6 +198,11 @@ class Algorithm(Protocol):
 def number(default: float | None, interval: str, help: str) -> Any:
     """A hyperparameter that may be traced, so that one compiled program serves many values of it."""
     return struct.field(default=default, metadata={"interval": interval, "help": help, "type": float})
+
+
+def limitless(bound: Any) -> bool:
+    """Whether a number is inf and not traced: what it would limit need not be compiled."""
+    return not isinstance(bound, jax.Array) and bound == math.inf
 
 
 def static(default: Any, help: str, *, interval: str = "", choices: tuple[str, ...] = ()) -> Any:

@@ -1,6 +1,5 @@
 """Proximal policy optimization with a clipped surrogate."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ from purejaxppo.advantages import standardize_advantages
 from purejaxppo.batching import mean_over_shards
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.surrogate import likelihood_ratio
-from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
+from purejaxppo.types import Batch, Metrics, Params, Policy, limitless, number, static
 
 
 class PPO(struct.PyTreeNode):
@@ -53,7 +52,7 @@ class PPO(struct.PyTreeNode):
     ) -> tuple[Params, Any, Metrics]:
         if self.normalize_advantages == "batch":
             batch = standardize_advantages(batch)
-        may_stop = isinstance(self.target_kl, jax.Array) or self.target_kl < math.inf
+        may_stop = not limitless(self.target_kl)
 
         def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
             distribution = policy(params, batch.obs)
