@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from purejaxppo.linear import matmul, narrow_matmul
 from purejaxppo.types import Box, Discrete, Observation, ObservationSpace
 
 
@@ -95,22 +96,12 @@ def gram_schmidt(vectors: jax.Array) -> jax.Array:
 
 
 def dense(features: int, gain: float) -> nn.Dense:
-    return nn.Dense(features, kernel_init=orthogonal(gain))
+    return nn.Dense(features, kernel_init=orthogonal(gain), dot_general=matmul)
 
 
 def head(features: int, gain: float) -> nn.Dense:
     """A last layer, of few outputs."""
-    return nn.Dense(features, kernel_init=orthogonal(gain), dot_general=_narrow_matmul)
-
-
-def _narrow_matmul(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """x [..., I] · kernel [I, O] for small O, written so that XLA's CPU backend is fast at the kernel's gradient.
-
-    That is computed as gᵀx, [O, I], and then transposed; xᵀg takes 4 to 12 times as long. The barrier keeps XLA from
-    making the one of the other.
-    """
-    transposed = jax.lax.optimization_barrier(kernel.T)
-    return jax.lax.dot_general(x, transposed, (((x.ndim - 1,), (1,)), ((), ())))
+    return nn.Dense(features, kernel_init=orthogonal(gain), dot_general=narrow_matmul)
 
 
 def convolution(x: jax.Array, features: int, size: int, stride: int = 1) -> jax.Array:
@@ -121,7 +112,8 @@ def convolution(x: jax.Array, features: int, size: int, stride: int = 1) -> jax.
     """
     height, width = (x.shape[axis] - size + 1 for axis in (-3, -2))
     patches = [x[..., i : i + height : stride, j : j + width : stride, :] for i in range(size) for j in range(size)]
-    return nn.relu(dense(features, 2**0.5)(jnp.concatenate(patches, axis=-1)))
+    filters = nn.Dense(features, kernel_init=orthogonal(2**0.5))
+    return nn.relu(filters(jnp.concatenate(patches, axis=-1)))
 
 
 class Torso(nn.Module):

@@ -116,3 +116,17 @@ def test_product_under_vmap_is_each_policys_own(kind):
 
     lone = [product(*arguments) for arguments in zip(thetas, dampings, v, strict=True)]
     np.testing.assert_allclose(quick_jit(jax.vmap(product))(thetas, dampings, v), np.stack(lone), atol=1e-5)
+
+
+def test_the_network_itself_is_evaluated_once():
+    """It is linearised twice, forward and back; XLA sees that both begin with the same two tanh."""
+    policy = PolicyNetwork(SPACES["discrete"], Box(-jnp.inf, jnp.inf, (4,)), (5, 6), "tanh")
+    obs = jnp.ones((9, 4))
+    shapes = nn.unbox(jax.eval_shape(policy.init, jax.random.key(1), obs))
+    theta, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes))
+
+    def product(theta, v):
+        return fisher_vector_product(lambda theta: policy.apply(unravel(theta), obs), theta, 0.0)(v)
+
+    text = jax.jit(product).lower(theta, theta).compile().as_text()
+    assert text.count(" tanh(") == 2

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from purejaxppo.batching import mean_over_shards
+from purejaxppo.linear import forward_mode
 
 
 def fisher_vector_product(
@@ -15,15 +16,17 @@ def fisher_vector_product(
 
     J is the Jacobian of the distribution's parameters in θ and M their own Fisher matrix (Pascanu and Bengio, 2014,
     arXiv:1301.3584; Schulman et al., 2015, arXiv:1502.05477, appendix C.1). This Gauss–Newton form is positive
-    semi-definite by construction; the network is linearised once, and each product costs one pass forward, one back.
+    semi-definite by construction; the network is linearised once in each direction, and each product costs one pass
+    forward, one back.
 
     Args:
         distribution: θ [P] ↦ a batch of N distributions.
         theta: parameters [P].
         damping: added to the diagonal, ≥ 0.
     """
-    at_theta, push_forward = jax.linearize(distribution, theta)
-    pull_back = jax.linear_transpose(push_forward, theta)
+    with forward_mode():
+        at_theta, push_forward = jax.linearize(distribution, theta)
+    _, pull_back = jax.vjp(distribution, theta)
     size = at_theta.entropy().size
 
     def product(v: jax.Array) -> jax.Array:
