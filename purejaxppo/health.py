@@ -1,5 +1,6 @@
 """Seeds whose numbers turn non-finite: found after each update, and frozen before it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -12,9 +13,16 @@ CAUSES = ("observation", "reward", "advantage", "loss", "gradient", "parameters"
 
 
 def finite(tree: Any) -> jax.Array:
-    """True if every floating-point number of the tree is finite."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(x)) for x in floats], bool))  # an observation may hold none
+    """True if every floating-point number of the tree is finite.
+
+    Arrays of one shape, as a parameter and its moments, are looked at together: a kernel or two for all of them.
+    """
+    alike: dict[tuple[int, ...], list[jax.Array]] = {}
+    for x in jax.tree.leaves(tree):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            alike.setdefault(x.shape, []).append(jnp.isfinite(x))
+    # an observation may hold none
+    return jnp.all(jnp.asarray([jnp.all(functools.reduce(jnp.logical_and, group)) for group in alike.values()], bool))
 
 
 def cause_of_failure(transitions: Transition, batch: Batch, metrics: Metrics, state: TrainState) -> jax.Array:
