@@ -112,6 +112,7 @@ def convolution(x: jax.Array, features: int, size: int, stride: int = 1) -> jax.
     """
     height, width = (x.shape[axis] - size + 1 for axis in (-3, -2))
     patches = [x[..., i : i + height : stride, j : j + width : stride, :] for i in range(size) for j in range(size)]
+    # no `dense`: of as many patches, a transposed copy would cost more than it saves
     filters = nn.Dense(features, kernel_init=orthogonal(2**0.5))
     return nn.relu(filters(jnp.concatenate(patches, axis=-1)))
 

@@ -64,7 +64,7 @@ def test_gradients_of_many_kernels_at_once_and_of_gradients(name):
 
 
 def test_the_transposed_copy_is_made_once_and_read_as_it_lies():
-    """However often a pull back is called: it holds one product, and no transposition."""
+    """However often a pull back is called: it holds one product, with xᵀ, of which at most the result is transposed."""
     x, W = jnp.ones((6, 4)), jnp.ones((4, 3))
     _, pull_back = jax.vjp(lambda W: matmul(x, W), W)
     assert [name for name in primitives(pull_back, jnp.ones((6, 3))) if name != "transpose"] == ["dot_general"]

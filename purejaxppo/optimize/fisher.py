@@ -24,7 +24,7 @@ def fisher_vector_product(
         theta: parameters [P].
         damping: added to the diagonal, ≥ 0.
     """
-    with forward_mode():
+    with forward_mode():  # what is fast back is slow forward: see `linear`
         at_theta, push_forward = jax.linearize(distribution, theta)
     _, pull_back = jax.vjp(distribution, theta)
     size = at_theta.entropy().size
