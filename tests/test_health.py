@@ -291,6 +291,46 @@ def test_a_fault_amid_a_compiled_scan_is_found_in_its_update():
     np.testing.assert_array_equal(metrics["alive"], expected)
 
 
+@pytest.mark.parametrize("fault", ["observation NaN", "parameter NaN", "reward NaN in the first step"])
+def test_a_run_alone_is_frozen_too(fault):
+    """Not vmapped, it is frozen by a branch: it ends as it was before its fault, and without one goes on."""
+    fault = FAULTS[fault]
+    start = one(compiled("ppo")[0], 0)
+    update = quick_jit(functools.partial(update_step, config_of("ppo")))
+    train = quick_jit(functools.partial(train_updates, config_of("ppo"), num_updates=UPDATES))
+    states = [fault.arm(start)]
+    for _ in range(fault.found - 1):
+        states.append(update(states[-1])[0])
+    final, metrics = train(states[0])
+    assert_same_bits(final.replace(failure=None), states[-1].replace(failure=None))
+    assert (int(final.failure.update), int(final.failure.cause)) == (fault.found, 1 + CAUSES.index(fault.cause))
+    np.testing.assert_array_equal(metrics["alive"], np.arange(1, UPDATES + 1) < fault.found)
+    well, _ = train(start)
+    assert int(well.update) == UPDATES
+    assert int(well.failure.update) == 0
+
+
+def test_runs_are_frozen_one_by_one_however_they_are_vmapped():
+    """Seeds alone, seeds of settings, settings of seeds; and where only some arrays have an axis of runs."""
+    old, new, cause = compiled("ppo")[0], states_and_metrics("ppo")[0][-1], jnp.asarray([0, 3, 0, 1], jnp.int32)
+    expected = jax.tree.unflatten(
+        jax.tree.structure(new),
+        [np.where(np.reshape(cause == 0, (-1,) + (1,) * (a.ndim - 1)), b, a) for a, b in zip(arrays(old), arrays(new))],
+    ).replace(failure=None)
+
+    def chosen(old, new, cause):
+        return freeze(old, new, {}, cause)[0].replace(failure=None)
+
+    def grid(tree):
+        return jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), tree)
+
+    assert_same_bits(jax.vmap(chosen)(old, new, cause), expected)
+    assert_same_bits(jax.vmap(jax.vmap(chosen))(grid(old), grid(new), grid(cause)), grid(expected))
+    shared = jax.vmap(chosen, in_axes=(None, 0, 0))(one(old, 2), new, cause)
+    assert_same_bits(one(shared, 1), one(old, 2).replace(failure=None))
+    assert_same_bits(one(shared, 2), one(new, 2).replace(failure=None))
+
+
 def found(metrics, state, **parts):
     """The number of the cause that is found where all else is finite."""
     record = Record(*[parts.get(name, np.zeros(3)) for name in Record._fields])

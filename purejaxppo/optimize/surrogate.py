@@ -11,7 +11,7 @@ from purejaxppo.types import Batch, Policy
 
 def likelihood_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
     """π(a|s) / π_old(a|s). |log ratio| is clamped to 20, where the gradient becomes 0 instead of overflowing."""
-    return jnp.exp(jnp.clip(log_prob - old_log_prob, -20.0, 20.0))
+    return jnp.exp(jax.lax.clamp(-20.0, log_prob - old_log_prob, 20.0))
 
 
 def surrogate_and_kl(
