@@ -313,10 +313,9 @@ def test_a_run_alone_is_frozen_too(fault):
 def test_runs_are_frozen_one_by_one_however_they_are_vmapped():
     """Seeds alone, seeds of settings, settings of seeds; and where only some arrays have an axis of runs."""
     old, new, cause = compiled("ppo")[0], states_and_metrics("ppo")[0][-1], jnp.asarray([0, 3, 0, 1], jnp.int32)
-    expected = jax.tree.unflatten(
-        jax.tree.structure(new),
-        [np.where(np.reshape(cause == 0, (-1,) + (1,) * (a.ndim - 1)), b, a) for a, b in zip(arrays(old), arrays(new))],
-    ).replace(failure=None)
+    pairs = zip(arrays(old), arrays(new), strict=True)
+    leaves = [np.where(np.reshape(cause == 0, (-1,) + (1,) * (a.ndim - 1)), b, a) for a, b in pairs]
+    expected = jax.tree.unflatten(jax.tree.structure(new), leaves).replace(failure=None)
 
     def chosen(old, new, cause):
         return freeze(old, new, {}, cause)[0].replace(failure=None)
