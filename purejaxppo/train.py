@@ -108,7 +108,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
 
     If a number turns non-finite, the state stays as it was, but for `failure`, which says so.
     """
-    key, rollout_key, policy_key, critic_key = jax.random.split(state.key, 4)
+    key, rollout_key, minibatch_key = jax.random.split(state.key, 3)
 
     env, act = config.environment, acting(config, state)
     episodes, transitions, sums = rollout(key_of_shard(rollout_key), env, act, state.rollout, config.num_steps)
@@ -122,12 +122,12 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     if config.shared_torso:
         adam = adam.replace(also=critic_loss)
     params, algorithm_state, metrics = policy_update(config)(
-        config.algo, policy_key, state.policy, state.algorithm, batch, adam
+        config.algo, minibatch_key, state.policy, state.algorithm, batch, adam
     )
     critic_metrics = metrics
     if not config.shared_torso:
-        critic_params, critic_moments, critic_metrics = adam.minimize(
-            critic_key, critic_loss, critic_params, critic_moments, batch
+        critic_params, critic_moments, critic_metrics = adam.minimize(  # on the policy's minibatches, if it has any
+            minibatch_key, critic_loss, critic_params, critic_moments, batch
         )
 
     metrics |= {

@@ -26,7 +26,7 @@ fresh, update = quick_jit(init), quick_jit(update_step)
 @quick_jit
 def collect(config, state):
     """The rollout that `update_step` would make of this state."""
-    _, rollout_key, *_ = jax.random.split(state.key, 4)
+    _, rollout_key, *_ = jax.random.split(state.key, 3)
     return rollout(rollout_key, config.environment, acting(config, state), state.rollout, config.num_steps)[1]
 
 

@@ -185,7 +185,7 @@ def test_evaluations_play_different_episodes():
     config = Config(env=Walk(), algo=A2C(), **SMALL)
     state, other = fresh(config, KEY), fresh(config, jax.random.key(1))
     keys = [evaluation_key(s) for s in (state, other, update(config, state)[0])]
-    keys += [state.key, *jax.random.split(state.key, 4)]
+    keys += [state.key, *jax.random.split(state.key, 3)]
     assert np.unique([jax.random.key_data(key) for key in keys], axis=0).shape[0] == len(keys)
 
 
@@ -254,7 +254,7 @@ def test_episode_statistics_equal_a_hand_count():
     state = fresh(config, KEY)
     returns, lengths = np.zeros(3), np.zeros(3)
     for _ in range(2):
-        _, rollout_key, *_ = jax.random.split(state.key, 4)
+        _, rollout_key, *_ = jax.random.split(state.key, 3)
         _, transitions, _ = play(config, state, rollout_key)
         state, metrics = update(config, state)
         ended = []

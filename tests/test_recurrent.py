@@ -357,7 +357,7 @@ def test_a_shared_torso_is_moved_by_both_losses():
     @quick_jit
     def run(key):
         state = stub(config, key)
-        batch = learning_batch(config, state, collect(config, state, jax.random.split(state.key, 4)[1])[0])[0]
+        batch = learning_batch(config, state, collect(config, state, jax.random.split(state.key, 3)[1])[0])[0]
 
         def loss(params):
             distribution, values = policy.apply(params, batch.obs), critic.apply(params, batch.obs)

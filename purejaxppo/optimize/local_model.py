@@ -38,7 +38,8 @@ def local_model(
     gradient = mean_over_shards(jax.grad(lambda theta: evaluate(theta)[0])(theta))
     obs, size = batch.obs, len(batch.log_prob)
     if subsample > 1:
-        chosen = permutation(key_of_shard(key), size)[: max(size // subsample, 1)]
+        own_key = jax.random.fold_in(key_of_shard(key), 0x46495348)  # none of those that minibatches are drawn with
+        chosen = permutation(own_key, size)[: max(size // subsample, 1)]
         obs = jax.tree.map(lambda x: x[chosen], obs)
     product = fisher_vector_product(lambda theta: policy(unravel(theta), obs), theta, damping)
     return LocalModel(theta, unravel, gradient, product, lambda theta: mean_over_shards(evaluate(theta)))

