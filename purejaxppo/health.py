@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.batching import sum_over_shards
+from purejaxppo.batching import either, sum_over_shards
 from purejaxppo.types import Batch, Failure, Metrics, TrainState, Transition
 
 CAUSES = ("observation", "reward", "advantage", "loss", "gradient", "parameters")  # Failure.cause counts them from 1
@@ -50,21 +50,6 @@ def freeze(old: TrainState, new: TrainState, metrics: Metrics, cause: jax.Array)
     """
     alive = cause == 0
     failed = Failure(update=old.update + 1, cause=cause)
-    state: TrainState = _either(alive, new, old.replace(failure=failed))
+    state: TrainState = either(alive, new, old.replace(failure=failed))
     metrics = {name: jnp.where(alive, x, jnp.nan) for name, x in metrics.items()}
     return state, metrics | {"alive": alive.astype(jnp.float32)}
-
-
-@jax.custom_batching.custom_vmap
-def _either(first: jax.Array, a: Any, b: Any) -> Any:
-    """`a` if `first`, else `b`; for a run alone a branch: selects of its arrays are a tenth of all that is compiled."""
-    return jax.lax.cond(first, lambda a, b: a, lambda a, b: b, a, b)
-
-
-@_either.def_vmap
-def _either_batched(axis_size: int, in_batched: list[Any], first: jax.Array, a: Any, b: Any) -> Any:
-    def choose(first: jax.Array, a: Any, b: Any) -> Any:
-        return jax.tree.map(functools.partial(jnp.where, first), a, b)
-
-    axes = [jax.tree.map(lambda batched: 0 if batched else None, x) for x in in_batched]
-    return jax.vmap(choose, in_axes=axes)(first, a, b), jax.tree.map(lambda _: True, a)
