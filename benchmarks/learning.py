@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
-from purejaxppo.experiment.devices import over_runs, use_cpu_cores
+from purejaxppo.experiment.devices import at_once, over_runs, use_cpu_cores
 from purejaxppo.experiment.directory import versions
 from purejaxppo.experiment.statistics import iqm, iqm_interval
 from purejaxppo.presets import preset, settings_of
@@ -45,7 +45,7 @@ CLAIMS = [
     Claim("a2c CartPole", "a2c", "CartPole-v1", 500_000, 475, "496.7 at 2e5 (SLM-Lab)"),
     Claim("npg CartPole", "npg", "CartPole-v1", 100_000, 475, "–"),
     Claim("trpo CartPole", "trpo", "CartPole-v1", 100_000, 490, "500.0 at 1e5, one run (rl-baselines3-zoo)"),
-    Claim("ppo CartPole", "ppo", "CartPole-v1", 500_000, 490, "490.0 ± 6.1 at 5e5 (CleanRL)"),
+    Claim("ppo CartPole", "ppo", "CartPole-v1", 500_000, 490, "490.0 ± 6.1 at 5e5 (CleanRL)", seeds=64),
     Claim(
         "ppo-penalty adaptive CartPole", "ppo-penalty", "CartPole-v1", 100_000, 470, "492 ± 9 at 1e5 (arXiv:2606.23932)"
     ),
@@ -81,7 +81,7 @@ def measure(claim: Claim) -> dict[str, Any]:
     devices = jax.devices()
     devices = devices[: max(n for n in range(1, len(devices) + 1) if claim.seeds % n == 0)]
     keys = jax.vmap(jax.random.key)(np.arange(claim.seeds))
-    compiled = over_runs(run, devices).lower(keys).compile()
+    compiled = over_runs(run, devices, together=at_once(config, devices)).lower(keys).compile()
     began = time.monotonic()
     scores, metrics = jax.block_until_ready(compiled(keys))
     seconds = time.monotonic() - began
