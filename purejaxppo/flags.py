@@ -121,10 +121,8 @@ def value_of(argv: list[str], flag: str, default: str) -> str:
     """The value of one flag, the last if it is repeated; needed before the others can be known."""
     value = default
     for this, following in zip(argv, [*argv[1:], default], strict=False):
-        if this == f"--{flag}":
-            value = following
-        elif this.startswith(f"--{flag}="):
-            value = this.partition("=")[2]
+        if flag_name(this) == flag:
+            value = this.partition("=")[2] if "=" in this else following
     return value
 
 

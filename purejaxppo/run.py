@@ -11,9 +11,10 @@ from purejaxppo.command import exit_code, leave
 from purejaxppo.envs import SUITES, env_names
 from purejaxppo.experiment.begin import resume_experiment, run_experiment
 from purejaxppo.experiment.devices import choose_devices, use_cpu_cores
+from purejaxppo.experiment.directory import read_json
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.summary import Summary
-from purejaxppo.flags import parse, parse_resume
+from purejaxppo.flags import parse, parse_resume, value_of
 from purejaxppo.types import UsageError
 
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
     console = Console(highlight=False)
 
     def command() -> None:
-        use_cpu_cores()
+        use_cpu_cores(is_alone(argv))
         if "--list-envs" in argv:
             list_envs(console)
         elif any(token.partition("=")[0] == "--resume" for token in argv):
@@ -31,6 +32,22 @@ def main(argv: list[str]) -> int:
             begin(argv, console)
 
     return exit_code(command)
+
+
+def is_alone(argv: list[str]) -> bool:
+    """Whether this is a run of one seed that will have a device for itself, and the host steps no environment of it.
+
+    Asked before JAX starts, so of the flags, or of the record of the run that goes on, and not of a `Config`.
+    """
+    if any(value_of(argv, flag, "") for flag in ("devices", "mesh")):
+        return False
+    if directory := value_of(argv, "resume", ""):
+        try:
+            return read_json(Path(directory) / "config.json").get("devices_here") == 1
+        except UsageError:  # to be told by who reads the whole
+            return False
+    env, mode = value_of(argv, "env", ""), value_of(argv, "seed-mode", "vmap")
+    return value_of(argv, "num-seeds", "") == "1" and mode == "vmap" and ":" not in env and "gymnasium/" not in env
 
 
 def list_envs(console: Console) -> None:

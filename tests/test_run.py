@@ -21,7 +21,7 @@ from purejaxppo.experiment.devices import over_runs
 from purejaxppo.experiment.directory import write_json
 from purejaxppo.experiment.statistics import iqm, iqm_interval
 from purejaxppo.presets import PRESETS, preset, settings_of
-from purejaxppo.run import main
+from purejaxppo.run import is_alone, main
 from purejaxppo.types import Box, Discrete
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 200, "num_minibatches": 2, "hidden_sizes": (8,)}
@@ -314,6 +314,69 @@ def test_list_envs_prints_every_name():
     result = run_module("--list-envs")
     assert result.returncode == 0
     assert {"CartPole-v1", "Pendulum-v1", "Breakout-MinAtar"} <= set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "alone"),
+    [
+        ("--num-seeds 1", True),
+        ("--algo a2c --num_seeds=1 --env Pendulum-v1", True),
+        ("--num-seeds 1 --seed-mode vmap", True),
+        ("", False),
+        ("--num-seeds 2", False),
+        ("--num-seeds 1 --num-seeds 4", False),
+        ("--num-seeds 1 --devices 1", False),
+        ("--num-seeds 1 --mesh env=2", False),
+        ("--num-seeds 1 --seed-mode map", False),  # whose bits are those of many such runs on as many devices
+        ("--num-seeds 1 --env gymnasium/CartPole-v1", False),  # the host is called from XLA's threads
+        ("--num-seeds 1 --env my:Env", False),
+    ],
+)
+def test_which_runs_are_alone(flags, alone):
+    assert is_alone(flags.split()) == alone
+
+
+def test_a_run_that_goes_on_is_alone_if_it_was(tmp_path):
+    resume = ["--resume", str(tmp_path)]
+    assert not is_alone(resume)  # no such run
+    for record, alone in (({"devices_here": 1}, True), ({"devices_here": 2}, False), ({}, False)):
+        write_json(tmp_path / "config.json", record)
+        assert is_alone(resume) == alone
+        assert not is_alone([*resume, "--devices", "2"])
+
+
+def test_a_run_alone_has_one_thread_and_goes_on_in_the_same_bits(tmp_path):
+    """TRPO on batches that XLA would divide among threads: 4 updates, and 2 and then 2 more, by the command line."""
+    small = (
+        "--algo trpo --num-seeds 1 --num-envs 2 --num-steps 512 --hidden-sizes 32 --final-episodes 2 --quiet".split()
+    )
+    for out, steps in (("whole", 4096), ("parts", 2048)):
+        result = run_module(*small, "--total-steps", str(steps), "--log-interval", "1", "--out", str(tmp_path / out))
+        assert (result.returncode, result.stderr) == (0, "")
+    result = run_module("--resume", str(tmp_path / "parts"), "--total-steps", "4096", "--quiet")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [json.loads((tmp_path / out / "config.json").read_text())["devices_here"] for out in ("whole", "parts")] == [
+        1,
+        1,
+    ]
+    assert (tmp_path / "parts" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_one_device_and_one_thread_for_a_run_alone():
+    program = """
+import os, pathlib, jax, purejaxppo
+from purejaxppo.experiment.devices import use_cpu_cores
+use_cpu_cores(alone=ALONE)
+jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.ones(3)))
+names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+print(jax.device_count(), sum("XLAEigen" in name for name in names))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    cores = len(os.sched_getaffinity(0))
+    for alone, expected in ((True, "1 1"), (False, f"{cores} {cores}")):
+        command = [sys.executable, "-c", program.replace("ALONE", str(alone))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+        assert done.stdout.split() == expected.split()
 
 
 def run_module(*flags):

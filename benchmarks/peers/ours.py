@@ -17,6 +17,8 @@ from purejaxppo import PPO, TRPO, Box, Config, make_train
 from purejaxppo.envs import make_env
 from purejaxppo.experiment.devices import over_runs, use_cpu_cores
 
+SHARED = 64  # environments from which on all devices share one run
+
 
 class Flattened:
     """An environment whose observations are vectors, so that MinAtar meets the peers' MLP instead of a convolution."""
@@ -61,11 +63,11 @@ def settings(job: common.Job) -> Config:
 
 def main() -> None:
     job = common.job()
-    use_cpu_cores()
+    use_cpu_cores(alone=job.seeds == 1 and job.envs < SHARED)  # as the command line does
     if job.cache:
         jax.config.update("jax_compilation_cache_dir", str(job.cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    shards = jax.device_count() if job.seeds == 1 and job.envs >= 64 else 1  # one run's environments on all devices
+    shards = jax.device_count() if job.seeds == 1 and job.envs >= SHARED else 1  # one run's environments on all devices
     devices = jax.devices()[: shards * math.gcd(job.seeds, jax.device_count())]
     train = over_runs(make_train(settings(job)), devices, env_shards=shards)
     keys = jax.random.split(jax.random.key(0), job.seeds)
