@@ -34,7 +34,10 @@ class RunOptions:
         str | None, tyro.conf.arg(help="go on with the run in this directory; --resume DIR --help shows its flags")
     ] = None
     devices: Annotated[
-        int | None, tyro.conf.arg(help="devices to spread the seeds over. None: all; cores are devices")
+        int | None,
+        tyro.conf.arg(
+            help="devices to spread the seeds over; cores are devices. None: all, or one core for one small run"
+        ),
     ] = None
     debug: Annotated[Flag, tyro.conf.arg(help="stop when a seed's numbers turn non-finite, and name the operation")] = (
         False

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from purejaxppo.command import exit_code, leave
 from purejaxppo.envs import SUITES, env_names
+from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.experiment.begin import resume_experiment, run_experiment
 from purejaxppo.experiment.devices import choose_devices, use_cpu_cores
 from purejaxppo.experiment.directory import read_json
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
         use_cpu_cores(is_alone(argv))
         if "--list-envs" in argv:
             list_envs(console)
-        elif any(token.partition("=")[0] == "--resume" for token in argv):
+        elif value_of(argv, "resume", ""):
             resume(argv, console)
         else:
             begin(argv, console)
@@ -35,19 +36,24 @@ def main(argv: list[str]) -> int:
 
 
 def is_alone(argv: list[str]) -> bool:
-    """Whether this is a run of one seed that will have a device for itself, and the host steps no environment of it.
+    """Whether this is one small run, for which one thread is best; or goes on with one that had one thread.
 
     Asked before JAX starts, so of the flags, or of the record of the run that goes on, and not of a `Config`.
     """
-    if any(value_of(argv, flag, "") for flag in ("devices", "mesh")):
+
+    def given(flag: str, default: str = "") -> str:
+        return value_of(argv, flag, default)
+
+    if given("mesh") or given("devices", "1") != "1":
         return False
-    if directory := value_of(argv, "resume", ""):
+    if directory := given("resume"):
         try:
-            return read_json(Path(directory) / "config.json").get("devices_here") == 1
+            return read_json(Path(directory) / "config.json").get("threads") == 1
         except UsageError:  # to be told by who reads the whole
             return False
-    env, mode = value_of(argv, "env", ""), value_of(argv, "seed-mode", "vmap")
-    return value_of(argv, "num-seeds", "") == "1" and mode == "vmap" and ":" not in env and "gymnasium/" not in env
+    few = given("num-envs", "1").isdecimal() and int(given("num-envs", "1")) <= 16
+    small = few and given("env", "CartPole-v1") in CLASSIC_CONTROL
+    return small and given("num-seeds") == "1" and given("seed-mode", "vmap") == "vmap" and not given("devices")
 
 
 def list_envs(console: Console) -> None:

@@ -1,12 +1,14 @@
 """The command line: what it leaves on disk, what it prints, and how it refuses."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,11 @@ from support import AS_USERS
 
 from purejaxppo import make_train
 from purejaxppo.experiment import devices
+from purejaxppo.experiment.begin import devices_again
 from purejaxppo.experiment.checkpoint import restore
 from purejaxppo.experiment.devices import over_runs
-from purejaxppo.experiment.directory import write_json
+from purejaxppo.experiment.directory import RunRecord, versions, write_json
+from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.statistics import iqm, iqm_interval
 from purejaxppo.presets import PRESETS, preset, settings_of
 from purejaxppo.run import is_alone, main
@@ -326,6 +330,11 @@ def test_list_envs_prints_every_name():
         ("--num-seeds 2", False),
         ("--num-seeds 1 --num-seeds 4", False),
         ("--num-seeds 1 --devices 1", False),
+        ("--num-seeds 1 --devices 2", False),
+        ("--num-seeds 1 --num-envs 16", True),
+        ("--num-seeds 1 --num-envs 64", False),
+        ("--num-seeds 1 --num-envs many", False),
+        ("--num-seeds 1 --env Breakout-MinAtar", False),
         ("--num-seeds 1 --mesh env=2", False),
         ("--num-seeds 1 --seed-mode map", False),  # whose bits are those of many such runs on as many devices
         ("--num-seeds 1 --env gymnasium/CartPole-v1", False),  # the host is called from XLA's threads
@@ -339,10 +348,11 @@ def test_which_runs_are_alone(flags, alone):
 def test_a_run_that_goes_on_is_alone_if_it_was(tmp_path):
     resume = ["--resume", str(tmp_path)]
     assert not is_alone(resume)  # no such run
-    for record, alone in (({"devices_here": 1}, True), ({"devices_here": 2}, False), ({}, False)):
+    for record, alone in (({"threads": 1}, True), ({"threads": 2}, False), ({"threads": None}, False), ({}, False)):
         write_json(tmp_path / "config.json", record)
-        assert is_alone(resume) == alone
+        assert is_alone(resume) == is_alone([*resume, "--devices", "1"]) == alone
         assert not is_alone([*resume, "--devices", "2"])
+        assert not is_alone([*resume, "--mesh", "env=2"])
 
 
 def test_a_run_alone_has_one_thread_and_goes_on_in_the_same_bits(tmp_path):
@@ -355,28 +365,51 @@ def test_a_run_alone_has_one_thread_and_goes_on_in_the_same_bits(tmp_path):
         assert (result.returncode, result.stderr) == (0, "")
     result = run_module("--resume", str(tmp_path / "parts"), "--total-steps", "4096", "--quiet")
     assert (result.returncode, result.stderr) == (0, "")
-    assert [json.loads((tmp_path / out / "config.json").read_text())["devices_here"] for out in ("whole", "parts")] == [
-        1,
-        1,
-    ]
+    for out in ("whole", "parts"):
+        assert json.loads((tmp_path / out / "config.json").read_text())["threads"] == 1
     assert (tmp_path / "parts" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
-def test_one_device_and_one_thread_for_a_run_alone():
-    program = """
-import os, pathlib, jax, purejaxppo
-from purejaxppo.experiment.devices import use_cpu_cores
-use_cpu_cores(alone=ALONE)
+@pytest.mark.parametrize(
+    ("devices", "threads", "said"),
+    [
+        (1, 2, ""),
+        (1, None, ""),  # an older version's record, which does not say
+        (1, 1, "2 threads instead of 1: the last digits of what follows may differ"),
+        (4, 4, "on 2 devices instead of 4: the last digits of what follows may differ"),
+    ],
+)
+def test_other_devices_and_threads_than_before_are_said(devices, threads, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("PJRT_NPROC", "2")
+    warnings = []
+    config, options = preset("ppo", "CartPole-v1"), dataclasses.asdict(HostOptions())
+    record = RunRecord(tmp_path, config, [0, 1], options, "threefry2x32", devices, versions(), threads)
+    now, here = devices_again(record, [(config, 2)], None, None, SimpleNamespace(warn=warnings.append))
+    assert warnings == [said] * bool(said)
+    assert (now.devices, now.threads) == (len(here), 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+@pytest.mark.parametrize(
+    ("alone", "chosen", "devices", "count"), [(True, "", 1, 1), (True, "3", 0, 3), (False, "", 0, 0)]
+)
+def test_one_device_and_one_thread_for_a_run_alone(alone, chosen, devices, count):
+    """Counted by name; 0 stands for the cores."""
+    program = f"""
+import pathlib, jax
+from purejaxppo.experiment.devices import threads, use_cpu_cores
+use_cpu_cores(alone={alone})
 jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.ones(3)))
-names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
-print(jax.device_count(), sum("XLAEigen" in name for name in names))
+names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+print(jax.device_count(), sum("XLAEigen" in name for name in names), threads())
 """
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
+    environment |= {"JAX_PLATFORMS": "cpu", "PJRT_NPROC": chosen}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
     cores = len(os.sched_getaffinity(0))
-    for alone, expected in ((True, "1 1"), (False, f"{cores} {cores}")):
-        command = [sys.executable, "-c", program.replace("ALONE", str(alone))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
-        assert done.stdout.split() == expected.split()
+    count = max(count or cores, devices or cores)
+    assert [int(x) for x in done.stdout.split()] == [devices or cores, count, count]
 
 
 def run_module(*flags):

@@ -15,7 +15,7 @@ import numpy as np
 import purejaxppo
 from purejaxppo import PPO, TRPO, Box, Config, make_train
 from purejaxppo.envs import make_env
-from purejaxppo.experiment.devices import over_runs, use_cpu_cores
+from purejaxppo.experiment.devices import at_once, over_runs, use_cpu_cores
 
 SHARED = 64  # environments from which on all devices share one run
 
@@ -69,7 +69,8 @@ def main() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     shards = jax.device_count() if job.seeds == 1 and job.envs >= SHARED else 1  # one run's environments on all devices
     devices = jax.devices()[: shards * math.gcd(job.seeds, jax.device_count())]
-    train = over_runs(make_train(settings(job)), devices, env_shards=shards)
+    config = settings(job)
+    train = over_runs(make_train(config), devices, env_shards=shards, together=at_once(config, devices))
     keys = jax.random.split(jax.random.key(0), job.seeds)
     if job.cache:
         began = time.perf_counter()

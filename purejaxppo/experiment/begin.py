@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from purejaxppo.config import Config
-from purejaxppo.experiment.devices import choose_devices
+from purejaxppo.experiment.devices import choose_devices, threads
 from purejaxppo.experiment.directory import RunRecord, lock, new_directory, read_record, versions, write_record
 from purejaxppo.experiment.loop import Run, padded
 from purejaxppo.experiment.options import HostOptions
@@ -56,7 +56,7 @@ def begin_record(
     interval = min(options.log_interval or -(-config.num_updates // 100), config.num_updates)
     host = dataclasses.asdict(dataclasses.replace(options, log_interval=interval))
     prng = str(jax.random.key_impl(jax.random.key(0)))
-    return RunRecord(out, config, seeds, host, prng, len(devices), versions(), jax.local_device_count())
+    return RunRecord(out, config, seeds, host, prng, len(devices), versions(), threads())
 
 
 def resume_experiment(
@@ -103,18 +103,14 @@ def devices_again(
     for config, runs in programs:
         here = options.place(config, runs, here)
     now = record._replace(
-        options=dataclasses.asdict(options),
-        devices=len(here),
-        versions=versions(),
-        devices_here=jax.local_device_count(),
+        options=dataclasses.asdict(options), devices=len(here), versions=versions(), threads=threads()
     )
     if options.env_shards != HostOptions.of(record.options).env_shards:
         progress.warn(f"{options.env_shards} devices share each run now: its episodes will be others")
     elif len(here) != record.devices:
         progress.warn(f"on {len(here)} devices instead of {record.devices}: the last digits of what follows may differ")
-    elif record.devices_here and now.devices_here != record.devices_here and here[0].platform == "cpu":
-        cores = f"{now.devices_here} devices here, which were {record.devices_here}"  # as many threads
-        progress.warn(f"{cores}: the last digits of what follows may differ")
+    elif record.threads and now.threads and now.threads != record.threads:
+        progress.warn(f"{now.threads} threads instead of {record.threads}: the last digits of what follows may differ")
     for package, version in now.versions.items():
         if (before := record.versions.get(package)) != version:
             progress.warn(f"{package} is {version} and was {before}: the last digits of what follows may differ")

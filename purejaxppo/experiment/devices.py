@@ -22,23 +22,42 @@ CPU_RUNS_TOGETHER = 8  # TRPO on CartPole, 256 runs on a core, steps per second:
 
 
 def use_cpu_cores(alone: bool = False) -> None:
-    """Make every CPU core a JAX device; or, for one run alone on one device, have one device and one thread.
+    """Make every CPU core a JAX device; or, for one small run alone, have one device and one thread.
 
-    XLA hands operations of a run to threads that are idle, and the run wanders between cores: alone, it takes 1.0 to 1.4
-    times as long with a second thread. Last digits depend on the number of threads.
+    XLA hands operations to threads that are idle, and a run alone wanders between cores: most small ones take 1.1 to
+    1.4 times as long with a second thread. Last digits depend on the number of threads.
 
-    Has an effect only before JAX's first use, and if the user has not chosen.
+    Has an effect only before JAX's first use, and if the user has not chosen: by XLA_FLAGS, NPROC or PJRT_NPROC.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    alone = alone and importlib.util.find_spec("jax_plugins") is None  # an accelerator's threads are not ours to count
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu = (
+        os.environ.get("JAX_PLATFORMS") == "cpu" or importlib.util.find_spec("jax_plugins") is None
+    )  # no accelerator
+    alone = alone and on_cpu and _chosen_threads() is None
     try:
-        jax.config.update("jax_num_cpu_devices", 1 if alone else cores)
+        jax.config.update("jax_num_cpu_devices", 1 if alone else _cores())
     except RuntimeError:  # JAX is already in use in this process, with the devices that it has
         return
     if alone:
-        os.environ.setdefault("PJRT_NPROC", "1")  # threads, where there are not more devices
+        os.environ["PJRT_NPROC"] = "1"
+
+
+def threads() -> int | None:
+    """How many XLA divides the CPU's work among; None where work is done elsewhere."""
+    if jax.default_backend() != "cpu":
+        return None
+    return max(_chosen_threads() or _cores(), jax.local_device_count())
+
+
+def _chosen_threads() -> int | None:
+    """What XLA reads in this order when it starts; each device has a thread all the same."""
+    values = (os.environ.get(name, "") for name in ("PJRT_NPROC", "NPROC"))
+    return next((int(value) for value in values if value.isdecimal()), None)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_devices(wanted: int | None) -> list[jax.Device]:
@@ -66,8 +85,8 @@ def over_runs(
 
     A device vmaps so many of its runs as `together` says, None being all, one such lot after the other; see
     `equally_many` for how many there may be. With 1 there is no `vmap`: each run consists of the very operations, and
-    so has the bits, that it has alone; as is a device's only run. Otherwise its last digits depend on how many are
-    together.
+    so has the bits, that it has alone with as many threads; as is a device's only run. Otherwise its last digits depend
+    on how many are together.
     """
     mesh = _mesh(devices, env_shards)
     own = len(inspect.signature(fn).parameters) - shared

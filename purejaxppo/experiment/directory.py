@@ -35,7 +35,7 @@ class RunRecord(NamedTuple):
     prng: str  # implementation of the keys
     devices: int
     versions: dict[str, str]
-    devices_here: int = 0  # all that the process had, cores being devices; 0 where nobody wrote it down
+    threads: int | None = None  # of the CPU; None on an accelerator, or where nobody wrote it down
 
 
 def new_directory(out: Path) -> Path:
@@ -88,7 +88,7 @@ def write_record(record: RunRecord, name: str = "config.json", more: Mapping[str
             "seeds": record.seeds,
             "options": record.options,
             "devices": record.devices,
-            "devices_here": record.devices_here,
+            "threads": record.threads,
             "prng_implementation": record.prng,
             "versions": record.versions,
             **(more or {}),
@@ -143,9 +143,8 @@ def read_record(directory: Path, env: Any = None, name: str = "config.json") -> 
         raise UsageError(f"{path}: {error!s:.400}") from error
     except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: the settings do not fit together ({error!s:.200}); restore the file.") from error
-    content.setdefault("devices_here", 0)
-    devices, devices_here = part("devices", int), part("devices_here", int)
-    return RunRecord(directory, config, seeds, part("options", dict), prng, devices, versions, devices_here)
+    devices, threads = part("devices", int), None if content.get("threads") is None else part("threads", int)
+    return RunRecord(directory, config, seeds, part("options", dict), prng, devices, versions, threads)
 
 
 def refuse_huge(path: Path, values: Mapping[str, Any]) -> None:

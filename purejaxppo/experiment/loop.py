@@ -35,7 +35,7 @@ CHECKPOINT_SECONDS = 30.0
 
 def padded(runs: int, devices: list[jax.Device], options: HostOptions, together: int | None = None) -> int:
     """Runs, equally many on all devices: what is left over trains copies of the last one."""
-    return equally_many(runs, len(devices) // options.env_shards, together)
+    return equally_many(runs, len(devices) // options.env_shards, None if options.seed_mode == "map" else together)
 
 
 class Group(NamedTuple):
@@ -67,7 +67,8 @@ class Run:
         self.interval = self.options.log_interval or 1
         self.each = [(record, seed) for record in records for seed in self.seeds]
         count = len(self.each)
-        runs = group.runs if group else padded(count, devices, self.options)
+        self.together = at_once(self.config, devices)
+        runs = group.runs if group else padded(count, devices, self.options, self.together)
         self.runs = np.asarray([*range(count), *[count - 1] * (runs - count)])
         settings = [settings_of(record.config) for record in records]
         own = {name: np.asarray([x[name] for x in settings], np.float64) for name in (group.swept if group else ())}
@@ -97,8 +98,7 @@ class Run:
 
     def compile(self) -> Program:
         """All that the run needs."""
-        together = at_once(self.config, self.devices) if self.group else None
-        return compile_program(self.config, self.devices, self.keys, self.options, self.swept, together)
+        return compile_program(self.config, self.devices, self.keys, self.options, self.swept, self.together)
 
     def drive(self, snapshot: Snapshot | None = None) -> list[Summary]:
         """Go on from a checkpoint, or from the beginning, to the end; what came of it, by run directory."""
