@@ -31,10 +31,8 @@ def use_cpu_cores(alone: bool = False) -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    on_cpu = (
-        os.environ.get("JAX_PLATFORMS") == "cpu" or importlib.util.find_spec("jax_plugins") is None
-    )  # no accelerator
-    alone = alone and on_cpu and _chosen_threads() is None
+    accelerated = os.environ.get("JAX_PLATFORMS") != "cpu" and importlib.util.find_spec("jax_plugins") is not None
+    alone = alone and not accelerated and _chosen_threads() is None
     try:
         jax.config.update("jax_num_cpu_devices", 1 if alone else _cores())
     except RuntimeError:  # JAX is already in use in this process, with the devices that it has
