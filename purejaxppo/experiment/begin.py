@@ -41,7 +41,7 @@ def run_experiment(
     config.check()
     options.check()
     devices = options.place(config, len(seeds), devices)
-    check_memory(config, padded(len(seeds), devices, options), devices, options)
+    check_memory(config, padded(config, len(seeds), devices, options), devices, options)
     new_directory(out)
     with lock(out):
         record = begin_record(config, seeds, out, devices, options)
@@ -74,7 +74,7 @@ def resume_experiment(
         record = record._replace(config=_longer(record.config, total_steps))
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
     options = HostOptions.of(record.options)
-    check_memory(record.config, padded(len(record.seeds), here, options), here, options)
+    check_memory(record.config, padded(record.config, len(record.seeds), here, options), here, options)
     with lock(directory):
         run = Run([record], here, progress, debug)
         snapshot = run.newest()

@@ -33,9 +33,10 @@ CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for
 CHECKPOINT_SECONDS = 30.0
 
 
-def padded(runs: int, devices: list[jax.Device], options: HostOptions, together: int | None = None) -> int:
-    """Runs, equally many on all devices: what is left over trains copies of the last one."""
-    return equally_many(runs, len(devices) // options.env_shards, None if options.seed_mode == "map" else together)
+def padded(config: Config, runs: int, devices: list[jax.Device], options: HostOptions) -> int:
+    """Runs, equally many on all devices and in all lots: what is left over trains copies of the last one."""
+    together = None if options.seed_mode == "map" else at_once(config, devices)
+    return equally_many(runs, len(devices) // options.env_shards, together)
 
 
 class Group(NamedTuple):
@@ -67,8 +68,7 @@ class Run:
         self.interval = self.options.log_interval or 1
         self.each = [(record, seed) for record in records for seed in self.seeds]
         count = len(self.each)
-        self.together = at_once(self.config, devices)
-        runs = group.runs if group else padded(count, devices, self.options, self.together)
+        runs = group.runs if group else padded(self.config, count, devices, self.options)
         self.runs = np.asarray([*range(count), *[count - 1] * (runs - count)])
         settings = [settings_of(record.config) for record in records]
         own = {name: np.asarray([x[name] for x in settings], np.float64) for name in (group.swept if group else ())}
@@ -98,7 +98,8 @@ class Run:
 
     def compile(self) -> Program:
         """All that the run needs."""
-        return compile_program(self.config, self.devices, self.keys, self.options, self.swept, self.together)
+        together = at_once(self.config, self.devices)
+        return compile_program(self.config, self.devices, self.keys, self.options, self.swept, together)
 
     def drive(self, snapshot: Snapshot | None = None) -> list[Summary]:
         """Go on from a checkpoint, or from the beginning, to the end; what came of it, by run directory."""

@@ -11,7 +11,6 @@ import jax
 
 from purejaxppo.config import Config
 from purejaxppo.experiment.begin import begin_record, devices_again
-from purejaxppo.experiment.devices import at_once
 from purejaxppo.experiment.directory import (
     RunRecord,
     json_text,
@@ -159,9 +158,7 @@ def _run(
 ) -> Run:
     record = sweep.record
     records = [record._replace(directory=sweep.directories[i], config=sweep.configs[i]) for i in members]
-    runs = padded(
-        count * len(record.seeds), devices, HostOptions.of(record.options), at_once(records[0].config, devices)
-    )
+    runs = padded(records[0].config, count * len(record.seeds), devices, HostOptions.of(record.options))
     digest = hashlib.sha256(json_text(plain([sweep.settings[i] for i in members])).encode()).hexdigest()[:16]
     unfinished = record.directory / ".unfinished" / digest
     return Run(records, devices, progress, debug, Group(group.swept, unfinished, record.directory, runs, program))
