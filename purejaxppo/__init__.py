@@ -7,6 +7,7 @@ from purejaxppo.algorithms import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, PP
 from purejaxppo.config import Config
 from purejaxppo.envs import GymnaxEnv
 from purejaxppo.evaluation import evaluate
+from purejaxppo.experiment.devices import over_runs, use_cpu_cores
 from purejaxppo.presets import preset
 from purejaxppo.train import init, make_train, update_step
 from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, UsageError
@@ -55,7 +56,9 @@ __all__ = [
     "init",
     "load",
     "make_train",
+    "over_runs",
     "preset",
     "sweep",
     "update_step",
+    "use_cpu_cores",
 ]

@@ -2,6 +2,7 @@
 
 import functools
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +112,28 @@ def test_one_hot_observations():
     """FrozenLake's position is one of 16."""
     env = make_env("FrozenLake-misc")
     _, obs = env.reset(KEY)
+    assert obs.dtype == bool
     np.testing.assert_array_equal(obs, np.eye(16)[0])
+
+
+@pytest.mark.parametrize("name", ["Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"])
+def test_minatar_observations_are_kept_as_bool(name):
+    """Over 100 random steps they are gymnax's own numbers, which are all 0 or 1."""
+    env, (theirs, params) = make_env(f"{name}-MinAtar"), gymnax.make(f"{name}-MinAtar")
+
+    @quick_jit
+    def play(key):
+        def step(state, key):
+            action_key, step_key = jax.random.split(key)
+            action = jax.random.randint(action_key, (), 0, env.action_space.n)
+            kept = env.step(step_key, state, action)
+            return kept[0], (kept[1], theirs.step_env(step_key, state, action, params)[0])
+
+        return jax.lax.scan(step, env.reset(key)[0], jax.random.split(key, 100))[1]
+
+    kept, original = play(KEY)
+    assert kept.dtype == bool
+    np.testing.assert_array_equal(kept, original)
 
 
 def test_missing_download_is_a_usage_error(monkeypatch):

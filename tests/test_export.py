@@ -136,7 +136,8 @@ def test_the_file_is_the_formula(pendulum, tmp_path):
 
 def test_observations_are_those_of_the_policy_and_disturbed_ones_in_bounds(trained):
     obs, space = export.observations(trained), trained.config.environment.observation_space
-    assert (obs.shape, obs.dtype) == ((OBSERVATIONS, *space.shape), np.float32)
+    kept = bool if "MinAtar" in trained.config.env else np.float32
+    assert (obs.shape, obs.dtype) == ((OBSERVATIONS, *space.shape), kept)
     assert np.all((obs >= space.low) & (obs <= space.high))
     assert len(np.unique(obs.reshape(OBSERVATIONS, -1), axis=0)) > 0.5 * OBSERVATIONS
     np.testing.assert_array_equal(obs[:2], trained.state.rollout.obs)

@@ -188,6 +188,17 @@ def test_the_memory_check_knows_what_devices_share(monkeypatch):
             program.check_memory(config, runs, devices, options)
 
 
+def test_the_memory_check_counts_the_runs_that_a_core_makes_at_once(monkeypatch):
+    """Of 32 runs on a core, eight are made at a time and the others are only kept."""
+    config = Config(env="CartPole-v1", num_envs=256, num_steps=128, num_minibatches=128)
+    per_run = 256 * 128 * (4 * 16)
+    monkeypatch.setattr(program, "available_bytes", lambda devices: 12 * per_run)
+    program.check_memory(config, 32, jax.devices()[:1], HostOptions())
+    monkeypatch.setattr(program, "available_bytes", lambda devices: 7 * per_run)
+    with pytest.raises(UsageError, match="GiB"):
+        program.check_memory(config, 32, jax.devices()[:1], HostOptions())
+
+
 EXACT = """
 from purejaxppo.experiment.devices import QUICK_COMPILATION
 config = config_of(ALL[sys.argv[1]], num_epochs=2, total_steps=3 * 32)

@@ -26,8 +26,8 @@ def names() -> list[str]:
 class GymnaxEnv:
     """One gymnax environment with its default parameters, or some of them replaced.
 
-    Observations become float32, integer ones (`Discrete`) one-hot. Reaching `max_steps_in_episode` is truncation,
-    unless the same step ends the process anyway.
+    Observations become float32; integer ones (`Discrete`) one-hot and, like MinAtar's zeros and ones, bool, which takes
+    a quarter of the memory. Reaching `max_steps_in_episode` is truncation, unless the same step ends the process.
 
     Raises:
         UsageError: the environment cannot be made, or its spaces are neither Box nor Discrete.
@@ -48,6 +48,7 @@ class GymnaxEnv:
             observed = _convert(name, self._env.observation_space(self._params))
         self.name, self._replaced = name, [f"{key}={value!r}" for key, value in params.items()]
         self._one_hot = isinstance(observed, Discrete)
+        self._dtype = jnp.bool_ if name.endswith("-MinAtar") else jnp.float32
         self.observation_space = Box(0.0, 1.0, (observed.n,)) if isinstance(observed, Discrete) else observed
 
     def __repr__(self) -> str:
@@ -128,8 +129,8 @@ class GymnaxEnv:
 
     def _observe(self, obs: Any) -> jax.Array:
         if self._one_hot:
-            return jax.nn.one_hot(obs, self.observation_space.shape[0])
-        return jnp.asarray(obs, jnp.float32).reshape(self.observation_space.shape)
+            return jax.nn.one_hot(obs, self.observation_space.shape[0], dtype=bool)
+        return jnp.asarray(obs, self._dtype).reshape(self.observation_space.shape)
 
 
 def _convert(name: str, space: Any) -> Box | Discrete:

@@ -68,7 +68,7 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
 
 def over_runs(
     fn: Callable[..., Any],
-    devices: Sequence[jax.Device],
+    devices: Sequence[jax.Device] | None = None,
     shared: int = 0,
     donate: bool = False,
     env_shards: int = 1,
@@ -76,17 +76,19 @@ def over_runs(
 ) -> Any:
     """`fn` for one run, jitted for many: vmapped over the leading axis of its arguments and sharded over devices.
 
-    The last `shared` arguments are the same for all runs; with `donate`, the first is used up. The number of runs must
-    be a multiple of the number of devices, and no device waits for another: the program has no collectives. With
-    `env_shards` > 1, so many devices share a run, each has its part of the environments, and they average gradients;
-    everything else of a state is on all of them.
+    None is all devices. The last `shared` arguments are the same for all runs; with `donate`, the first is used up. No
+    device waits for another: the program has no collectives. With `env_shards` > 1, so many devices share a run, each
+    has its part of the environments, and they average gradients; everything else of a state is on all of them.
 
-    A device vmaps so many of its runs as `together` says, None being all, one such lot after the other; see
-    `equally_many` for how many there may be. With 1 there is no `vmap`: each run consists of the very operations, and
-    so has the bits, that it has alone with as many threads; as is a device's only run. Otherwise its last digits depend
-    on how many are together.
+    A device vmaps so many of its runs as `together` says, None being all, one such lot after the other. With 1 there is
+    no `vmap`: each run consists of the very operations, and so has the bits, that it has alone with as many threads; as
+    is a device's only run. Otherwise its last digits depend on how many are together.
+
+    Raises:
+        UsageError: when called, if the devices and lots would not be equally large; see `equally_many`.
     """
-    mesh = _mesh(devices, env_shards)
+    devices = jax.devices() if devices is None else devices
+    mesh, rows = _mesh(devices, env_shards), len(devices) // env_shards
     own = len(inspect.signature(fn).parameters) - shared
 
     def mapped(*arguments: Any) -> Any:
@@ -102,6 +104,10 @@ def over_runs(
         return jax.tree.map(lambda x: x.reshape(runs, *x.shape[2:]), results)
 
     def many(*arguments: Any) -> Any:
+        runs = len(jax.tree.leaves(arguments[:own])[0])
+        if runs != (enough := equally_many(runs, rows, together)):
+            where = f"{rows} devices, and there in lots of at most {together}" if together else f"{rows} devices"
+            raise UsageError(f"runs = {runs} cannot be divided equally among {where}; train {enough}.")
         results = jax.eval_shape(mapped, *arguments) if env_shards > 1 else None
         specs = (*(_specs(x, env_shards) for x in arguments[:own]), *(PartitionSpec(),) * shared)
         placed = jax.shard_map(

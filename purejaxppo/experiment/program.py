@@ -13,7 +13,7 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
-from purejaxppo.experiment.devices import available_bytes, laid_out, over_runs
+from purejaxppo.experiment.devices import at_once, available_bytes, laid_out, over_runs
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.presets import with_settings
 from purejaxppo.train import evaluation_key, init, update_step
@@ -131,8 +131,9 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
 
     Counted are, on each device: the state twice (the update's input and output), four copies of each observation (as
     recorded, as reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch; or,
-    if that is more, the environments of an evaluation, which plays all its episodes at once. Where devices share a
-    run, each has its part of the environments, and of everything else all.
+    if that is more, the environments of an evaluation, which plays all its episodes at once. Of runs that wait while
+    others are made, only the state. Where devices share a run, each has its part of the environments, and of
+    everything else all.
 
     Raises:
         UsageError: more is needed than the devices have free.
@@ -150,14 +151,15 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
     episodes = max(options.final_episodes, config.eval_episodes if config.eval_interval else 0)
     update = 2 * state + batch * (4 * size(one.rollout.obs) + activations)
     on_one = runs * options.env_shards // len(devices)
-    at_once = 1 if options.seed_mode == "map" else on_one
-    need = at_once * max(update, state + 2 * size(one.rollout) * episodes) + (on_one - at_once) * state
+    together = 1 if options.seed_mode == "map" else min(on_one, at_once(config, devices) or on_one)
+    waiting = (on_one - together) * state
+    need = together * max(update, state + 2 * size(one.rollout) * episodes) + waiting
     free = available_bytes(devices)
     if free is not None and need > free:
         what = f"num_seeds × num_envs × num_steps = {runs * config.num_envs * config.num_steps:,} samples"
         way = "--num-seeds, --num-envs or --num-steps"
-        if need > at_once * update + (on_one - at_once) * state:
-            what, way = f"{runs * episodes:,} episodes at once", "--final-episodes or --eval-episodes"
+        if need > together * update + waiting:
+            what, way = f"{together * episodes:,} episodes at once", "--final-episodes or --eval-episodes"
         raise UsageError(
             f"{what} need about {need / 2**30:,.1f} GiB on each of {len(devices)} devices and {free / 2**30:,.1f} GiB "
             f"are free; lower {way}."
