@@ -1,6 +1,9 @@
 """Every registered environment keeps the promises of `types.Env`, and trains."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import gymnax
 import jax
@@ -116,7 +119,10 @@ def test_one_hot_observations():
     np.testing.assert_array_equal(obs, np.eye(16)[0])
 
 
-@pytest.mark.parametrize("name", ["Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"])
+@pytest.mark.parametrize(
+    "name",
+    ["Breakout", *(pytest.param(x, marks=pytest.mark.slow) for x in ("Asterix", "Freeway", "Seaquest", "SpaceInvaders"))],
+)
 def test_minatar_observations_are_kept_as_bool(name):
     """Over 100 random steps they are gymnax's own numbers, which are all 0 or 1."""
     env, (theirs, params) = make_env(f"{name}-MinAtar"), gymnax.make(f"{name}-MinAtar")
@@ -134,6 +140,25 @@ def test_minatar_observations_are_kept_as_bool(name):
     kept, original = play(KEY)
     assert kept.dtype == bool
     np.testing.assert_array_equal(kept, original)
+
+
+DEFERRED = """
+import sys
+import jax
+from purejaxppo.envs import make_env
+make_env("Pong-misc")
+assert not {"seaborn", "matplotlib.pyplot", "pandas"} & {*sys.modules}
+import gymnax
+pong, params = gymnax.make("Pong-misc")
+image = pong.render(pong.reset(jax.random.key(0), params)[1], params)
+import matplotlib.pyplot, seaborn
+assert image.figure is matplotlib.pyplot.gcf() and callable(seaborn.color_palette)
+"""
+
+
+def test_what_gymnax_draws_with_is_imported_when_it_draws():
+    """Seconds of each start; and neither gymnax nor whoever imports the same afterwards is left with less."""
+    subprocess.run([sys.executable, "-c", DEFERRED], check=True, timeout=120, env=os.environ | {"MPLBACKEND": "agg"})
 
 
 def test_missing_download_is_a_usage_error(monkeypatch):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from purejaxppo import Config, UsageError
+from purejaxppo import Config, UsageError, over_runs
 from purejaxppo.experiment import loop, program
 from purejaxppo.experiment.devices import differing_replica
 from purejaxppo.experiment.options import HostOptions
@@ -174,6 +174,14 @@ def test_a_replica_that_differs_is_found():
     loop.Run._find_sick(SimpleNamespace(each=[], debug=False), state)
     with pytest.raises(UsageError, match=r"policy\.w differs between devices"):
         loop.Run._find_sick(SimpleNamespace(each=[], debug=True), state)
+
+
+@pytest.mark.parametrize(("runs", "together", "enough"), [(3, None, 4), (18, 8, 20)])
+def test_runs_that_cannot_be_divided_are_refused_before_compilation(runs, together, enough):
+    divided = over_runs(lambda x: x + 1, together=together)
+    with pytest.raises(UsageError, match=rf"runs = {runs} cannot be divided equally among 2 devices.*train {enough}\."):
+        divided(np.zeros(runs))
+    np.testing.assert_array_equal(divided(np.zeros(enough)), np.ones(enough))
 
 
 def test_the_memory_check_knows_what_devices_share(monkeypatch):
