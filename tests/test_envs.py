@@ -119,10 +119,10 @@ def test_one_hot_observations():
     np.testing.assert_array_equal(obs, np.eye(16)[0])
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["Breakout", *(pytest.param(x, marks=pytest.mark.slow) for x in ("Asterix", "Freeway", "Seaquest", "SpaceInvaders"))],
-)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Asterix", "Freeway", "Seaquest", "SpaceInvaders")]
+
+
+@pytest.mark.parametrize("name", ["Breakout", *SLOW])
 def test_minatar_observations_are_kept_as_bool(name):
     """Over 100 random steps they are gymnax's own numbers, which are all 0 or 1."""
     env, (theirs, params) = make_env(f"{name}-MinAtar"), gymnax.make(f"{name}-MinAtar")
