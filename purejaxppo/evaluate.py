@@ -16,7 +16,7 @@ from rich.table import Table
 from purejaxppo.command import exit_code, leave, parse_flags
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
-from purejaxppo.experiment.devices import over_runs, use_cpu_cores
+from purejaxppo.experiment.devices import equally_many, over_runs, use_cpu_cores
 from purejaxppo.experiment.directory import read_record, write_json
 from purejaxppo.experiment.gymnasium_env import open_env, play
 from purejaxppo.experiment.options import Checkpoint, EnvAgain, Flag, RunDirectory
@@ -115,7 +115,7 @@ def evaluate_run(options: EvaluateOptions) -> Result:
 def in_port(config: Config, states: TrainState, seeds: list[int], options: EvaluateOptions) -> list[Episodes]:
     """Each seed's episodes in the environment it was trained in, compiled, all at once."""
     devices = jax.devices()[: len(seeds)]
-    padded = np.minimum(np.arange(-(-len(seeds) // len(devices)) * len(devices)), len(seeds) - 1)
+    padded = np.minimum(np.arange(equally_many(len(seeds), len(devices))), len(seeds) - 1)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(options.episode_seed)))(np.asarray(seeds, np.uint32))
     states, keys = jax.tree.map(lambda x: x[padded], (states, keys))
     played = over_runs(lambda state, key: evaluate(config, state, key, options.episodes), devices)(states, keys)

@@ -14,7 +14,7 @@ from purejaxppo.config import Config
 from purejaxppo.experiment import checkpoint
 from purejaxppo.experiment.checkpoint import Snapshot
 from purejaxppo.experiment.debug import explain
-from purejaxppo.experiment.devices import at_once, differing_replica, equally_many
+from purejaxppo.experiment.devices import differing_replica, equally_many
 from purejaxppo.experiment.directory import RunRecord
 from purejaxppo.experiment.host import closing, with_episodes_of
 from purejaxppo.experiment.logging import Log
@@ -35,8 +35,7 @@ CHECKPOINT_SECONDS = 30.0
 
 def padded(config: Config, runs: int, devices: list[jax.Device], options: HostOptions) -> int:
     """Runs, equally many on all devices and in all lots: what is left over trains copies of the last one."""
-    together = None if options.seed_mode == "map" else at_once(config, devices)
-    return equally_many(runs, len(devices) // options.env_shards, together)
+    return equally_many(runs, len(devices) // options.env_shards, options.together(config, devices))
 
 
 class Group(NamedTuple):
@@ -98,8 +97,7 @@ class Run:
 
     def compile(self) -> Program:
         """All that the run needs."""
-        together = at_once(self.config, self.devices)
-        return compile_program(self.config, self.devices, self.keys, self.options, self.swept, together)
+        return compile_program(self.config, self.devices, self.keys, self.options, self.swept)
 
     def drive(self, snapshot: Snapshot | None = None) -> list[Summary]:
         """Go on from a checkpoint, or from the beginning, to the end; what came of it, by run directory."""

@@ -8,6 +8,7 @@ import jax
 import tyro
 
 from purejaxppo.config import Config
+from purejaxppo.experiment.devices import at_once
 from purejaxppo.types import UsageError
 
 SeedMode = Literal["vmap", "map"]
@@ -79,6 +80,10 @@ class HostOptions:
     def env_shards(self) -> int:
         """Devices that share each run."""
         return self._axes().get("env", 1)
+
+    def together(self, config: Config, devices: list[jax.Device]) -> int | None:
+        """Runs of a device that are made at once, None being all; see `over_runs`."""
+        return 1 if self.seed_mode == "map" else at_once(config, devices)
 
     def place(self, config: Config, runs: int, devices: list[jax.Device]) -> list[jax.Device]:
         """The devices to take, of those there are.

@@ -13,7 +13,7 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
-from purejaxppo.experiment.devices import at_once, available_bytes, laid_out, over_runs
+from purejaxppo.experiment.devices import available_bytes, laid_out, over_runs
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.presets import with_settings
 from purejaxppo.train import evaluation_key, init, update_step
@@ -38,19 +38,14 @@ class Program(NamedTuple):
 
 
 def compile_program(
-    config: Config,
-    devices: list[jax.Device],
-    keys: jax.Array,
-    options: HostOptions,
-    swept: Mapping[str, np.ndarray],
-    together: int | None = None,
+    config: Config, devices: list[jax.Device], keys: jax.Array, options: HostOptions, swept: Mapping[str, np.ndarray]
 ) -> Program:
     """Compile everything that a run needs, side by side: XLA releases the interpreter while it works.
 
     `advance` makes `count` updates after `done` ones. It takes the sums of what the present row of the log has so far,
     and returns those of this row and of the rows after it, one more at each multiple of `log_interval`. So rows do not
     depend on how updates are divided into calls. The state that it is given is used up. `swept` are settings of which
-    each run has its own, [runs]; so many runs as `together` says, see `over_runs`, are made at once.
+    each run has its own, [runs].
     """
     began, log_interval = time.monotonic(), options.log_interval or 1
     one = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
@@ -73,7 +68,7 @@ def compile_program(
         return lambda state: evaluate(config, state, evaluation_key(state), episodes)
 
     shards = options.env_shards
-    lay = partial(over_runs, devices=devices, env_shards=shards, together=1 if options.seed_mode == "map" else together)
+    lay = partial(over_runs, devices=devices, env_shards=shards, together=options.together(config, devices))
     place = partial(laid_out, devices=devices, env_shards=shards)
     start = lay(lambda key, own: init(with_settings(config, own), key))
     keys, own = place(keys), place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in swept.items()})
@@ -151,7 +146,7 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
     episodes = max(options.final_episodes, config.eval_episodes if config.eval_interval else 0)
     update = 2 * state + batch * (4 * size(one.rollout.obs) + activations)
     on_one = runs * options.env_shards // len(devices)
-    together = 1 if options.seed_mode == "map" else min(on_one, at_once(config, devices) or on_one)
+    together = min(on_one, options.together(config, devices) or on_one)
     waiting = (on_one - together) * state
     need = together * max(update, state + 2 * size(one.rollout) * episodes) + waiting
     free = available_bytes(devices)
