@@ -47,6 +47,7 @@ class Peer(NamedTuple):
     envs: tuple[str, ...]
     many_seeds: bool = False  # trains them as one program
     checkout: str = ""  # the flag that names it, if it is not on the package index
+    flags: tuple[str, ...] = ()
 
     def takes(self, task: Task) -> bool:
         """TRPO's peer is held with its one seed against many of ours; the other single-seed peers against one."""
@@ -65,6 +66,7 @@ TASKS = [
 ]
 PEERS = {
     "ours": Peer("ours.py", "any", (CARTPOLE, PENDULUM, BREAKOUT), many_seeds=True),
+    "ours-one-core": Peer("ours.py", "any", (CARTPOLE, PENDULUM, BREAKOUT), flags=("--one-core",)),
     "purejaxrl": Peer("purejaxrl_ppo.py", "ppo", (CARTPOLE, BREAKOUT), many_seeds=True, checkout="purejaxrl"),
     "rejax": Peer("rejax_ppo.py", "ppo", (CARTPOLE, PENDULUM, BREAKOUT), many_seeds=True),
     "stoix": Peer("stoix_ppo.py", "ppo", (CARTPOLE,), checkout="stoix"),
@@ -96,12 +98,12 @@ class Bench:
         python = interpreter(script, self.args.venvs, self.cuda)
         seeds = task.seeds if peer.many_seeds else 1
         command = [str(python), str(script), "--env", task.env, "--algo", task.algo]
-        command += ["--seeds", str(seeds), "--envs", str(task.envs), "--steps", str(steps)]
+        command += ["--seeds", str(seeds), "--envs", str(task.envs), "--steps", str(steps), *peer.flags]
         if peer.checkout:
             command += ["--checkout", str(getattr(self.args, peer.checkout).resolve())]
         if cache:
             command += ["--cache", str(cache)]
-        own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" or name == "ours"}
+        own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" or peer.script == "ours.py"}
         try:
             done = subprocess.run(
                 command, env=own, capture_output=True, text=True, timeout=self.args.timeout, check=False
@@ -188,7 +190,7 @@ def main() -> int:
     args = arguments()
     bench = Bench(args, cuda=gpu() is not None)
     tasks = [t for t in TASKS if (bench.cuda or not t.gpu) and any(word in t.name for word in args.tasks)]
-    peers = {name: PEERS[name] for name in args.peers}
+    peers = {name: PEERS[name] for name in args.peers if not (bench.cuda and name == "ours-one-core")}
     began = time.perf_counter()
     try:
         for task in tasks:

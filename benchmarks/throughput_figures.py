@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 COLORS = {
     "ours": "#D55E00",
+    "ours-one-core": "#F0B48A",
     "purejaxrl": "#0072B2",
     "rejax": "#009E73",
     "stoix": "#CC79A7",

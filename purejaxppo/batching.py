@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 RUN_AXIS = "run"  # of the device mesh: on it runs are split
 ENV_AXIS = "env"  # of the device mesh: on it one run's environments are split, and everything else is replicated
+NET_AXIS = "net"  # of the device mesh: on it a policy and its critic are improved apart, all else is done by both
 
 
 def shards(axis: str = ENV_AXIS) -> int:
@@ -51,6 +52,23 @@ def sum_over_shards(tree: Any) -> Any:
 def key_of_shard(key: jax.Array) -> jax.Array:
     """A key of this device's own, for what it draws for its own environments and samples."""
     return jax.random.fold_in(key, jax.lax.axis_index(ENV_AXIS)) if shards() > 1 else key
+
+
+def side_by_side(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
+    """The results of both, trees of arrays of 4 or 8 bytes: one after the other, or on `NET_AXIS` each on a device.
+
+    There each is made by one device and handed over as it is, so devices speak to each other once.
+    """
+    if shards(NET_AXIS) == 1:
+        return first(), second()
+    first, second = jax.jit(first), jax.jit(second)  # that each is traced once, for its shapes and for its work
+    blanks = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn)) for fn in (first, second))
+    no_first, no_second = blanks
+    made = jax.lax.cond(jax.lax.axis_index(NET_AXIS) == 0, lambda: (first(), no_second), lambda: (no_first, second()))
+    words, unravel = ravel_pytree(jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.float32), made))
+    of_first, of_second = (unravel(x) for x in jax.lax.all_gather(words, NET_AXIS))
+    both = of_first[0], of_second[1]
+    return jax.tree.map(lambda x, like: jax.lax.bitcast_convert_type(x, like.dtype), both, made)
 
 
 def moments(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> tuple[jax.Array, jax.Array]:

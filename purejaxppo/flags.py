@@ -63,7 +63,7 @@ class ResumeOptions:
     ] = None
     env: EnvAgain = None
     devices: Annotated[int | None, tyro.conf.arg(help="None: as many as before; others change the last digits")] = None
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="run=N,env=M", help="None: as before, if it fits")] = None
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="run=N,env=M,net=2", help="None: as before, if it fits")] = None
     debug: Annotated[Flag, tyro.conf.arg(help="stop when a seed's numbers turn non-finite, and name the operation")] = (
         False
     )

@@ -5,6 +5,7 @@ key ─► init ─► TrainState ─► ┌ rollout ─► advantages ─► up
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,15 @@ import jax.numpy as jnp
 
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
 from purejaxppo.agent import acting, clip, networks, normalize
-from purejaxppo.batching import as_argument, key_of_shard, mean_over_shards, run_by_run, shards, sum_over_shards
+from purejaxppo.batching import (
+    as_argument,
+    key_of_shard,
+    mean_over_shards,
+    run_by_run,
+    shards,
+    side_by_side,
+    sum_over_shards,
+)
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
@@ -118,16 +127,17 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     adam = MinibatchAdam(
         learning_rate(config, state.update), config.max_grad_norm, config.num_epochs, config.num_minibatches
     )
-    critic_params, critic_moments, critic_loss = state.critic, state.critic_optimizer, value_loss(config)
+    critic_loss = value_loss(config)
+    improve_policy = partial(policy_update(config), config.algo, minibatch_key, state.policy, state.algorithm, batch)
     if config.shared_torso:
-        adam = adam.replace(also=critic_loss)
-    params, algorithm_state, metrics = policy_update(config)(
-        config.algo, minibatch_key, state.policy, state.algorithm, batch, adam
-    )
-    critic_metrics = metrics
-    if not config.shared_torso:
-        critic_params, critic_moments, critic_metrics = adam.minimize(  # on the policy's minibatches, if it has any
-            minibatch_key, critic_loss, critic_params, critic_moments, batch
+        params, algorithm_state, metrics = improve_policy(adam.replace(also=critic_loss))
+        critic_params, critic_moments, critic_metrics = state.critic, state.critic_optimizer, metrics
+    else:
+        (params, algorithm_state, metrics), (critic_params, critic_moments, critic_metrics) = side_by_side(
+            lambda: improve_policy(adam),
+            lambda: adam.minimize(  # on the policy's minibatches, if it has any
+                minibatch_key, critic_loss, state.critic, state.critic_optimizer, batch
+            ),
         )
 
     metrics |= {

@@ -310,7 +310,7 @@ def test_a_missing_package_names_the_extra(name, package, monkeypatch, capsys):
 def test_several_devices_for_one_seed_are_refused(capsys, tmp_path):
     flags = ["--num-seeds", "1", "--mesh", "env=2", "--out", str(tmp_path / "run")]
     assert run("--env", "gymnasium/CartPole-v1", *flags) == 2
-    assert "mesh = 'env=2': env must be 1" in capsys.readouterr().err
+    assert "mesh = 'env=2': env and net must be 1" in capsys.readouterr().err
 
 
 def children(parent=None):

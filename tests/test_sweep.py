@@ -232,7 +232,7 @@ BAD = {
     "--grid max_kl=0.01,0.02 --mesh run=3": ["mesh = 'run=3' takes 3 devices, and 2 are in use"],
     "--grid max_kl=0.01 --num-seeds 3 --mesh run=2": ["run = 2 must divide the 3 runs"],
     "--grid num_envs=2,3 --mesh env=2": ["env = 2 must divide num_envs = 3"],
-    "--grid max_kl=0.01,0.02 --mesh rows=2": ["mesh = 'rows=2' must be run=N,env=M"],
+    "--grid max_kl=0.01,0.02 --mesh rows=2": ["mesh = 'rows=2' must be run=N,env=M,net=2"],
     "--grid max_kl=0.01,0.02 --devices 64": ["devices = 64 must be within 1 … 2"],
     "--grid max_kl=0.01,0.02 --max-kI 3": ["--max-kI", "did you mean --max-kl?"],
     "--grid max_kl=0.01,0.02 --file nowhere.toml": ["nowhere.toml", "cannot be read"],

@@ -4,6 +4,7 @@ Imports nothing but the standard library at the top, as each participant lives i
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -11,7 +12,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ MAX_KL, CG_ITERATIONS, DAMPING = 0.01, 15, 0.1  # TRPO
 HIDDEN_SIZES = (64, 64)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One measurement. PPO has the settings of CleanRL and purejaxrl (MinAtar: purejaxrl's), TRPO sb3-contrib's."""
 
@@ -32,6 +32,7 @@ class Job:
     updates: int
     checkout: Path | None
     cache: Path | None
+    one_core: bool
 
     @property
     def minatar(self) -> bool:
@@ -83,10 +84,11 @@ def job() -> Job:
     parser.add_argument("--steps", type=int, default=0, help="per seed, cut to whole updates; 0: ten updates")
     parser.add_argument("--checkout", type=Path, help="where the peer's sources are")
     parser.add_argument("--cache", type=Path, help="compile only, with JAX's persistent cache in this directory")
+    parser.add_argument("--one-core", action="store_true", help="ours: leave the other cores alone")
     args = parser.parse_args()
-    wanted = Job(args.env, args.algo, args.seeds, args.envs, 10, args.checkout, args.cache)
+    wanted = Job(args.env, args.algo, args.seeds, args.envs, 10, args.checkout, args.cache, args.one_core)
     updates = max(1, args.steps // (args.envs * wanted.num_steps)) if args.steps else 10
-    return Job(args.env, args.algo, args.seeds, args.envs, updates, args.checkout, args.cache)
+    return dataclasses.replace(wanted, updates=updates)
 
 
 def sb3_settings(job: Job, activation: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from purejaxppo import PPO, TRPO, Box, Config, make_train
 from purejaxppo.envs import make_env
 from purejaxppo.experiment.devices import at_once, over_runs, use_cpu_cores
 
-SHARED = 64  # environments from which on all devices share one run
+SHARED = 64  # environments of one run from which on they are shared out, where there are devices enough
 
 
 class Flattened:
@@ -61,16 +61,24 @@ def settings(job: common.Job) -> Config:
     )
 
 
+def shards(job: common.Job) -> tuple[int, int]:
+    """Devices that share the environments of a run; and 2 where its policy and critic have devices of their own."""
+    if job.seeds > 1 or (count := jax.device_count()) == 1:
+        return 1, 1
+    return (count // 2 if job.envs >= SHARED else 1), 2
+
+
 def main() -> None:
     job = common.job()
-    use_cpu_cores(alone=job.seeds == 1 and job.envs < SHARED)  # as the command line does
+    use_cpu_cores(alone=job.one_core)
     if job.cache:
         jax.config.update("jax_compilation_cache_dir", str(job.cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    shards = jax.device_count() if job.seeds == 1 and job.envs >= SHARED else 1  # one run's environments on all devices
-    devices = jax.devices()[: shards * math.gcd(job.seeds, jax.device_count())]
+    env, net = shards(job)
+    devices = jax.devices()[: env * net * math.gcd(job.seeds, jax.device_count() // (env * net))]
     config = settings(job)
-    train = over_runs(make_train(config), devices, env_shards=shards, together=at_once(config, devices))
+    together = at_once(config, devices)
+    train = over_runs(make_train(config), devices, env_shards=env, net_shards=net, together=together)
     keys = jax.random.split(jax.random.key(0), job.seeds)
     if job.cache:
         began = time.perf_counter()

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from purejaxppo.batching import ENV_AXIS
+from purejaxppo.batching import ENV_AXIS, NET_AXIS, RUN_AXIS
 from purejaxppo.config import Config
 from purejaxppo.types import TrainState, UsageError
 
@@ -72,13 +72,16 @@ def over_runs(
     shared: int = 0,
     donate: bool = False,
     env_shards: int = 1,
+    net_shards: int = 1,
     together: int | None = None,
 ) -> Any:
     """`fn` for one run, jitted for many: vmapped over the leading axis of its arguments and sharded over devices.
 
     None is all devices. The last `shared` arguments are the same for all runs; with `donate`, the first is used up. No
     device waits for another: the program has no collectives. With `env_shards` > 1, so many devices share a run, each
-    has its part of the environments, and they average gradients; everything else of a state is on all of them.
+    has its part of the environments, and they average gradients; everything else of a state is on all of them. With
+    `net_shards=2`, two devices share it, or two sets of so many: one improves the policy, the other the critic, and all
+    else both do. What is learnt is what one device learns, but for last digits.
 
     A device vmaps so many of its runs as `together` says, None being all, one such lot after the other. With 1 there is
     no `vmap`: each run consists of the very operations, and so has the bits, that it has alone with as many threads; as
@@ -88,7 +91,8 @@ def over_runs(
         UsageError: when called, if the devices and lots would not be equally large; see `equally_many`.
     """
     devices = jax.devices() if devices is None else devices
-    mesh, rows = _mesh(devices, env_shards), len(devices) // env_shards
+    mesh = _mesh(devices, env_shards, net_shards)
+    rows = mesh.shape[RUN_AXIS]
     own = len(inspect.signature(fn).parameters) - shared
 
     def mapped(*arguments: Any) -> Any:
@@ -138,23 +142,23 @@ def equally_many(runs: int, devices: int, together: int | None = None) -> int:
     return devices * lots * -(-each // lots)
 
 
-def laid_out(tree: Any, devices: Sequence[jax.Device], env_shards: int = 1) -> Any:
+def laid_out(tree: Any, devices: Sequence[jax.Device], env_shards: int = 1, net_shards: int = 1) -> Any:
     """Shapes of arguments of `over_runs`, and where the arrays lie: a program that does not use them cannot tell."""
-    mesh = _mesh(devices, env_shards)
-    specs = _specs(tree, env_shards) if env_shards > 1 else jax.tree.map(lambda _: PartitionSpec("run"), tree)
+    mesh = _mesh(devices, env_shards, net_shards)
+    specs = _specs(tree, env_shards) if env_shards > 1 else jax.tree.map(lambda _: PartitionSpec(RUN_AXIS), tree)
     return jax.tree.map(
         lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), tree, specs
     )
 
 
-def _mesh(devices: Sequence[jax.Device], env_shards: int) -> Mesh:
-    grid = np.asarray(devices).reshape(-1, env_shards)
-    return Mesh(grid, ("run", ENV_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
+def _mesh(devices: Sequence[jax.Device], env_shards: int, net_shards: int) -> Mesh:
+    grid = np.asarray(devices).reshape(-1, env_shards, net_shards)
+    return Mesh(grid, (RUN_AXIS, ENV_AXIS, NET_AXIS), axis_types=(AxisType.Auto,) * 3)
 
 
 def _specs(tree: Any, env_shards: int) -> Any:
     """Where things lie: all along the axis of runs; what is of single environments in a state, along theirs, too."""
-    run, env = PartitionSpec("run"), PartitionSpec("run", ENV_AXIS)
+    run, env = PartitionSpec(RUN_AXIS), PartitionSpec(RUN_AXIS, ENV_AXIS)
     if env_shards == 1:
         return run
 

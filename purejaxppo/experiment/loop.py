@@ -35,7 +35,7 @@ CHECKPOINT_SECONDS = 30.0
 
 def padded(config: Config, runs: int, devices: list[jax.Device], options: HostOptions) -> int:
     """Runs, equally many on all devices and in all lots: what is left over trains copies of the last one."""
-    return equally_many(runs, len(devices) // options.env_shards, options.together(config, devices))
+    return equally_many(runs, len(devices) // options.devices_per_run, options.together(config, devices))
 
 
 class Group(NamedTuple):

@@ -43,7 +43,9 @@ class HostOptions:
     mesh: Annotated[
         str,
         tyro.conf.arg(
-            metavar="run=N,env=M", help="N × M devices: runs lie on N, and M share each. Left open: N all, M 1"
+            metavar="run=N,env=M,net=2",
+            help="N × M (× 2) devices: runs lie on N, M share the environments of each, policy and critic part on 2. "
+            "Left open: N all, M 1, net 1",
         ),
     ] = ""
     seed_mode: Annotated[
@@ -69,17 +71,32 @@ class HostOptions:
         axes: dict[str, int] = {}
         for part in self.mesh.split(",") if self.mesh else ():
             name, _, size = part.partition("=")
-            if name not in ("run", "env") or name in axes or not (size.isdecimal() and 0 < int(size) < 2**20):
+            if name not in ("run", "env", "net") or name in axes or not (size.isdecimal() and 0 < int(size) < 2**20):
                 raise UsageError(
-                    f"mesh = {self.mesh!r:.80} must be run=N,env=M with whole numbers in [1, inf); leave out what is 1."
+                    f"mesh = {self.mesh!r:.80} must be run=N,env=M,net=2 with whole numbers in [1, inf); leave out "
+                    "what is 1."
                 )
             axes[name] = int(size)
+        if axes.get("net", 1) > 2:
+            raise UsageError(
+                f"mesh = {self.mesh!r:.80}: net must be 1 or 2, one for the policy and one for the critic; pass net=2."
+            )
         return axes
 
     @property
     def env_shards(self) -> int:
-        """Devices that share each run."""
+        """Devices that share each run's environments."""
         return self._axes().get("env", 1)
+
+    @property
+    def net_shards(self) -> int:
+        """2 if policy and critic have devices of their own."""
+        return self._axes().get("net", 1)
+
+    @property
+    def devices_per_run(self) -> int:
+        """That share each run in any way."""
+        return self.env_shards * self.net_shards
 
     def together(self, config: Config, devices: list[jax.Device]) -> int | None:
         """Runs of a device that are made at once, None being all; see `over_runs`."""
@@ -91,21 +108,27 @@ class HostOptions:
         Raises:
             UsageError: there are not so many, or runs or environments cannot be shared out equally.
         """
-        env = self.env_shards
-        if env > 1 and getattr(config.environment, "on_host", False):
+        env, each = self.env_shards, self.devices_per_run
+        if each > 1 and getattr(config.environment, "on_host", False):
             raise UsageError(
-                f"mesh = {self.mesh!r}: env must be 1 for {config.env!r}, whose environments run on the host; leave it "
-                "out: seeds are spread over devices all the same."
+                f"mesh = {self.mesh!r}: env and net must be 1 for {config.env!r}, whose environments run on the host; "
+                "leave them out: seeds are spread over devices all the same."
+            )
+        if self.net_shards > 1 and config.shared_torso:
+            raise UsageError(
+                f"mesh = {self.mesh!r}: net must be 1 with shared_torso, where policy and critic are one network; "
+                "leave it out."
             )
         if self.seed_mode == "map" and getattr(config.environment, "on_host", False):
             raise UsageError(
                 f"seed_mode = 'map' makes one run at a time, and the host steps {config.env!r} for all at once; leave "
                 "--seed-mode out."
             )
-        run = self._axes().get("run", max(1, min(runs, len(devices) // env)))
-        if run * env > len(devices):
+        run = self._axes().get("run", max(1, min(runs, len(devices) // each)))
+        if run * each > len(devices):
             raise UsageError(
-                f"mesh = {self.mesh!r} takes {run * env} devices, and {len(devices)} are in use; pass a smaller --mesh."
+                f"mesh = {self.mesh!r} takes {run * each} devices, and {len(devices)} are in use; pass a smaller "
+                "--mesh."
             )
         if "run" in self._axes() and runs % run:
             raise UsageError(f"mesh = {self.mesh!r}: run = {run} must divide the {runs} runs; pass one that does.")
@@ -116,7 +139,7 @@ class HostOptions:
                 f"mesh = {self.mesh!r}: env = {env} must divide num_envs = {config.num_envs}, and num_minibatches = "
                 f"{config.num_minibatches} each part's {kind}; pass another --mesh or --num-envs."
             )
-        return devices[: run * env]
+        return devices[: run * each]
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "HostOptions":

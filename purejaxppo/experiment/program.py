@@ -67,9 +67,10 @@ def compile_program(
     def evaluation(episodes: int) -> Callable[[TrainState], Any]:
         return lambda state: evaluate(config, state, evaluation_key(state), episodes)
 
-    shards = options.env_shards
-    lay = partial(over_runs, devices=devices, env_shards=shards, together=options.together(config, devices))
-    place = partial(laid_out, devices=devices, env_shards=shards)
+    env, net = options.env_shards, options.net_shards
+    together = options.together(config, devices)
+    lay = partial(over_runs, devices=devices, env_shards=env, net_shards=net, together=together)
+    place = partial(laid_out, devices=devices, env_shards=env, net_shards=net)
     start = lay(lambda key, own: init(with_settings(config, own), key))
     keys, own = place(keys), place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in swept.items()})
     state, number = place(jax.eval_shape(start, keys, own)), jax.ShapeDtypeStruct((), jnp.int32)
@@ -127,8 +128,8 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
     Counted are, on each device: the state twice (the update's input and output), four copies of each observation (as
     recorded, as reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch; or,
     if that is more, the environments of an evaluation, which plays all its episodes at once. Of runs that wait while
-    others are made, only the state. Where devices share a run, each has its part of the environments, and of
-    everything else all.
+    others are made, only the state. Where devices share a run, each has on `env` its part of the environments,
+    and of everything else all.
 
     Raises:
         UsageError: more is needed than the devices have free.
@@ -145,7 +146,7 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
     state = size(one) + size(one.rollout) * num_envs
     episodes = max(options.final_episodes, config.eval_episodes if config.eval_interval else 0)
     update = 2 * state + batch * (4 * size(one.rollout.obs) + activations)
-    on_one = runs * options.env_shards // len(devices)
+    on_one = runs * options.devices_per_run // len(devices)
     together = min(on_one, options.together(config, devices) or on_one)
     waiting = (on_one - together) * state
     need = together * max(update, state + 2 * size(one.rollout) * episodes) + waiting
