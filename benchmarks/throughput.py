@@ -47,10 +47,12 @@ class Peer(NamedTuple):
     envs: tuple[str, ...]
     many_seeds: bool = False  # trains them as one program
     checkout: str = ""  # the flag that names it, if it is not on the package index
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()  # for one seed
 
     def takes(self, task: Task) -> bool:
         """TRPO's peer is held with its one seed against many of ours; the other single-seed peers against one."""
+        if self.flags and task.seeds > 1:
+            return False
         able = self.algo in (task.algo, "any") and task.env in self.envs
         return able and (self.many_seeds or task.seeds == 1 or task.algo == "trpo")
 

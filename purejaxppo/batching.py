@@ -9,11 +9,11 @@ from jax.flatten_util import ravel_pytree
 
 RUN_AXIS = "run"  # of the device mesh: on it runs are split
 ENV_AXIS = "env"  # of the device mesh: on it one run's environments are split, and everything else is replicated
-NET_AXIS = "net"  # of the device mesh: on it a policy and its critic are improved apart, all else is done by both
+NET_AXIS = "net"  # of the device mesh: on it a policy and its critic are improved apart; both do everything else
 
 
 def shards(axis: str = ENV_AXIS) -> int:
-    """Over how many devices `axis` is split, the environments of the run now traced; 1 outside of such a mesh."""
+    """How many devices `axis` has, of those that the run now traced is on; 1 outside of such a mesh."""
     try:
         return int(jax.lax.axis_size(axis))
     except NameError:
@@ -55,19 +55,19 @@ def key_of_shard(key: jax.Array) -> jax.Array:
 
 
 def side_by_side(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
-    """The results of both, trees of arrays of 4 or 8 bytes: one after the other, or on `NET_AXIS` each on a device.
+    """The results of both: one made after the other, or on `NET_AXIS` each by a device, which hands it over as it is.
 
-    There each is made by one device and handed over as it is, so devices speak to each other once.
+    All numbers in them must be of 4 or 8 bytes, and real.
     """
     if shards(NET_AXIS) == 1:
         return first(), second()
     first, second = jax.jit(first), jax.jit(second)  # that each is traced once, for its shapes and for its work
-    blanks = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn)) for fn in (first, second))
-    no_first, no_second = blanks
+    no_first, no_second = (jax.tree.map(jnp.zeros_like, jax.eval_shape(fn)) for fn in (first, second))
     made = jax.lax.cond(jax.lax.axis_index(NET_AXIS) == 0, lambda: (first(), no_second), lambda: (no_first, second()))
+    # in one collective, all bits taken for those of float32: whole numbers stay exact, and floats need no kernel
     words, unravel = ravel_pytree(jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.float32), made))
-    of_first, of_second = (unravel(x) for x in jax.lax.all_gather(words, NET_AXIS))
-    both = of_first[0], of_second[1]
+    from_first, from_second = (unravel(x) for x in jax.lax.all_gather(words, NET_AXIS))
+    both = from_first[0], from_second[1]
     return jax.tree.map(lambda x, like: jax.lax.bitcast_convert_type(x, like.dtype), both, made)
 
 

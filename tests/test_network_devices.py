@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from support import arrays, assert_same_bits, quick_jit
 from test_scaling import finishes
 
-from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty
+from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, UsageError
 from purejaxppo.batching import NET_AXIS, side_by_side
 from purejaxppo.experiment.devices import differing_replica, over_runs
 from purejaxppo.run import main
@@ -110,6 +110,17 @@ def test_the_command_trains_and_goes_on_in_the_same_bits(tmp_path, capsys):
     whole, parts = ((tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts"))
     assert whole == parts
     assert capsys.readouterr().err == ""
+    assert main(["--resume", str(tmp_path / "parts"), "--total-steps", "288", "--quiet", "--mesh", "run=1"]) == 0
+    assert "mesh = 'run=1' instead of 'net=2': the last digits" in capsys.readouterr().err
+
+
+def test_what_cannot_be_apart_is_refused_from_python_too():
+    train = make_train(config_of(PPO(), shared_torso=True))
+    with pytest.raises(UsageError, match="net_shards = 2 must be 1 with shared_torso"):
+        over_runs(train, net_shards=2).lower(KEYS)
+    for devices, count in ((jax.devices()[:1], 2), (jax.devices(), 3)):
+        with pytest.raises(UsageError, match=f"devices = {len(devices)} must be a multiple of env_shards"):
+            over_runs(train, devices, net_shards=count)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""purejaxppo itself, PPO or TRPO: all seeds as one program, spread over the devices.
+"""purejaxppo itself, PPO or TRPO: all seeds as one program, spread over the devices; one seed as `--mesh net=2` does.
+
+With --one-core it has one device and one thread, as the command line gives one small run if not told otherwise.
 
 Runs in the environment of `throughput.py`. With --cache it compiles only, through JAX's persistent cache.
 """
@@ -63,7 +65,8 @@ def settings(job: common.Job) -> Config:
 
 def shards(job: common.Job) -> tuple[int, int]:
     """Devices that share the environments of a run; and 2 where its policy and critic have devices of their own."""
-    if job.seeds > 1 or (count := jax.device_count()) == 1:
+    on_host = job.env.startswith("gymnasium/")
+    if job.seeds > 1 or on_host or jax.default_backend() != "cpu" or (count := jax.device_count()) == 1:
         return 1, 1
     return (count // 2 if job.envs >= SHARED else 1), 2
 

@@ -28,8 +28,8 @@ def run_experiment(
 ) -> Summary:
     """Train all seeds, leave the run directory's files, return its summary.
 
-    The result is that of `make_train(config)` bit for bit, whatever the options. A seed whose numbers turn non-finite
-    is frozen and named in the summary.
+    The result is that of `make_train(config)` bit for bit, whatever the options but `mesh` and `seed_mode`. A seed
+    whose numbers turn non-finite is frozen and named in the summary.
 
     Raises:
         UsageError: the run cannot work; with `debug`, also once a seed fails, naming the operation.
@@ -105,8 +105,11 @@ def devices_again(
     now = record._replace(
         options=dataclasses.asdict(options), devices=len(here), versions=versions(), threads=threads()
     )
-    if options.env_shards != HostOptions.of(record.options).env_shards:
-        progress.warn(f"{options.env_shards} devices share each run now: its episodes will be others")
+    old = HostOptions.of(record.options)
+    if options.env_shards != old.env_shards:
+        progress.warn(f"mesh = {options.mesh!r} instead of {old.mesh!r}: episodes will be others")
+    elif options.net_shards != old.net_shards:
+        progress.warn(f"mesh = {options.mesh!r} instead of {old.mesh!r}: the last digits of what follows may differ")
     elif len(here) != record.devices:
         progress.warn(f"on {len(here)} devices instead of {record.devices}: the last digits of what follows may differ")
     elif record.threads and now.threads and now.threads != record.threads:

@@ -72,25 +72,30 @@ def over_runs(
     shared: int = 0,
     donate: bool = False,
     env_shards: int = 1,
-    net_shards: int = 1,
     together: int | None = None,
+    net_shards: int = 1,
 ) -> Any:
     """`fn` for one run, jitted for many: vmapped over the leading axis of its arguments and sharded over devices.
 
     None is all devices. The last `shared` arguments are the same for all runs; with `donate`, the first is used up. No
     device waits for another: the program has no collectives. With `env_shards` > 1, so many devices share a run, each
     has its part of the environments, and they average gradients; everything else of a state is on all of them. With
-    `net_shards=2`, two devices share it, or two sets of so many: one improves the policy, the other the critic, and all
-    else both do. What is learnt is what one device learns, but for last digits.
+    `net_shards=2`, two devices share it, or two sets of so many: one improves the policy, the other the critic, both do
+    everything else, and only last digits differ from what one device learns.
 
     A device vmaps so many of its runs as `together` says, None being all, one such lot after the other. With 1 there is
     no `vmap`: each run consists of the very operations, and so has the bits, that it has alone with as many threads; as
     is a device's only run. Otherwise its last digits depend on how many are together.
 
     Raises:
-        UsageError: when called, if the devices and lots would not be equally large; see `equally_many`.
+        UsageError: the devices cannot be shared out so; or when called, if the runs cannot, see `equally_many`.
     """
     devices = jax.devices() if devices is None else devices
+    if net_shards not in (1, 2) or len(devices) % (env_shards * net_shards):
+        raise UsageError(
+            f"devices = {len(devices)} must be a multiple of env_shards × net_shards = {env_shards} × {net_shards}, "
+            "and net_shards 1 or 2; pass other devices, or leave the shards out."
+        )
     mesh = _mesh(devices, env_shards, net_shards)
     rows = mesh.shape[RUN_AXIS]
     own = len(inspect.signature(fn).parameters) - shared
@@ -110,7 +115,8 @@ def over_runs(
     def many(*arguments: Any) -> Any:
         runs = len(jax.tree.leaves(arguments[:own])[0])
         if runs != (enough := equally_many(runs, rows, together)):
-            where = f"{rows} devices, and there in lots of at most {together}" if together else f"{rows} devices"
+            where = f"{rows} devices" if rows == len(devices) else f"{rows} groups of devices"
+            where += f", and there in lots of at most {together}" if together else ""
             raise UsageError(f"runs = {runs} cannot be divided equally among {where}; train {enough}.")
         results = jax.eval_shape(mapped, *arguments) if env_shards > 1 else None
         specs = (*(_specs(x, env_shards) for x in arguments[:own]), *(PartitionSpec(),) * shared)

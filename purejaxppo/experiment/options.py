@@ -44,8 +44,8 @@ class HostOptions:
         str,
         tyro.conf.arg(
             metavar="run=N,env=M,net=2",
-            help="N × M (× 2) devices: runs lie on N, M share the environments of each, policy and critic part on 2. "
-            "Left open: N all, M 1, net 1",
+            help="N × M devices, twice as many with net=2: runs lie on N, M share the environments of each, and net=2 "
+            "gives its policy and critic devices of their own. Left open: M 1, net 1, N as many as there are",
         ),
     ] = ""
     seed_mode: Annotated[
@@ -73,8 +73,8 @@ class HostOptions:
             name, _, size = part.partition("=")
             if name not in ("run", "env", "net") or name in axes or not (size.isdecimal() and 0 < int(size) < 2**20):
                 raise UsageError(
-                    f"mesh = {self.mesh!r:.80} must be run=N,env=M,net=2 with whole numbers in [1, inf); leave out "
-                    "what is 1."
+                    f"mesh = {self.mesh!r:.80} must be run=N,env=M,net=2, N and M whole numbers in [1, inf); leave "
+                    "out what is 1."
                 )
             axes[name] = int(size)
         if axes.get("net", 1) > 2:

@@ -128,8 +128,8 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
     Counted are, on each device: the state twice (the update's input and output), four copies of each observation (as
     recorded, as reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch; or,
     if that is more, the environments of an evaluation, which plays all its episodes at once. Of runs that wait while
-    others are made, only the state. Where devices share a run, each has on `env` its part of the environments,
-    and of everything else all.
+    others are made, only the state. Where devices share a run, on `env` each has its part of the environments
+    and all of everything else, on `net` all.
 
     Raises:
         UsageError: more is needed than the devices have free.
