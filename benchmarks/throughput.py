@@ -47,14 +47,13 @@ class Peer(NamedTuple):
     envs: tuple[str, ...]
     many_seeds: bool = False  # trains them as one program
     checkout: str = ""  # the flag that names it, if it is not on the package index
-    flags: tuple[str, ...] = ()  # for one seed
+    one_core: bool = False  # ours, for what one seed gains by the others; on a GPU there are none
 
     def takes(self, task: Task) -> bool:
         """TRPO's peer is held with its one seed against many of ours; the other single-seed peers against one."""
-        if self.flags and task.seeds > 1:
-            return False
         able = self.algo in (task.algo, "any") and task.env in self.envs
-        return able and (self.many_seeds or task.seeds == 1 or task.algo == "trpo")
+        one_for_many = task.algo == "trpo" and not self.one_core
+        return able and (self.many_seeds or task.seeds == 1 or one_for_many)
 
 
 CARTPOLE, PENDULUM, BREAKOUT = "CartPole-v1", "Pendulum-v1", "Breakout-MinAtar"
@@ -68,7 +67,7 @@ TASKS = [
 ]
 PEERS = {
     "ours": Peer("ours.py", "any", (CARTPOLE, PENDULUM, BREAKOUT), many_seeds=True),
-    "ours-one-core": Peer("ours.py", "any", (CARTPOLE, PENDULUM, BREAKOUT), flags=("--one-core",)),
+    "ours-one-core": Peer("ours.py", "any", (CARTPOLE, PENDULUM, BREAKOUT), one_core=True),
     "purejaxrl": Peer("purejaxrl_ppo.py", "ppo", (CARTPOLE, BREAKOUT), many_seeds=True, checkout="purejaxrl"),
     "rejax": Peer("rejax_ppo.py", "ppo", (CARTPOLE, PENDULUM, BREAKOUT), many_seeds=True),
     "stoix": Peer("stoix_ppo.py", "ppo", (CARTPOLE,), checkout="stoix"),
@@ -100,7 +99,9 @@ class Bench:
         python = interpreter(script, self.args.venvs, self.cuda)
         seeds = task.seeds if peer.many_seeds else 1
         command = [str(python), str(script), "--env", task.env, "--algo", task.algo]
-        command += ["--seeds", str(seeds), "--envs", str(task.envs), "--steps", str(steps), *peer.flags]
+        command += ["--seeds", str(seeds), "--envs", str(task.envs), "--steps", str(steps)]
+        if peer.one_core:
+            command += ["--one-core"]
         if peer.checkout:
             command += ["--checkout", str(getattr(self.args, peer.checkout).resolve())]
         if cache:
@@ -192,7 +193,7 @@ def main() -> int:
     args = arguments()
     bench = Bench(args, cuda=gpu() is not None)
     tasks = [t for t in TASKS if (bench.cuda or not t.gpu) and any(word in t.name for word in args.tasks)]
-    peers = {name: PEERS[name] for name in args.peers if not (bench.cuda and name == "ours-one-core")}
+    peers = {name: PEERS[name] for name in args.peers if not (bench.cuda and PEERS[name].one_core)}
     began = time.perf_counter()
     try:
         for task in tasks:

@@ -109,6 +109,11 @@ class Config(struct.PyTreeNode):
         return wrapped(env, self.frame_stack, self.action_repeat)
 
     @property
+    def on_host(self) -> bool:
+        """Whether the environments are stepped on the host, see `envs/host.py`, and not by the compiled program."""
+        return getattr(self.environment, "on_host", False)
+
+    @property
     def num_updates(self) -> int:
         """⌈total_steps / (num_envs × num_steps)⌉."""
         return -(-self.total_steps // (self.num_envs * self.num_steps))

@@ -89,7 +89,7 @@ def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[
 def init(config: Config, key: jax.Array) -> TrainState:
     """The state before the first update. Raises: UsageError, policy and critic cannot be on devices of their own."""
     env = config.environment
-    if shards(NET_AXIS) > 1 and (config.shared_torso or getattr(env, "on_host", False)):
+    if shards(NET_AXIS) > 1 and (config.shared_torso or config.on_host):
         raise UsageError("net_shards = 2 must be 1 with shared_torso, and with environments on the host; leave it out.")
     key, policy_key, critic_key, env_key, kernel_key = jax.random.split(key, 5)
     num_envs = config.num_envs // shards()

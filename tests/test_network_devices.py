@@ -22,7 +22,7 @@ KEYS = jax.random.split(jax.random.key(0), 2)
 
 def config_of(algo, **settings):
     usual = {"num_envs": 4, "num_steps": 16, "num_minibatches": 2, "num_epochs": 2, "hidden_sizes": (16,)}
-    return Config(env="CartPole-v1", algo=algo, **{"total_steps": 64} | usual | settings)
+    return Config(env="CartPole-v1", algo=algo, **usual | {"total_steps": 64} | settings)
 
 
 def assert_close(actual, expected):
@@ -101,11 +101,9 @@ def test_the_command_trains_and_goes_on_in_the_same_bits(tmp_path, capsys):
     """Eight updates; and four, and four more on the mesh that the run's record names, looked at by --debug."""
     flags = "--algo a2c --num-seeds 1 --num-envs 4 --num-steps 8 --final-episodes 2 --hidden-sizes 8 --quiet".split()
     apart, debug = ["--mesh", "net=2"], ["--debug"]
-    for name, steps, more in (("whole", 256, apart), ("parts", 128, apart + debug)):
-        assert (
-            main([*flags, *more, "--total-steps", str(steps), "--log-interval", "1", "--out", str(tmp_path / name)])
-            == 0
-        )
+    for name, steps, more in (("whole", "256", apart), ("parts", "128", apart + debug)):
+        made = ["--total-steps", steps, "--log-interval", "1", "--out", str(tmp_path / name)]
+        assert main([*flags, *more, *made]) == 0
     assert main(["--resume", str(tmp_path / "parts"), "--total-steps", "256", "--quiet", *debug]) == 0
     whole, parts = ((tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts"))
     assert whole == parts

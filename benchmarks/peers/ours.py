@@ -63,10 +63,9 @@ def settings(job: common.Job) -> Config:
     )
 
 
-def shards(job: common.Job) -> tuple[int, int]:
+def shards(job: common.Job, config: Config) -> tuple[int, int]:
     """Devices that share the environments of a run; and 2 where its policy and critic have devices of their own."""
-    on_host = job.env.startswith("gymnasium/")
-    if job.seeds > 1 or on_host or jax.default_backend() != "cpu" or (count := jax.device_count()) == 1:
+    if job.seeds > 1 or config.on_host or jax.default_backend() != "cpu" or (count := jax.device_count()) == 1:
         return 1, 1
     return (count // 2 if job.envs >= SHARED else 1), 2
 
@@ -77,9 +76,9 @@ def main() -> None:
     if job.cache:
         jax.config.update("jax_compilation_cache_dir", str(job.cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    env, net = shards(job)
-    devices = jax.devices()[: env * net * math.gcd(job.seeds, jax.device_count() // (env * net))]
     config = settings(job)
+    env, net = shards(job, config)
+    devices = jax.devices()[: env * net * math.gcd(job.seeds, jax.device_count() // (env * net))]
     together = at_once(config, devices)
     train = over_runs(make_train(config), devices, env_shards=env, net_shards=net, together=together)
     keys = jax.random.split(jax.random.key(0), job.seeds)

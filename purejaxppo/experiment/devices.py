@@ -137,8 +137,7 @@ def at_once(config: Config, devices: Sequence[jax.Device]) -> int | None:
 
     And all of those whose environments are on the host, which steps them as one batch.
     """
-    on_host = getattr(config.environment, "on_host", False)
-    return CPU_RUNS_TOGETHER if devices[0].platform == "cpu" and not on_host else None
+    return CPU_RUNS_TOGETHER if devices[0].platform == "cpu" and not config.on_host else None
 
 
 def equally_many(runs: int, devices: int, together: int | None = None) -> int:

@@ -135,8 +135,7 @@ class Run:
                 program = signals.wait(self.compile, give_up=True)
             self.seconds["compile"] += program.compile_seconds
             progress.stage("training", done * self.batch * count, config.env_steps * count)
-            on_host = getattr(config.environment, "on_host", False)
-            starts = jax.vmap(jax.random.fold_in, (0, None))(self.keys, done) if on_host and done else self.keys
+            starts = jax.vmap(jax.random.fold_in, (0, None))(self.keys, done) if config.on_host and done else self.keys
             state, totals = (
                 program.init(starts, self.swept),
                 np.zeros((len(self.runs), len(program.metrics)), np.float32),
@@ -144,7 +143,7 @@ class Run:
             if snapshot:
                 fresh, restored = state, checkpoint.unflatten(snapshot, self.like, "state.")
                 state = jax.tree.map(lambda new, old: jax.device_put(old[self.runs], new.sharding), fresh, restored)
-                if on_host:
+                if config.on_host:
                     progress.say("environments on the host cannot be restored: all begin new episodes")
                     state = with_episodes_of(fresh, state)
                 totals = snapshot.arrays["totals"][self.runs]

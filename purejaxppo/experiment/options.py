@@ -109,7 +109,7 @@ class HostOptions:
             UsageError: there are not so many, or runs or environments cannot be shared out equally.
         """
         env, each = self.env_shards, self.devices_per_run
-        if each > 1 and getattr(config.environment, "on_host", False):
+        if each > 1 and config.on_host:
             raise UsageError(
                 f"mesh = {self.mesh!r}: env and net must be 1 for {config.env!r}, whose environments run on the host; "
                 "leave them out: seeds are spread over devices all the same."
@@ -119,7 +119,7 @@ class HostOptions:
                 f"mesh = {self.mesh!r}: net must be 1 with shared_torso, where policy and critic are one network; "
                 "leave it out."
             )
-        if self.seed_mode == "map" and getattr(config.environment, "on_host", False):
+        if self.seed_mode == "map" and config.on_host:
             raise UsageError(
                 f"seed_mode = 'map' makes one run at a time, and the host steps {config.env!r} for all at once; leave "
                 "--seed-mode out."
