@@ -160,6 +160,33 @@ class Config(struct.PyTreeNode):
         check_env(self.environment, repr(self.env))
         self._check_agent(self.environment)
 
+    def check_mesh(self, env: int, net: int) -> None:
+        """Refuse `env` × `net` devices, on the axes of those names, if they cannot share a run.
+
+        Raises:
+            UsageError: as `check` does.
+        """
+        mesh = ",".join(f"{name}={size}" for name, size in (("env", env), ("net", net)) if size > 1)
+        if not mesh:
+            return
+        if self.on_host:
+            raise UsageError(
+                f"mesh = {mesh!r}: env and net must be 1 for {self.env!r}, whose environments run on the host; "
+                "leave them out: seeds are spread over devices all the same."
+            )
+        if net > 1 and self.shared_torso:
+            raise UsageError(
+                f"mesh = {mesh!r}: net must be 1 with shared_torso, where policy and critic are one network; "
+                "leave it out."
+            )
+        kind, length = ("sequences", 1) if self.is_recurrent else ("samples", self.num_steps)
+        part, rest = divmod(self.num_envs, env)
+        if rest or part * length % self.num_minibatches:
+            raise UsageError(
+                f"mesh = {mesh!r}: env = {env} must divide num_envs = {self.num_envs}, and num_minibatches = "
+                f"{self.num_minibatches} each part's {kind}; pass another mesh or num_envs."
+            )
+
     def _check_agent(self, env: Env) -> None:
         """What `check` does, of settings that must fit the environment's spaces."""
         seen, acted, kind = env.observation_space, env.action_space, self.action_distribution

@@ -32,7 +32,7 @@ from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.recurrent import swap
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.torso import orthogonalize
-from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition, UsageError
+from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition
 
 
 def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
@@ -87,10 +87,9 @@ def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[
 
 
 def init(config: Config, key: jax.Array) -> TrainState:
-    """The state before the first update. Raises: UsageError, policy and critic cannot be on devices of their own."""
+    """The state before the first update. Raises: UsageError, devices cannot share a run, see `Config.check_mesh`."""
+    config.check_mesh(shards(), shards(NET_AXIS))
     env = config.environment
-    if shards(NET_AXIS) > 1 and (config.shared_torso or config.on_host):
-        raise UsageError("net_shards = 2 must be 1 with shared_torso, and with environments on the host; leave it out.")
     key, policy_key, critic_key, env_key, kernel_key = jax.random.split(key, 5)
     num_envs = config.num_envs // shards()
     episodes = begin_episodes(key_of_shard(env_key), env, num_envs)

@@ -19,6 +19,7 @@ from purejaxppo import evaluate, init, make_train, preset, update_step
 from purejaxppo.envs import check_env, make_env
 from purejaxppo.envs.host import _seed
 from purejaxppo.envs.pool import EnvironmentBrokenError
+from purejaxppo.experiment.devices import over_runs
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.run import main
 from purejaxppo.types import Discrete, MultiBinary, MultiDiscrete, UsageError
@@ -311,6 +312,9 @@ def test_several_devices_for_one_seed_are_refused(capsys, tmp_path):
     flags = ["--num-seeds", "1", "--mesh", "env=2", "--out", str(tmp_path / "run")]
     assert run("--env", "gymnasium/CartPole-v1", *flags) == 2
     assert "mesh = 'env=2': env and net must be 1" in capsys.readouterr().err
+    train = make_train(preset("ppo", "gymnasium/CartPole-v1", **SMALL))
+    with pytest.raises(UsageError, match="mesh = 'net=2': env and net must be 1"):
+        over_runs(train, net_shards=2).lower(jax.random.split(jax.random.key(0), 2))
 
 
 def children(parent=None):

@@ -114,8 +114,10 @@ def test_the_command_trains_and_goes_on_in_the_same_bits(tmp_path, capsys):
 
 def test_what_cannot_be_apart_is_refused_from_python_too():
     train = make_train(config_of(PPO(), shared_torso=True))
-    with pytest.raises(UsageError, match="net_shards = 2 must be 1 with shared_torso"):
+    with pytest.raises(UsageError, match="mesh = 'net=2': net must be 1 with shared_torso"):
         over_runs(train, net_shards=2).lower(KEYS)
+    with pytest.raises(UsageError, match="mesh = 'env=2': env = 2 must divide num_envs = 3"):
+        over_runs(make_train(config_of(PPO(), num_envs=3)), env_shards=2).lower(KEYS)
     for devices, count in ((jax.devices()[:1], 2), (jax.devices(), 3)):
         with pytest.raises(UsageError, match=f"devices = {len(devices)} must be a multiple of env_shards"):
             over_runs(train, devices, net_shards=count)

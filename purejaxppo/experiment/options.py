@@ -108,22 +108,12 @@ class HostOptions:
         Raises:
             UsageError: there are not so many, or runs or environments cannot be shared out equally.
         """
-        env, each = self.env_shards, self.devices_per_run
-        if each > 1 and config.on_host:
-            raise UsageError(
-                f"mesh = {self.mesh!r}: env and net must be 1 for {config.env!r}, whose environments run on the host; "
-                "leave them out: seeds are spread over devices all the same."
-            )
-        if self.net_shards > 1 and config.shared_torso:
-            raise UsageError(
-                f"mesh = {self.mesh!r}: net must be 1 with shared_torso, where policy and critic are one network; "
-                "leave it out."
-            )
         if self.seed_mode == "map" and config.on_host:
             raise UsageError(
                 f"seed_mode = 'map' makes one run at a time, and the host steps {config.env!r} for all at once; leave "
                 "--seed-mode out."
             )
+        each = self.devices_per_run
         run = self._axes().get("run", max(1, min(runs, len(devices) // each)))
         if run * each > len(devices):
             raise UsageError(
@@ -132,13 +122,7 @@ class HostOptions:
             )
         if "run" in self._axes() and runs % run:
             raise UsageError(f"mesh = {self.mesh!r}: run = {run} must divide the {runs} runs; pass one that does.")
-        kind, length = ("sequences", 1) if config.is_recurrent else ("samples", config.num_steps)
-        part, rest = divmod(config.num_envs, env)
-        if rest or part * length % config.num_minibatches:
-            raise UsageError(
-                f"mesh = {self.mesh!r}: env = {env} must divide num_envs = {config.num_envs}, and num_minibatches = "
-                f"{config.num_minibatches} each part's {kind}; pass another --mesh or --num-envs."
-            )
+        config.check_mesh(self.env_shards, self.net_shards)
         return devices[: run * each]
 
     @classmethod
