@@ -48,14 +48,20 @@ def compile_program(
     each run has its own, [runs].
     """
     began, log_interval = time.monotonic(), options.log_interval or 1
+
+    @jax.jit  # that it is traced once, for its metrics' names and for its work
+    def update(state: TrainState, own: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        return update_step(with_settings(config, own), state)
+
     one = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
-    names = [*sorted(jax.eval_shape(lambda state: update_step(config, state), one)[1]), "updates"]
+    numbers = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in swept}
+    names = [*sorted(jax.eval_shape(update, one, numbers)[1]), "updates"]
 
     def advance(
         state: TrainState, own: dict[str, jax.Array], totals: jax.Array, done: jax.Array, count: jax.Array
     ) -> tuple[TrainState, Any]:
         def body(i: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
-            state, metrics = update_step(with_settings(config, own), carry[0])
+            state, metrics = update(carry[0], own)
             row = (done + i) // log_interval - done // log_interval
             so_far = jax.lax.dynamic_index_in_dim(carry[1], row, keepdims=False)
             # under `vmap`, `.at[row].set` would be a scatter

@@ -45,7 +45,8 @@ def write_report(directories: list[Path], out: Path) -> None:
 def page(runs: list[Run]) -> str:
     """The report as HTML."""
     names = labels(runs)
-    entries = [Entry(*entry) for entry in zip(runs, names, looks(runs, names), strict=True)]
+    scores = [iqm_of_scores(run.scores) for run in runs]
+    entries = [Entry(*entry) for entry in zip(runs, names, looks(runs, names), scores, strict=True)]
     groups: Groups = {}
     for entry in entries:
         groups.setdefault(entry.run.env, []).append(entry)
@@ -87,7 +88,7 @@ def lead(groups: Groups) -> str:
 def _best(entries: list[Entry]) -> str:
     """Which runs have the highest final IQM, and whose intervals overlap with theirs."""
     ended = [e for e in entries if e.run.outcome] or entries
-    rated = [(e.label, iqm_of_scores(e.run.scores)) for e in ended if not np.isnan(e.run.scores).all()]
+    rated = [(e.label, e.score) for e in ended if not np.isnan(e.run.scores).all()]
     if not rated:
         return "there is no score yet"
     top = max(value.point[0] for _, value in rated)

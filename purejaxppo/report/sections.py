@@ -19,6 +19,7 @@ class Entry(NamedTuple):
     run: Run
     label: str
     look: figures.Look
+    score: statistics.Estimate  # IQM of the final scores
 
     @property
     def drawn_label(self) -> str:
@@ -93,21 +94,21 @@ def scores_on(env: str, entries: list[Entry]) -> str:
     digits = decimals([x for e in entries for x in e.run.scores])
     rows, bars = [], []
     for e in entries:
-        value, known = statistics.iqm_of_scores(e.run.scores), e.run.scores[~np.isnan(e.run.scores)]
+        known = e.run.scores[~np.isnan(e.run.scores)]
         spread = f" ± {fixed(known.std(ddof=1), digits)}" if known.size > 1 else ""
         rows.append(
             [
                 e.name,
                 f"{e.run.env_steps:,}",
-                fixed(value.point[0], digits),
-                interval(value, digits),
+                fixed(e.score.point[0], digits),
+                interval(e.score, digits),
                 f"{fixed(known.mean(), digits)}{spread}" if known.size else "–",
                 _extreme(e.run, np.nanargmin, digits),
                 _extreme(e.run, np.nanargmax, digits),
                 str(known.size) if known.size == len(e.run.seeds) else f"{known.size} of {len(e.run.seeds)}",
             ]
         )
-        bars.append(figures.Interval(e.drawn_label, e.look, value, known))
+        bars.append(figures.Interval(e.drawn_label, e.look, e.score, known))
     head = ["", "steps per seed", "IQM", "95% interval", "mean ± std", "worst seed", "best seed", "seeds"]
     notes = []
     if any(e.run.outcome is None for e in entries):
