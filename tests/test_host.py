@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from support import quick_jit
 
-from purejaxppo import evaluate, init, make_train, preset, update_step
+from purejaxppo import evaluate, init, make_train, over_runs, preset, update_step
 from purejaxppo.envs import check_env, make_env
 from purejaxppo.envs.host import _seed
 from purejaxppo.envs.pool import EnvironmentBrokenError
-from purejaxppo.experiment.devices import over_runs
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.run import main
 from purejaxppo.types import Discrete, MultiBinary, MultiDiscrete, UsageError
@@ -118,8 +117,6 @@ def test_seeds_and_environments_are_one_batch_and_do_not_depend_on_it(clock):
 
 
 def test_devices_have_pools_of_their_own(clock):
-    from purejaxppo.experiment.devices import over_runs
-
     run = over_runs(lambda key: played(clock, 2, 20, key), jax.devices()[:2])
     state, transitions, _ = run(jnp.arange(4))
     for seed in range(4):
@@ -128,8 +125,6 @@ def test_devices_have_pools_of_their_own(clock):
 
 
 def test_pools_of_several_devices_share_the_cores():
-    from purejaxppo.experiment.devices import over_runs
-
     env = make_env(f"{CLOCK},terminates=3")
     run = over_runs(lambda key: played(env, 64, 1, key)[0], jax.devices()[:2])
     pools = [env._pools[number] for number in np.unique(run(jnp.arange(2)).env.pool)]

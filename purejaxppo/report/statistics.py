@@ -35,7 +35,7 @@ def require_rliable() -> None:
 
 def iqm_of_scores(scores: np.ndarray) -> Estimate:
     """The interquartile mean of scores [seeds], without those that are NaN."""
-    return _estimate(_known(scores)[:, None, None], _iqm_of_columns)
+    return iqm_of_curve(scores[:, None])
 
 
 def iqm_of_curve(values: np.ndarray) -> Estimate:
