@@ -25,7 +25,6 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint  # noqa: F401 - imported here, these need not be in each fork
-import seaborn  # noqa: F401 - what takes longest in gymnax, whose own import puts JAX to use
 import tensorstore  # noqa: F401
 
 from purejaxppo.run import main

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,10 +75,14 @@ class Run:
         self.whole = with_settings(self.config, own)
         seeds = np.asarray([seed for _, seed in self.each], np.uint32)
         self.keys = jax.vmap(partial(jax.random.key, impl=first.prng))(seeds[self.runs])
-        self.like = jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[:count])
         self.scores = np.full(count, np.nan)  # last returns of each
         self.sick: dict[int, dict[str, Any]] = {}
         self.seconds = {"compile": 0.0, "run": 0.0}
+
+    @cached_property
+    def like(self) -> TrainState:
+        """The shapes of all states, which only a run that is resumed must know."""
+        return jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.each)])
 
     def newest(self) -> Snapshot | None:
         """The last checkpoint that is whole, None if none was saved. Raises: UsageError."""
@@ -158,6 +162,7 @@ class Run:
             progress.stage("evaluating")
             evaluation = signals.wait(lambda: jax.device_get(program.final(state)), give_up=True)
         returns = np.asarray(evaluation.returns[:count]).mean(axis=1)
+        state = jax.device_get(state)
         return [self._conclude(i, returns, state, totals) for i in range(len(self.records))]
 
     def _conclude(self, i: int, returns: np.ndarray, state: TrainState, totals: Any) -> Summary:
@@ -256,6 +261,6 @@ class Run:
             "seeds": [seed for _, seed in self.each[runs]],
             "settings": settings_of(config),
         }
-        kept = {"state": jax.tree.map(lambda x: x[runs], state), "totals": totals[runs]}
+        kept = jax.tree.map(lambda x: x[runs], jax.device_get({"state": state, "totals": totals}))  # no kernel for each
         checkpoint.save(out / "checkpoints" / str(done * self.batch), kept, about)
         checkpoint.prune(out / "checkpoints", self.options.keep_checkpoints)

@@ -48,14 +48,19 @@ def compile_program(
     each run has its own, [runs].
     """
     began, log_interval = time.monotonic(), options.log_interval or 1
+    env, net = options.env_shards, options.net_shards
+    together = options.together(config, devices)
+    lay = partial(over_runs, devices=devices, env_shards=env, net_shards=net, together=together)
+    place = partial(laid_out, devices=devices, env_shards=env, net_shards=net)
+    start = lay(lambda key, own: init(with_settings(config, own), key))
+    keys, own = place(keys), place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in swept.items()})
+    state = place(jax.eval_shape(start, keys, own))
 
     @jax.jit  # that it is traced once, for its metrics' names and for its work
     def update(state: TrainState, own: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         return update_step(with_settings(config, own), state)
 
-    one = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
-    numbers = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in swept}
-    names = [*sorted(jax.eval_shape(update, one, numbers)[1]), "updates"]
+    names = [*sorted(jax.eval_shape(lay(update), state, own)[1]), "updates"]
 
     def advance(
         state: TrainState, own: dict[str, jax.Array], totals: jax.Array, done: jax.Array, count: jax.Array
@@ -73,14 +78,8 @@ def compile_program(
     def evaluation(episodes: int) -> Callable[[TrainState], Any]:
         return lambda state: evaluate(config, state, evaluation_key(state), episodes)
 
-    env, net = options.env_shards, options.net_shards
-    together = options.together(config, devices)
-    lay = partial(over_runs, devices=devices, env_shards=env, net_shards=net, together=together)
-    place = partial(laid_out, devices=devices, env_shards=env, net_shards=net)
-    start = lay(lambda key, own: init(with_settings(config, own), key))
-    keys, own = place(keys), place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in swept.items()})
-    state, number = place(jax.eval_shape(start, keys, own)), jax.ShapeDtypeStruct((), jnp.int32)
     totals = place(jax.ShapeDtypeStruct((len(keys), len(names)), jnp.float32))
+    number = jax.ShapeDtypeStruct((), jnp.int32)
     jobs: list[tuple[Any, tuple[Any, ...]]] = [
         (lay(advance, shared=2, donate=True), (state, own, totals, number, number)),
         (start, (keys, own)),
