@@ -2,7 +2,8 @@
 
 S states, A actions; a policy is a table π [S, A] whose rows sum to 1, or a map θ [P] ↦ π where parameters matter.
 η(π) = E Σ_t γᵗ r_t is its expected return, d_π(s) = (1-γ) Σ_t γᵗ P(s_t = s) its visitation, which sums to 1. All
-functions are pure, take one MDP, and may be jitted and vmapped; bounds and identities are meant in float64.
+functions are pure, take one MDP, and may be jitted and vmapped (those with loops are, lest each call compiles them
+again); bounds and identities are meant in float64.
 """
 
 from collections.abc import Callable
@@ -169,6 +170,7 @@ def monotonic_bound(mdp: MDP, policy: jax.Array, new: jax.Array) -> jax.Array:
     return surrogate(mdp, policy, new) - penalty_coefficient(mdp, policy) * jnp.max(kl(policy, new))
 
 
+@jax.jit
 def max_kl_penalty_step(mdp: MDP, policy: jax.Array, coefficient: jax.Array | float) -> jax.Array:
     """argmax L_π(π̃) - C max_s KL(π ‖ π̃), [S, A]; with `penalty_coefficient` TRPO's algorithm 1: η never falls.
 
@@ -186,12 +188,14 @@ def max_kl_penalty_step(mdp: MDP, policy: jax.Array, coefficient: jax.Array | fl
     return _tilted(policy, gap, multipliers(bound))
 
 
+@jax.jit
 def mean_kl_penalty_step(mdp: MDP, policy: jax.Array, coefficient: jax.Array | float) -> jax.Array:
     """argmax L_π(π̃) - C Σ_s d_π(s) KL(π ‖ π̃), [S, A]: the mean in place of the maximum."""
     multiplier = jnp.full_like(mdp.start, coefficient * (1.0 - mdp.gamma))
     return _tilted(policy, _gap(mdp, policy), multiplier)
 
 
+@jax.jit
 def mean_kl_constraint_step(mdp: MDP, policy: jax.Array, max_kl: jax.Array | float) -> jax.Array:
     """argmax L_π(π̃) subject to Σ_s d_π(s) KL(π ‖ π̃) ≤ δ, [S, A] (arXiv:1502.05477, eq. 12), without approximations."""
     gap, states = _gap(mdp, policy), visitation(mdp, policy)
@@ -257,6 +261,7 @@ def _one_minus_discounted(mdp: MDP, policy: jax.Array) -> jax.Array:
     return jnp.eye(policy.shape[0]) - mdp.gamma * jnp.einsum("sa,sat->st", policy, mdp.transition)
 
 
+@jax.jit
 def _solve(matrix: jax.Array, rhs: jax.Array) -> jax.Array:
     """x of M x = b by Gauss–Jordan elimination without pivoting, which is stable: M is diagonally dominant.
 
