@@ -162,7 +162,7 @@ class Run:
             progress.stage("evaluating")
             evaluation = signals.wait(lambda: jax.device_get(program.final(state)), give_up=True)
         returns = np.asarray(evaluation.returns[:count]).mean(axis=1)
-        state = jax.device_get(state)
+        state = jax.device_get(state)  # once, for all run directories
         return [self._conclude(i, returns, state, totals) for i in range(len(self.records))]
 
     def _conclude(self, i: int, returns: np.ndarray, state: TrainState, totals: Any) -> Summary:
@@ -261,6 +261,7 @@ class Run:
             "seeds": [seed for _, seed in self.each[runs]],
             "settings": settings_of(config),
         }
-        kept = jax.tree.map(lambda x: x[runs], jax.device_get({"state": state, "totals": totals}))  # no kernel for each
+        here = jax.device_get({"state": state, "totals": totals})  # there, a kernel would be compiled for each
+        kept = jax.tree.map(lambda x: x[runs], here)
         checkpoint.save(out / "checkpoints" / str(done * self.batch), kept, about)
         checkpoint.prune(out / "checkpoints", self.options.keep_checkpoints)

@@ -56,7 +56,7 @@ def compile_program(
     keys, own = place(keys), place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in swept.items()})
     state = place(jax.eval_shape(start, keys, own))
 
-    @jax.jit  # that it is traced once, for its metrics' names and for its work
+    @jax.jit  # traced once, as its names are asked for where its work is done, on the same mesh
     def update(state: TrainState, own: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         return update_step(with_settings(config, own), state)
 
