@@ -73,6 +73,7 @@ def visitation(mdp: MDP, policy: jax.Array) -> jax.Array:
     return (1.0 - mdp.gamma) * _solve(_one_minus_discounted(mdp, policy).T, mdp.start)
 
 
+@jax.jit
 def optimal_policy(mdp: MDP) -> jax.Array:
     """A deterministic π* [S, A], by policy iteration (Howard, 1960) from the uniform policy, until it is stable."""
 

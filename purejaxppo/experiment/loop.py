@@ -162,7 +162,8 @@ class Run:
             progress.stage("evaluating")
             evaluation = signals.wait(lambda: jax.device_get(program.final(state)), give_up=True)
         returns = np.asarray(evaluation.returns[:count]).mean(axis=1)
-        state = jax.device_get(state)  # once, for all run directories
+        if self.group:
+            state = jax.device_get(state)  # once, for the checkpoints of all run directories
         return [self._conclude(i, returns, state, totals) for i in range(len(self.records))]
 
     def _conclude(self, i: int, returns: np.ndarray, state: TrainState, totals: Any) -> Summary:
@@ -261,7 +262,7 @@ class Run:
             "seeds": [seed for _, seed in self.each[runs]],
             "settings": settings_of(config),
         }
-        here = jax.device_get({"state": state, "totals": totals})  # there, a kernel would be compiled for each
-        kept = jax.tree.map(lambda x: x[runs], here)
+        here = jax.device_get(state)  # cut on a device, each shape would need a kernel compiled for it
+        kept = {"state": jax.tree.map(lambda x: x[runs], here), "totals": totals[runs]}
         checkpoint.save(out / "checkpoints" / str(done * self.batch), kept, about)
         checkpoint.prune(out / "checkpoints", self.options.keep_checkpoints)
