@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.agent import acting
+from purejaxppo.agent import make_policy
 from purejaxppo.config import Config
-from purejaxppo.experiment.devices import choose_devices, over_runs, use_cpu_cores
 from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
+from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import preset
 from purejaxppo.rollout import rollout
 from purejaxppo.train import init, learning_batch, policy_update, update_step, value_loss
@@ -81,7 +82,7 @@ def phases(config: Config) -> dict[str, Callable[[Data], Data]]:
         state, _, batch = data
         key = jax.random.fold_in(state.key, 0)
         episodes, transitions, _ = rollout(
-            key, config.environment, acting(config, state), state.rollout, config.num_steps
+            key, config.environment, make_policy(config, state), state.rollout, config.num_steps
         )
         return state.replace(rollout=episodes, key=key), transitions, batch
 
@@ -157,7 +158,9 @@ def bound(config: Config, num_seeds: int, rounds: int, least: float) -> dict[str
 
     def begin(key: jax.Array) -> Data:
         state = init(config, key)
-        _, transitions, _ = rollout(key, config.environment, acting(config, state), state.rollout, config.num_steps)
+        _, transitions, _ = rollout(
+            key, config.environment, make_policy(config, state), state.rollout, config.num_steps
+        )
         state = update_step(config, state)[0]
         return state, transitions, learning_batch(config, state, transitions)[0]
 

@@ -54,7 +54,8 @@ def train(case: Case, seeds: int) -> dict[str, Any]:
     """Compile, train twice; steps per second of the second time, and the curve."""
     import jax
 
-    from purejaxppo.experiment.devices import over_runs, use_cpu_cores
+    from purejaxppo.parallel.devices import use_cpu_cores
+    from purejaxppo.parallel.runs import over_runs
     from purejaxppo.presets import preset
     from purejaxppo.train import make_train
 

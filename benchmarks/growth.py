@@ -20,7 +20,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator
 
-from purejaxppo.experiment.devices import choose_devices, over_runs, use_cpu_cores
+from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
+from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import preset
 from purejaxppo.train import init, update_step
 

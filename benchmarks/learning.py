@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
-from purejaxppo.experiment.devices import at_once, over_runs, use_cpu_cores
-from purejaxppo.experiment.directory import versions
-from purejaxppo.experiment.statistics import iqm, iqm_interval
+from purejaxppo.parallel.devices import use_cpu_cores
+from purejaxppo.parallel.runs import best_vmap_size, over_runs
 from purejaxppo.presets import preset, settings_of
+from purejaxppo.rundir.record import versions
+from purejaxppo.statistics import iqm, iqm_interval
 from purejaxppo.train import evaluation_key, make_train
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,7 +82,7 @@ def measure(claim: Claim) -> dict[str, Any]:
     devices = jax.devices()
     devices = devices[: max(n for n in range(1, len(devices) + 1) if claim.seeds % n == 0)]
     keys = jax.vmap(jax.random.key)(np.arange(claim.seeds))
-    compiled = over_runs(run, devices, together=at_once(config, devices)).lower(keys).compile()
+    compiled = over_runs(run, devices, vmap_size=best_vmap_size(config.on_host, devices)).lower(keys).compile()
     began = time.monotonic()
     scores, metrics = jax.block_until_ready(compiled(keys))
     seconds = time.monotonic() - began

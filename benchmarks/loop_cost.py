@@ -18,15 +18,16 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from purejaxppo.experiment.begin import begin_record
-from purejaxppo.experiment.devices import over_runs, use_cpu_cores
-from purejaxppo.experiment.directory import new_directory
+from purejaxppo.experiment.experiment import begin_record
 from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.loop import Run
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.signals import Signals
+from purejaxppo.parallel.devices import use_cpu_cores
+from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import preset, settings_of
+from purejaxppo.rundir.files import new_directory
 from purejaxppo.train import make_train
 
 # about ten seconds on two cores, with one checkpoint at the end; and A2C for more than the 30 that lie between two

@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-from purejaxppo.envs import make_env
-from purejaxppo.types import Box, Discrete
+from purejaxppo.envs.registry import make_env
+from purejaxppo.spaces import Box, Discrete
 
 
 class MaskedCartPole:

@@ -33,8 +33,8 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     jax.config.update("jax_num_cpu_devices", job["devices"])
-    from purejaxppo.experiment.devices import at_once, over_runs
     from purejaxppo.experiment.program import device_bytes
+    from purejaxppo.parallel.runs import best_vmap_size, over_runs
     from purejaxppo.presets import preset, with_settings
     from purejaxppo.train import make_train
 
@@ -46,8 +46,8 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
         return state.policy, metrics["episode_return"]
 
     devices = jax.devices()
-    together = at_once(config, devices) if job.get("swept") else None
-    program = over_runs(train, devices, env_shards=job.get("env", 1), together=together)
+    together = best_vmap_size(config.on_host, devices) if job.get("swept") else None
+    program = over_runs(train, devices, env_shards=job.get("env", 1), vmap_size=together)
     keys = jax.random.split(jax.random.key(0), job["runs"])
     own = {name: np.geomspace(low, high, job["runs"], dtype=np.float32) for name, low, high in job.get("swept", ())}
     compiled = program.lower(keys, own).compile()
@@ -208,14 +208,14 @@ def beyond() -> dict[str, Any]:
     """A sweep whose 32 runs, 3 million samples each, would take more memory than there is if all were made at once."""
     import jax
 
-    from purejaxppo.experiment.devices import available_bytes
+    from purejaxppo.parallel.devices import available_bytes
 
     work = Path(tempfile.mkdtemp(prefix="scaling-"))
     flags = "--algo a2c --num-envs 24576 --num-steps 128 --total-steps 1 --num-epochs 1 --num-minibatches 1 "
     flags += "--num-seeds 1 --final-episodes 10 --grid gamma=" + ",".join(
         f"{x:.3f}" for x in np.linspace(0.9, 0.99, 32)
     )
-    command = [sys.executable, "-m", "purejaxppo.sweep", *flags.split(), "--out", str(work / "sweep")]
+    command = [sys.executable, "-m", "purejaxppo", "sweep", *flags.split(), "--out", str(work / "sweep")]
     available, began = available_bytes(jax.devices()[:1]), time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
     found = {
@@ -285,9 +285,9 @@ def host() -> dict[str, float]:
     """What one process does for all runs: rows of the log, and checkpoints."""
     import jax
 
-    from purejaxppo.experiment import checkpoint
-    from purejaxppo.experiment.logging import MetricsFile
     from purejaxppo.presets import preset
+    from purejaxppo.rundir import checkpoint
+    from purejaxppo.rundir.metrics import MetricsFile
     from purejaxppo.train import init
 
     runs, work = 5000, Path(tempfile.mkdtemp(prefix="scaling-"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from purejaxppo.experiment.directory import versions
+from purejaxppo.rundir.record import versions
 
 RESULTS = Path(__file__).parent / "results" / "slow_tests.json"
 

@@ -27,7 +27,7 @@ import jax
 import orbax.checkpoint  # noqa: F401 - imported here, these need not be in each fork
 import tensorstore  # noqa: F401
 
-from purejaxppo.run import main
+from purejaxppo.cli.run import main
 
 ALGORITHMS = ("reinforce", "a2c", "npg", "trpo", "ppo", "ppo-penalty")
 RUN = (

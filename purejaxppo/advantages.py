@@ -8,8 +8,9 @@ at `done`, the bootstrap from `next_values` only at `terminated`; the last step 
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.batching import moments
-from purejaxppo.types import Batch, UsageError
+from purejaxppo.errors import UsageError
+from purejaxppo.parallel.mesh import moments
+from purejaxppo.types import Batch
 
 
 def gae(

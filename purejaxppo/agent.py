@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.config import Config
-from purejaxppo.networks import PolicyNetwork, SharedNetwork, ValueNetwork, begin, visible
+from purejaxppo.fields import limitless
+from purejaxppo.networks.heads import PolicyNetwork, SharedNetwork, ValueNetwork, initial_hidden, visible
+from purejaxppo.networks.recurrent import restart
 from purejaxppo.normalize import normalize_observation
-from purejaxppo.recurrent import restart
-from purejaxppo.types import Observation, TrainState, limitless
+from purejaxppo.types import Observation, TrainState
 
 
 def networks(config: Config) -> tuple[Any, Any]:
@@ -20,7 +21,7 @@ def networks(config: Config) -> tuple[Any, Any]:
     for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
     if config.shared_torso:
         shared = SharedNetwork(env.action_space, for_policy, *layers, kind, None, *memory)
-        return shared, shared.clone(judges=True)
+        return shared, shared.clone(returns_value=True)
     return (
         PolicyNetwork(env.action_space, for_policy, *layers, kind, config.policy_network, *memory),
         ValueNetwork(for_critic, *layers, config.critic_network, *memory),
@@ -41,7 +42,7 @@ def clip(config: Config, obs: Observation) -> Observation:
     return jax.tree.map(lambda x: jnp.clip(x, -bound, bound) if jnp.issubdtype(x.dtype, jnp.floating) else x, obs)
 
 
-def acting(config: Config, state: TrainState) -> Callable[..., tuple[Any, Any]]:
+def make_policy(config: Config, state: TrainState) -> Callable[..., tuple[Any, Any]]:
     """The policy of a state: (obs [..., O] as the environment gave it, hidden [..., H]) ↦ π(·|obs), hidden.
 
     The hidden state is () without memory. `start` [...] says where an episode begins, whatever the hidden state is;
@@ -51,7 +52,7 @@ def acting(config: Config, state: TrainState) -> Callable[..., tuple[Any, Any]]:
 
     def act(obs: Observation, hidden: Any = (), start: jax.Array | None = None) -> tuple[Any, Any]:
         if start is not None:
-            hidden = restart(start, begin(policy, obs), hidden)
+            hidden = restart(start, initial_hidden(policy, obs), hidden)
         return policy.apply(state.policy, normalize(config, state, obs), hidden, method="advance")
 
     return act

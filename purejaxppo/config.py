@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,16 @@ import numpy as np
 from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, NPG, PPO, TRPO
-from purejaxppo.envs import check_env, make_env
+from purejaxppo.envs.check import check_env
+from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
-from purejaxppo.networks import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
-from purejaxppo.recurrent import RECURRENT, is_recurrent
-from purejaxppo.torso import ACTIVATIONS, select
-from purejaxppo.types import Box, Env, UsageError, number, static
+from purejaxppo.errors import UsageError
+from purejaxppo.fields import check_field, number, static
+from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
+from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
+from purejaxppo.networks.torso import ACTIVATIONS, select
+from purejaxppo.spaces import Box
+from purejaxppo.types import Env
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-4,
@@ -222,35 +225,6 @@ class Config(struct.PyTreeNode):
             check_network(name, getattr(self, name), select(visible(seen, entries), obs), shape)
 
 
-def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None:
-    """Hold one value against the type, interval and choices that its field declares; `usual` is the way out."""
-    choices, interval = field.metadata.get("choices", ()), field.metadata.get("interval", "")
-    whole = field.metadata.get("type") is not float
-    if isinstance(value, jax.Array):
-        if whole and interval:
-            raise UsageError(f"{field.name} = {value!r} is static and cannot be an array; pass a Python number.")
-        return  # traced, or one value per run
-    if choices and value not in choices:
-        raise UsageError(f"{field.name} = {value!r} is not one of: {', '.join(choices)}; the default is {usual}.")
-    if isinstance(usual, bool) and not isinstance(value, bool):
-        raise UsageError(f"{field.name} = {value!r} must be True or False; the default is {usual}.")
-    if not interval:
-        return
-    if isinstance(usual, tuple) and not isinstance(value, tuple):
-        raise UsageError(f"{field.name} = {value!r} must be a tuple; the default is {usual}.")
-    for x in value if isinstance(value, tuple) else (value,):
-        valid = isinstance(x, numbers.Integral if whole else numbers.Real) and not isinstance(x, bool)
-        if not valid or not _within(x, interval):
-            kind = "a whole number" if whole else "a number"
-            raise UsageError(f"{field.name} = {x!r} must be {kind} in {interval}; the default is {usual}.")
-
-
 def _divisors(n: int) -> set[int]:
     small = [d for d in range(1, min(math.isqrt(n), 2**20) + 1) if n % d == 0]
     return {*small, *(n // d for d in small)}
-
-
-def _within(x: float, interval: str) -> bool:
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = x >= low if interval[0] == "[" else x > low
-    return above and (x <= high if interval[-1] == "]" else x < high)

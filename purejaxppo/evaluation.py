@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.agent import acting, networks
-from purejaxppo.batching import any_run
+from purejaxppo.agent import make_policy, networks
 from purejaxppo.config import Config
-from purejaxppo.networks import begin
+from purejaxppo.networks.heads import initial_hidden
+from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.rollout import begin_episodes, step_envs
 from purejaxppo.types import Metrics, RolloutState, TrainState
 
@@ -30,7 +30,7 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
     must end: an environment without a time limit may keep this waiting. Greedy (the policy's mode) or sampled, as
     `config.eval_greedy` says. Nothing of `state` is changed. Environments on the host play `episodes_at_once`.
     """
-    env, policy = config.environment, acting(config, state)
+    env, policy = config.environment, make_policy(config, state)
     at_once = getattr(env, "episodes_at_once", num_episodes)
     if num_episodes > at_once:
         keys = jax.random.split(key, -(-num_episodes // at_once))
@@ -38,7 +38,7 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
         return Evaluation(*(part.reshape(-1)[:num_episodes] for part in parts))
     start_key, play_key = jax.random.split(key)
     start = begin_episodes(start_key, env, num_episodes)
-    start = start._replace(hidden=begin(networks(config)[0], start.obs))
+    start = start._replace(hidden=initial_hidden(networks(config)[0], start.obs))
 
     def step(carry: tuple[RolloutState, jax.Array, jax.Array]) -> tuple[RolloutState, jax.Array, jax.Array]:
         episodes, playing, key = carry

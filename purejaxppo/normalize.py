@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from purejaxppo.batching import moments, shards
-from purejaxppo.types import Box, Observation, ObservationSpace
+from purejaxppo.parallel.mesh import moments, shards
+from purejaxppo.spaces import Box, ObservationSpace
+from purejaxppo.types import Observation
 
 
 class RunningStatistics(struct.PyTreeNode):

@@ -8,7 +8,7 @@ from typing import Any
 
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import Config
-from purejaxppo.types import UsageError
+from purejaxppo.errors import UsageError
 
 _MINATAR = {  # purejaxrl's settings for MinAtar
     "num_envs": 64,

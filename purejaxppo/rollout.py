@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.batching import any_run
 from purejaxppo.envs.common import restart
-from purejaxppo.types import Box, Env, RolloutState, Space, Transition
+from purejaxppo.parallel.vmapping import any_run
+from purejaxppo.spaces import Box, Space
+from purejaxppo.types import Env, RolloutState, Transition
 
 
 class EpisodeSums(NamedTuple):

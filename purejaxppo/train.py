@@ -12,26 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
-from purejaxppo.agent import acting, clip, networks, normalize
-from purejaxppo.batching import (
-    NET_AXIS,
-    as_argument,
-    key_of_shard,
-    mean_over_shards,
-    run_by_run,
-    shards,
-    side_by_side,
-    sum_over_shards,
-)
+from purejaxppo.agent import clip, make_policy, networks, normalize
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
-from purejaxppo.networks import begin
+from purejaxppo.networks.heads import initial_hidden
+from purejaxppo.networks.recurrent import swap
+from purejaxppo.networks.torso import orthogonalize
 from purejaxppo.normalize import RewardNormalizer, observation_statistics, update_statistics
 from purejaxppo.optimize.minibatch import MinibatchAdam
-from purejaxppo.recurrent import swap
+from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, on_net_axis, shards, sum_over_shards
+from purejaxppo.parallel.vmapping import opaque, run_by_run
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.torso import orthogonalize
 from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition
 
 
@@ -54,7 +46,7 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
     config.check()
 
     def train(key: jax.Array) -> tuple[TrainState, Metrics]:
-        return train_updates(config, as_argument(init(config, key)), config.num_updates)
+        return train_updates(config, opaque(init(config, key)), config.num_updates)
 
     return train
 
@@ -94,7 +86,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
     num_envs = config.num_envs // shards()
     episodes = begin_episodes(key_of_shard(env_key), env, num_envs)
     policy, critic = networks(config)
-    hidden, critic_hidden = begin(policy, episodes.obs), begin(critic, episodes.obs)
+    hidden, critic_hidden = initial_hidden(policy, episodes.obs), initial_hidden(critic, episodes.obs)
     params = policy.init(policy_key, episodes.obs, hidden, method="advance")
     critic_params = critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
     if config.shared_torso:
@@ -121,7 +113,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     """
     key, rollout_key, minibatch_key = jax.random.split(state.key, 3)
 
-    env, act = config.environment, acting(config, state)
+    env, act = config.environment, make_policy(config, state)
     episodes, transitions, sums = rollout(key_of_shard(rollout_key), env, act, state.rollout, config.num_steps)
     sums = sum_over_shards(sums)
     batch, reward_normalizer, critic_hidden = learning_batch(config, state, transitions)
@@ -132,10 +124,10 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     critic_loss = value_loss(config)
     improve_policy = partial(policy_update(config), config.algo, minibatch_key, state.policy, state.algorithm, batch)
     if config.shared_torso:
-        params, algorithm_state, metrics = improve_policy(adam.replace(also=critic_loss))
+        params, algorithm_state, metrics = improve_policy(adam.replace(extra_loss=critic_loss))
         critic_params, critic_moments, critic_metrics = state.critic, state.critic_optimizer, metrics
     else:
-        (params, algorithm_state, metrics), (critic_params, critic_moments, critic_metrics) = side_by_side(
+        (params, algorithm_state, metrics), (critic_params, critic_moments, critic_metrics) = on_net_axis(
             lambda: improve_policy(adam),
             lambda: adam.minimize(  # on the policy's minibatches, if it has any
                 minibatch_key, critic_loss, state.critic, state.critic_optimizer, batch

@@ -4,74 +4,19 @@ Shapes: T steps, B environments, N = T·B samples, O and A the shapes of one obs
 one action.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 from flax import struct
 
+from purejaxppo.spaces import ObservationSpace, Space
+
 Params = Any  # a pytree of float arrays
 Metrics = dict[str, jax.Array]
 AlgorithmState = Any  # a pytree: optimiser moments, β, or () where there is nothing to keep
 EnvState = Any  # a pytree, whatever the environment keeps
 Observation = Any  # an array [O], or a dict of arrays
-
-
-class UsageError(ValueError):
-    """A request that cannot be met. The message is one line: the value, the rule, the fix."""
-
-
-class HostEnvironmentError(RuntimeError):
-    """An environment on the host crashed, raised, or gave a number that is not finite: the end of a run."""
-
-
-def reason(error: Exception) -> str:
-    """What another's exception says, in one line."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-
-
-class Box(NamedTuple):
-    """Real vectors. `low` and `high` broadcast against `shape`; ±inf where there is no bound."""
-
-    low: Any
-    high: Any
-    shape: tuple[int, ...]
-
-
-class Discrete(NamedTuple):
-    """Integers 0 … n-1."""
-
-    n: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return ()
-
-
-class MultiDiscrete(NamedTuple):
-    """Vectors of integers, the i-th from 0 … nvec[i]-1."""
-
-    nvec: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.nvec),)
-
-
-class MultiBinary(NamedTuple):
-    """Vectors of n zeros and ones."""
-
-    n: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.n,)
-
-
-Space = Box | Discrete | MultiDiscrete | MultiBinary
-ObservationSpace = Any  # a Box, a Discrete, or a dict of them, with or without an action mask, a MultiBinary
-ACTION_MASK = "action_mask"  # the entry of an observation that says which actions are valid
 
 
 class Env(Protocol):
@@ -193,19 +138,3 @@ class Algorithm(Protocol):
     def update(
         self, key: jax.Array, policy: Policy, params: Params, state: AlgorithmState, batch: Batch, optimizer: Any
     ) -> tuple[Params, AlgorithmState, Metrics]: ...
-
-
-def number(default: float | None, interval: str, help: str) -> Any:
-    """A hyperparameter that may be traced, so that one compiled program serves many values of it."""
-    return struct.field(default=default, metadata={"interval": interval, "help": help, "type": float})
-
-
-def limitless(bound: Any) -> bool:
-    """Whether a number is inf and not traced: what it would limit need not be compiled."""
-    return not isinstance(bound, jax.Array) and bound == math.inf
-
-
-def static(default: Any, help: str, *, interval: str = "", choices: tuple[str, ...] = ()) -> Any:
-    """A hyperparameter that sets shapes or program structure: another value is another compile."""
-    metadata = {"interval": interval, "choices": choices, "help": help}
-    return struct.field(pytree_node=False, default=default, metadata=metadata)

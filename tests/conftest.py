@@ -9,7 +9,7 @@ import jax
 import pytest
 from support import QUICK
 
-from purejaxppo.experiment import devices
+from purejaxppo.parallel import runs as devices
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)

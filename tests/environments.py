@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from purejaxppo.tabular import MDP
-from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 THREE = Discrete(3)
 REAL_LINE = (-jnp.inf, jnp.inf)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.experiment import devices
+from purejaxppo.parallel import runs as devices
 
 # For programs that run for milliseconds: compiled in a quarter of the time, to code that is a little slower.
 QUICK = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from purejaxppo.advantages import cut, explained_variance, gae, monte_carlo_returns, standardize, td_targets
-from purejaxppo.types import UsageError
+from purejaxppo.errors import UsageError
 
 T, B = 13, 10_000
 DISCOUNTS = [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0), (0.0, 0.7), (0.73, 1.0), (1.0, 0.4)]

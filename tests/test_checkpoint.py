@@ -10,14 +10,15 @@ import pytest
 from support import assert_same_bits
 
 from purejaxppo import Config
-from purejaxppo.experiment.checkpoint import newest_whole, prune, read, restore, save, steps_saved, unflatten
-from purejaxppo.experiment.directory import RunRecord, versions, write_json, write_record
-from purejaxppo.experiment.manifest import digest
-from purejaxppo.experiment.trained import load
+from purejaxppo.cli.run import main
+from purejaxppo.errors import UsageError
+from purejaxppo.policy.load import load
 from purejaxppo.presets import preset, settings_of
-from purejaxppo.run import main
+from purejaxppo.rundir.checkpoint import newest_whole, prune, read, restore, save, steps_saved, unflatten
+from purejaxppo.rundir.files import write_json
+from purejaxppo.rundir.manifest import digest
+from purejaxppo.rundir.record import RunRecord, versions, write_record
 from purejaxppo.train import init
-from purejaxppo.types import UsageError
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 96, "num_minibatches": 2, "hidden_sizes": (8,)}
 

@@ -14,7 +14,8 @@ from support import arrays, largest_difference, quick_jit
 
 from purejaxppo import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, init, make_train, update_step
 from purejaxppo.config import DEFAULTS
-from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, UsageError
+from purejaxppo.errors import UsageError
+from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 KEY = jax.random.key(0)
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 2 * 32, "hidden_sizes": (8,), "num_minibatches": 1}

@@ -14,13 +14,13 @@ from support import level_1_jit, quick_jit
 from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty
 from purejaxppo.advantages import explained_variance, standardize
 from purejaxppo.agent import networks
-from purejaxppo.batching import ENV_AXIS
-from purejaxppo.experiment.devices import over_runs
+from purejaxppo.cli.run import main
 from purejaxppo.normalize import RunningStatistics
 from purejaxppo.optimize.conjugate_gradient import conjugate_gradient
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.minibatch import MinibatchAdam
-from purejaxppo.run import main
+from purejaxppo.parallel.mesh import ENV_AXIS
+from purejaxppo.parallel.runs import over_runs
 from purejaxppo.train import init, make_train, update_step, value_loss
 from purejaxppo.types import Batch
 

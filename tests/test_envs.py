@@ -15,10 +15,12 @@ from support import quick_jit
 
 from purejaxppo import PPO, Config, init, make_train, update_step
 from purejaxppo.distributions import Categorical, DiagonalGaussian, FactoredCategorical
-from purejaxppo.envs import check_env, env_names, make_env
-from purejaxppo.networks import masked
+from purejaxppo.envs.check import check_env
+from purejaxppo.envs.registry import env_names, make_env
+from purejaxppo.errors import UsageError
+from purejaxppo.networks.heads import masked
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.types import Box, Discrete, MultiDiscrete, UsageError
+from purejaxppo.spaces import Box, Discrete, MultiDiscrete
 
 KEY = jax.random.key(0)
 BATCH, STEPS = 3, 20
@@ -145,7 +147,7 @@ def test_minatar_observations_are_kept_as_bool(name):
 DEFERRED = """
 import sys
 import jax
-from purejaxppo.envs import make_env
+from purejaxppo.envs.registry import make_env
 make_env("Pong-misc")
 assert not {"seaborn", "matplotlib.pyplot", "pandas"} & {*sys.modules}
 import gymnax

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from purejaxppo import evaluate, load, make_train, preset
-from purejaxppo.envs import make_env
-from purejaxppo.experiment import gymnasium_env
-from purejaxppo.experiment.devices import over_runs
-from purejaxppo.run import main as run
-from purejaxppo.types import UsageError
+from purejaxppo import load, make_train, preset
+from purejaxppo.cli import evaluate
+from purejaxppo.cli.run import main as run
+from purejaxppo.envs.registry import make_env
+from purejaxppo.errors import UsageError
+from purejaxppo.parallel.runs import over_runs
+from purejaxppo.policy import gymnasium_play as gymnasium_env
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 200, "num_minibatches": 2, "hidden_sizes": (8,)}
 FLAGS = "--algo trpo --num-envs 2 --num-steps 16 --total-steps 200 --num-minibatches 2 --hidden-sizes 8 --quiet".split()
@@ -65,10 +66,10 @@ def command(monkeypatch, capsys):
     """The command's exit code and what it prints."""
 
     def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, argv)])
+        monkeypatch.setattr(sys, "argv", ["purejaxppo", "evaluate", *map(str, argv)])
         monkeypatch.setenv("COLUMNS", "100")
         with pytest.raises(SystemExit) as stop:
-            runpy.run_module("purejaxppo.evaluate", run_name="__main__")
+            runpy.run_module("purejaxppo", run_name="__main__")
         return stop.value.code, capsys.readouterr()
 
     return call
@@ -202,7 +203,7 @@ def test_other_spaces_are_refused(name, port, part):
 
 
 def test_in_a_process_of_its_own_nothing_but_the_table_is_printed(finished):
-    words = [sys.executable, "-m", "purejaxppo.evaluate", str(finished), "--episodes", "2"]
+    words = [sys.executable, "-m", "purejaxppo", "evaluate", str(finished), "--episodes", "2"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     root = Path(__file__).parent.parent
     result = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, cwd=root, check=False)

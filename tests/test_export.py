@@ -11,14 +11,15 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from purejaxppo.experiment import export
-from purejaxppo.experiment.export import OBSERVATIONS, TOLERANCE, export_policy, largest_difference, observations
-from purejaxppo.experiment.trained import Trained, actor, load
-from purejaxppo.export import main
+from purejaxppo.cli.export import main
+from purejaxppo.cli.run import main as run
+from purejaxppo.errors import UsageError
+from purejaxppo.policy import export
+from purejaxppo.policy.export import OBSERVATIONS, TOLERANCE, export_policy, largest_difference, observations
+from purejaxppo.policy.load import Trained, actor, load
 from purejaxppo.presets import preset
-from purejaxppo.run import main as run
+from purejaxppo.spaces import Box
 from purejaxppo.train import init
-from purejaxppo.types import Box, UsageError
 
 ENVS = ("CartPole-v1", "Pendulum-v1", "Breakout-MinAtar")
 DRIVE = """

@@ -10,9 +10,9 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 from support import quick_jit
 
-from purejaxppo.networks import PolicyNetwork
+from purejaxppo.networks.heads import PolicyNetwork
 from purejaxppo.optimize.fisher import fisher_vector_product
-from purejaxppo.types import Box, Discrete
+from purejaxppo.spaces import Box, Discrete
 
 SPACES = {"discrete": Discrete(3), "continuous": Box(-1.0, 1.0, (2,))}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from purejaxppo.agent import acting
+from purejaxppo.agent import make_policy
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.experiment.trained import load
-from purejaxppo.run import main
+from purejaxppo.cli.run import main
+from purejaxppo.policy.load import load
 
 FIXTURES = {path.name: path for path in sorted((Path(__file__).parent / "fixtures").glob("checkpoint-*"))}
 ANNEALED = [
@@ -39,7 +39,7 @@ def test_it_acts_as_it_did(name):
         trained = load(FIXTURES[name], expected["seed"])
         assert (trained.seed, trained.env_steps) == (expected["seed"], expected["env_steps"])
         obs = np.asarray(expected["obs"], np.float32)
-        distribution, _ = acting(trained.config, trained.state)(obs)
+        distribution, _ = make_policy(trained.config, trained.state)(obs)
         np.testing.assert_allclose(trained.act(obs), expected["action"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(distribution.log_prob(distribution.mode()), expected["log_prob"], rtol=1e-4)
         np.testing.assert_allclose(distribution.entropy(), expected["entropy"], rtol=1e-4)

@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 from support import quick_jit
 
-from purejaxppo import evaluate, init, make_train, over_runs, preset, update_step
-from purejaxppo.envs import check_env, make_env
-from purejaxppo.envs.host import _seed
-from purejaxppo.envs.pool import EnvironmentBrokenError
+from purejaxppo import init, make_train, over_runs, preset, update_step
+from purejaxppo.cli import evaluate
+from purejaxppo.cli.run import main
+from purejaxppo.envs.check import check_env
+from purejaxppo.envs.host.env import _seed
+from purejaxppo.envs.host.pool import EnvironmentBrokenError
+from purejaxppo.envs.registry import make_env
+from purejaxppo.errors import UsageError
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
-from purejaxppo.run import main
-from purejaxppo.types import Discrete, MultiBinary, MultiDiscrete, UsageError
+from purejaxppo.spaces import Discrete, MultiBinary, MultiDiscrete
 
 gymnasium = pytest.importorskip("gymnasium")
 CLOCK = "gymnasium/host_environments:Clock-v0"
@@ -331,7 +334,7 @@ def children(parent=None):
 KILLED = """
 import sys
 import numpy as np
-from purejaxppo.envs import make_env
+from purejaxppo.envs.registry import make_env
 
 env = make_env(sys.argv[1])
 pools, slots, ended, _ = env._host_open(1, np.asarray([[3], [4]]))

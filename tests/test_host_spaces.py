@@ -10,14 +10,14 @@ from environments import Probe
 from rich.console import Console
 
 from purejaxppo import PPO, Config, UsageError, init
-from purejaxppo.agent import acting
-from purejaxppo.experiment.begin import run_experiment
-from purejaxppo.experiment.export import export_policy, largest_difference, observations
+from purejaxppo.agent import make_policy
+from purejaxppo.experiment.experiment import run_experiment
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
-from purejaxppo.experiment.render import player
-from purejaxppo.experiment.trained import Trained, actor, load
-from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete
+from purejaxppo.policy.export import export_policy, largest_difference, observations
+from purejaxppo.policy.load import Trained, actor, load
+from purejaxppo.policy.video import player
+from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 KEY = jax.random.key(0)
 BOX = Probe(Box(-2.0, 1.0, (2, 1)))
@@ -50,7 +50,7 @@ def test_act_gives_what_the_environment_receives(kind):
     for key in (None, KEY):
         actions = np.asarray(trained.act(obs, key))
         assert actions.shape == (1000, *space.shape)
-        distribution, _ = acting(trained.config, trained.state)(obs)
+        distribution, _ = make_policy(trained.config, trained.state)(obs)
         drawn = np.asarray(distribution.mode() if key is None else distribution.sample(key))
         if isinstance(space, Box):
             unit = {"gaussian": (drawn + 2) / 3, "beta": drawn, "tanh-gaussian": (np.tanh(drawn) + 1) / 2}[kind]

@@ -10,12 +10,12 @@ import pytest
 import tensorstore
 from test_checkpoint import SMALL, forge, make_run, tree_of
 
-from purejaxppo.experiment.manifest import file_digest, files_of
-from purejaxppo.experiment.trained import load
+from purejaxppo.cli.report import main as report
+from purejaxppo.cli.run import main
+from purejaxppo.errors import UsageError
+from purejaxppo.policy.load import load
 from purejaxppo.presets import preset
-from purejaxppo.report.__main__ import main as report
-from purejaxppo.run import main
-from purejaxppo.types import UsageError
+from purejaxppo.rundir.manifest import file_digest, files_of
 
 SECONDS = 20  # within which a directory is to be refused
 

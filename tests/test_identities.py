@@ -11,7 +11,7 @@ from environments import Walk
 from support import assert_same_bits, largest_difference, quick_jit
 
 from purejaxppo import A2C, PPO, Config, init, make_train, update_step
-from purejaxppo.agent import acting, networks
+from purejaxppo.agent import make_policy, networks
 from purejaxppo.optimize.surrogate import likelihood_ratio
 from purejaxppo.rollout import rollout
 from purejaxppo.train import learning_batch, learning_rate
@@ -27,7 +27,7 @@ fresh, update = quick_jit(init), quick_jit(update_step)
 def collect(config, state):
     """The rollout that `update_step` would make of this state."""
     _, rollout_key, *_ = jax.random.split(state.key, 3)
-    return rollout(rollout_key, config.environment, acting(config, state), state.rollout, config.num_steps)[1]
+    return rollout(rollout_key, config.environment, make_policy(config, state), state.rollout, config.num_steps)[1]
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo.linear import forward_mode, matmul, narrow_matmul
+from purejaxppo.networks.linear import forward_mode, matmul, narrow_matmul
 
 RNG = np.random.default_rng(0)
 PRODUCTS = {"matmul": matmul, "narrow": narrow_matmul}

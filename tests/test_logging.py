@@ -25,16 +25,17 @@ from environments import Position, Walk
 from rich.console import Console
 
 from purejaxppo import A2C, Config, make_train
+from purejaxppo.errors import UsageError
 from purejaxppo.experiment import loop, progress
-from purejaxppo.experiment.begin import resume_experiment, run_experiment
-from purejaxppo.experiment.checkpoint import read
-from purejaxppo.experiment.devices import over_runs
-from purejaxppo.experiment.logging import MetricsFile, _values
+from purejaxppo.experiment.experiment import resume_experiment, run_experiment
+from purejaxppo.experiment.logging import _values
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
-from purejaxppo.experiment.statistics import iqm
 from purejaxppo.health import CAUSES
-from purejaxppo.types import UsageError
+from purejaxppo.parallel.runs import over_runs
+from purejaxppo.rundir.checkpoint import read
+from purejaxppo.rundir.metrics import MetricsFile
+from purejaxppo.statistics import iqm
 
 ROOT = pathlib.Path(__file__).parent
 SEEDS, UPDATES, BATCH = [31, 32, 33], 20, 32  # the first falls sick in update 8
@@ -76,7 +77,7 @@ CONFIG = Config(
 programs = {}
 
 
-def compile_once(config, devices, keys, options, swept, together=None, compile=loop.compile_program):
+def compile_once(config, devices, keys, options, swept, vmap_size=None, compile=loop.compile_program):
     """`compile_program`, once per log interval; always with evaluations, which are programs of their own."""
     if options.log_interval not in programs:
         programs[options.log_interval] = compile(config.replace(eval_interval=1), devices, keys, options, swept)
@@ -370,7 +371,7 @@ import os, pathlib, socket, sys
 import conftest
 import test_logging as here
 from purejaxppo.experiment import loop
-from purejaxppo.types import UsageError
+from purejaxppo.errors import UsageError
 
 connect = socket.socket.connect
 def at_home(self, address):

@@ -11,9 +11,9 @@ from support import arrays, assert_same_bits, quick_jit
 from test_scaling import finishes
 
 from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, UsageError
-from purejaxppo.batching import NET_AXIS, side_by_side
-from purejaxppo.experiment.devices import differing_replica, over_runs
-from purejaxppo.run import main
+from purejaxppo.cli.run import main
+from purejaxppo.parallel.mesh import NET_AXIS, on_net_axis
+from purejaxppo.parallel.runs import differing_replica, over_runs
 from purejaxppo.train import make_train
 
 ALL = [REINFORCE(), A2C(), PPO(target_kl=0.01), PPOPenalty(), NPG(), TRPO()]
@@ -40,14 +40,14 @@ def test_what_is_handed_over_is_not_changed():
     mesh = Mesh(np.asarray(jax.devices()), (NET_AXIS,), axis_types=(AxisType.Auto,))
 
     def both():
-        made = side_by_side(lambda: jax.tree.map(jnp.asarray, first), lambda: jax.tree.map(jnp.asarray, second))
+        made = on_net_axis(lambda: jax.tree.map(jnp.asarray, first), lambda: jax.tree.map(jnp.asarray, second))
         return jax.tree.map(lambda x: x[None], made)
 
     spread = jax.shard_map(both, mesh=mesh, in_specs=(), out_specs=PartitionSpec(NET_AXIS), check_vma=False)
     found = quick_jit(spread)()
     for device in range(2):
         assert_same_bits(jax.tree.map(lambda x, device=device: np.asarray(x)[device], found), (first, second))
-    assert side_by_side(lambda: 1, lambda: 2) == (1, 2)  # outside of such a mesh
+    assert on_net_axis(lambda: 1, lambda: 2) == (1, 2)  # outside of such a mesh
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_both_devices_hold_the_same_bits_after_50_updates(algo):
 
 
 BOTH_AXES = """
-from purejaxppo.experiment.devices import differing_replica
+from purejaxppo.parallel.runs import differing_replica
 config = config_of(ALL[sys.argv[1]], num_epochs=2, total_steps=32)
 train = make_train(config)
 four = over_runs(train, jax.devices(), env_shards=2, net_shards=2)(KEYS[:1])

@@ -12,9 +12,10 @@ from support import quick_jit
 
 import purejaxppo
 from purejaxppo.distributions import DiagonalGaussian
-from purejaxppo.networks import PolicyNetwork, Torso, ValueNetwork
-from purejaxppo.torso import orthogonal, orthogonalize, tanh
-from purejaxppo.types import Box, Discrete
+from purejaxppo.networks import Torso
+from purejaxppo.networks.heads import PolicyNetwork, ValueNetwork
+from purejaxppo.networks.torso import orthogonal, orthogonalize, tanh
+from purejaxppo.spaces import Box, Discrete
 
 VECTOR = Box(-np.inf, np.inf, (4,))
 SHAPES = [(20, 6), (6, 20), (12, 12), (1, 7), (7, 1), (1, 1)]

@@ -16,11 +16,12 @@ from support import quick_jit
 from test_networks import random_params
 
 from purejaxppo import A2C, NPG, PPO, TRPO, Config, init, make_train, update_step
-from purejaxppo.agent import acting, networks
+from purejaxppo.agent import make_policy, networks
 from purejaxppo.distributions import Categorical, TanhGaussian
-from purejaxppo.networks import PolicyNetwork, Torso
+from purejaxppo.networks import Torso
+from purejaxppo.networks.heads import PolicyNetwork
 from purejaxppo.optimize.fisher import fisher_vector_product
-from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete
+from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 KEY = jax.random.key(0)
 SMALL = {"num_envs": 4, "num_steps": 8, "total_steps": 64, "num_minibatches": 2, "num_epochs": 2, "hidden_sizes": (8,)}
@@ -132,7 +133,7 @@ def test_entries_are_normalised_apart_and_the_mask_not_at_all():
     plain = config.replace(normalize_observations=False)
     obs = {"side": jnp.ones((3, 1)), "noise": jnp.ones((3, 2, 2)), "action_mask": jnp.asarray([[False, True] * 2] * 3)}
     scaled = obs | {name: entry.normalize(obs[name]) for name, entry in statistics.items()}
-    (ours, _), (theirs, _) = acting(config, state)(obs), acting(plain, state)(scaled)
+    (ours, _), (theirs, _) = make_policy(config, state)(obs), make_policy(plain, state)(scaled)
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-6)
 
 
@@ -258,6 +259,6 @@ def test_modules_of_ones_own_train(algo):
         assert max(jax.tree.leaves(moved)) > 1e-4
     config = Config(env=MASKED, policy_network=Logits(4), **SMALL)
     obs = {"side": jnp.ones(1), "noise": jnp.ones((2, 2)), "action_mask": jnp.asarray([False, True, True, True])}
-    distribution, _ = acting(config, init(config, KEY))(obs)
+    distribution, _ = make_policy(config, init(config, KEY))(obs)
     assert isinstance(distribution, Categorical)
     assert float(jnp.exp(distribution.log_probs[0])) == 0.0

@@ -20,10 +20,11 @@ from environments import (
 )
 from support import assert_same_bits, level_1_jit, quick_jit
 
-from purejaxppo import A2C, REINFORCE, Config, evaluate, init, make_train
-from purejaxppo.agent import acting, networks
-from purejaxppo.batching import any_run
+from purejaxppo import A2C, REINFORCE, Config, init, make_train
+from purejaxppo.agent import make_policy, networks
+from purejaxppo.cli import evaluate
 from purejaxppo.envs import GymnaxEnv
+from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.rollout import rollout
 from purejaxppo.train import evaluation_key, learning_batch, update_step
 
@@ -38,7 +39,7 @@ evaluated = quick_jit(evaluate, static_argnames="num_episodes")
 @functools.partial(quick_jit, static_argnames="steps")
 def play(config, state, key, steps=20):
     """One rollout: (where the environments stand after it, transitions, sums)."""
-    return rollout(key, config.environment, acting(config, state), state.rollout, steps)
+    return rollout(key, config.environment, make_policy(config, state), state.rollout, steps)
 
 
 def trained_critic(env, gamma):
@@ -155,7 +156,7 @@ def test_evaluation_is_greedy_or_sampled():
     state = fresh(config, KEY)
     greedy = evaluated(config, state, jax.random.key(1), 64).returns
     sampled = evaluated(config.replace(eval_greedy=False), state, jax.random.key(1), 64).returns
-    best = jnp.argmax(acting(config, state)(jnp.zeros((1, 1)))[0].logits)
+    best = jnp.argmax(make_policy(config, state)(jnp.zeros((1, 1)))[0].logits)
     np.testing.assert_array_equal(greedy, np.full(64, best))
     assert 0.2 < np.mean(sampled) < 0.8
 

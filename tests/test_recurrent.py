@@ -15,18 +15,21 @@ from jax.flatten_util import ravel_pytree
 from support import assert_same_bits, quick_jit
 from test_spaces import ALGORITHMS, MASK
 
-from purejaxppo import A2C, TRPO, Config, evaluate, init, load, make_train, preset, update_step
-from purejaxppo.agent import acting, networks
-from purejaxppo.experiment.export import TOLERANCE, export_policy, largest_difference
-from purejaxppo.experiment.trained import Trained, actor
-from purejaxppo.export import main as export
-from purejaxppo.networks import PolicyNetwork, begin
+from purejaxppo import A2C, TRPO, Config, init, load, make_train, preset, update_step
+from purejaxppo.agent import make_policy, networks
+from purejaxppo.cli import evaluate
+from purejaxppo.cli.export import main as export
+from purejaxppo.cli.render import main as render
+from purejaxppo.cli.run import main
+from purejaxppo.errors import UsageError
+from purejaxppo.networks.heads import PolicyNetwork, initial_hidden
 from purejaxppo.optimize.fisher import fisher_vector_product
-from purejaxppo.render import main as render
+from purejaxppo.policy.export import TOLERANCE, export_policy, largest_difference
+from purejaxppo.policy.load import Trained, actor
 from purejaxppo.rollout import rollout
-from purejaxppo.run import main
+from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from purejaxppo.train import learning_batch, train_updates
-from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete, Sequences, UsageError
+from purejaxppo.types import Sequences
 
 KEY = jax.random.key(0)
 SMALL = {"num_envs": 4, "num_steps": 10, "num_minibatches": 2, "hidden_sizes": (6,), "recurrent_size": 5}
@@ -76,7 +79,9 @@ def stub(config, key):
 
 def collect(config, state, key):
     """A rollout, its batch, and the state that the next one begins with."""
-    episodes, transitions, _ = rollout(key, config.environment, acting(config, state), state.rollout, config.num_steps)
+    episodes, transitions, _ = rollout(
+        key, config.environment, make_policy(config, state), state.rollout, config.num_steps
+    )
     batch, _, critic_hidden = learning_batch(config, state, transitions)
     return transitions, batch, state.replace(rollout=episodes._replace(critic_hidden=critic_hidden))
 
@@ -180,7 +185,7 @@ def test_fisher_product_is_with_the_dense_hessian_of_the_kl(kind):
         policy = PolicyNetwork(Discrete(3), space, (3,), "tanh", recurrent=kind, recurrent_size=2)
         obs, start = rng.normal(size=(2, 5, 2)), np.zeros((2, 5), bool)
         start[0, 3] = True
-        hidden = jax.tree.map(lambda x: rng.normal(size=x.shape), begin(policy, obs[:, 0]))
+        hidden = jax.tree.map(lambda x: rng.normal(size=x.shape), initial_hidden(policy, obs[:, 0]))
         seen = Sequences(obs, start, hidden, ())
         shapes = nn.unbox(jax.eval_shape(lambda: policy.init(KEY, obs[:, 0], hidden, method="advance")))
         theta, unravel = ravel_pytree(jax.tree.map(lambda x: 0.7 * rng.normal(size=x.shape), shapes))
@@ -231,9 +236,9 @@ def test_updates_one_by_one_and_in_one_scan_give_the_same_bits():
     one_by_one, update = start, quick_jit(lambda state: update_step(config, state))
     for _ in range(3):
         one_by_one, _ = update(one_by_one)
-    at_once, _ = quick_jit(lambda state: train_updates(config, state, 3))(start)
-    assert_same_bits(at_once, one_by_one)
-    for x in jax.tree.leaves((at_once.rollout.hidden, at_once.rollout.critic_hidden)):
+    together, _ = quick_jit(lambda state: train_updates(config, state, 3))(start)
+    assert_same_bits(together, one_by_one)
+    for x in jax.tree.leaves((together.rollout.hidden, together.rollout.critic_hidden)):
         assert x.shape == (4, 5)
         assert np.all(x != 0)
 
@@ -242,7 +247,7 @@ def test_act_carries_the_hidden_state(walker):
     """One observation or a batch, step by step, from the beginning of an episode where none is given."""
     act, state, policy = walker.act, walker.state, networks(walker.config)[0]
     obs = np.random.default_rng(0).normal(size=(6, 4, 2)).astype(np.float32)
-    seen = Sequences(obs.swapaxes(0, 1), np.zeros((4, 6), bool), begin(policy, obs[0]), ())
+    seen = Sequences(obs.swapaxes(0, 1), np.zeros((4, 6), bool), initial_hidden(policy, obs[0]), ())
     expected = np.clip(policy.apply(state.policy, seen).mode(), -1, 1)  # [B, T, 1]
     assert np.std(expected) > 0.05
     hidden = hidden_of_one = None
@@ -329,7 +334,7 @@ def finished(tmp_path_factory):
 def test_a_run_on_two_devices_is_evaluated_filmed_and_exported(finished, tmp_path, capsys):
     hidden = load(finished).state.rollout
     assert hidden.hidden[0].shape == hidden.critic_hidden[1].shape == (4, 6)
-    command = [sys.executable, "-m", "purejaxppo.evaluate", str(finished), "--episodes", "3"]
+    command = [sys.executable, "-m", "purejaxppo", "evaluate", str(finished), "--episodes", "3"]
     subprocess.run([*command, "--gymnasium", "CartPole-v1"], check=True, capture_output=True)
     for where in ([], ["--gymnasium", "CartPole-v1"]):
         assert render([str(finished), *where, "--max-steps", "5", "--out", str(tmp_path / "policy.gif")]) == 0

@@ -23,11 +23,11 @@ from matplotlib import pyplot
 from PIL import Image
 
 from purejaxppo import init, load, preset
-from purejaxppo.envs import make_env
+from purejaxppo.cli.run import main as run
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL, DRAWN, GymnaxEnv
-from purejaxppo.experiment.render import captioned, player, renderer, stills, write_film
-from purejaxppo.run import main as run
-from purejaxppo.types import UsageError
+from purejaxppo.envs.registry import make_env
+from purejaxppo.errors import UsageError
+from purejaxppo.policy.video import captioned, frames, player, renderer, write_film
 
 FLAGS = "--algo a2c --num-envs 2 --num-steps 16 --total-steps 64 --hidden-sizes 8".split()
 HOST = "--final-episodes 2 --num-seeds 2 --devices 1 --quiet".split()
@@ -77,10 +77,9 @@ def command(monkeypatch, capsys):
     """The command's exit code and what it prints."""
 
     def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["render", *map(str, argv)])
-        monkeypatch.delitem(sys.modules, "purejaxppo.render", raising=False)
+        monkeypatch.setattr(sys, "argv", ["purejaxppo", "render", *map(str, argv)])
         with pytest.raises(SystemExit) as stop:
-            runpy.run_module("purejaxppo.render", run_name="__main__")
+            runpy.run_module("purejaxppo", run_name="__main__")
         return stop.value.code, capsys.readouterr()
 
     return call
@@ -250,7 +249,7 @@ def test_a_suites_own_renderer_and_rate_come_first():
 
     config = preset("a2c", Suite(), num_envs=2, num_steps=4, total_steps=8, hidden_sizes=(4,))
     episode = player(config, 9)(init(config, jax.random.key(0)), jax.random.key(1))
-    found = list(stills(episode, renderer(Suite())))
+    found = list(frames(episode, renderer(Suite())))
     assert [still.step for still in found] == [0, 1, 2, 3, 4, 5]
     assert [still.over for still in found] == [False] * 5 + [True]
     assert {still.picture.shape for still in found} == {(2, 2, 3)}
@@ -278,7 +277,7 @@ def test_a_film_that_cannot_be_written_is_an_error(tmp_path):
 
 
 def test_in_a_process_of_its_own_no_window_opens_and_nothing_is_said(finished, tmp_path):
-    words = [sys.executable, "-m", "purejaxppo.render", finished(), "--out", tmp_path / "x.mp4", "--max-steps", "3"]
+    words = [sys.executable, "-m", "purejaxppo", "render", finished(), "--out", tmp_path / "x.mp4", "--max-steps", "3"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER", "PYGAME_HIDE_SUPPORT_PROMPT", "MPLBACKEND", "DISPLAY"):
         environment.pop(name, None)

@@ -16,10 +16,10 @@ import scipy.stats
 
 pytest.importorskip("rliable.library", reason='the report needs rliable: pip install "purejaxppo[report]"')
 
+from purejaxppo.errors import UsageError
 from purejaxppo.report.page import write_report
 from purejaxppo.report.runs import labels, read_log, read_run
 from purejaxppo.report.statistics import improvement, iqm_of_curve, iqm_of_scores, middle_half
-from purejaxppo.types import UsageError
 
 HOSTILE = "<script>alert(1)</script>\"'&$x_1$ _{}\n\u202e"
 OWN = {"ppo": {"clip_eps": 0.2}, "trpo": {"max_kl": 0.01, "damping": 0.1}, "npg": {"max_kl": 0.01}, "a2c": {}}

@@ -17,17 +17,19 @@ import pytest
 from support import AS_USERS
 
 from purejaxppo import make_train
-from purejaxppo.experiment import devices, program
-from purejaxppo.experiment.begin import devices_again
-from purejaxppo.experiment.checkpoint import restore
-from purejaxppo.experiment.devices import over_runs
-from purejaxppo.experiment.directory import RunRecord, versions, write_json
+from purejaxppo.cli.run import is_alone, main
+from purejaxppo.experiment import program
+from purejaxppo.experiment.experiment import devices_again
 from purejaxppo.experiment.options import HostOptions
-from purejaxppo.experiment.statistics import iqm, iqm_interval
+from purejaxppo.parallel import runs as devices
+from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import PRESETS, preset, settings_of
-from purejaxppo.run import is_alone, main
+from purejaxppo.rundir.checkpoint import restore
+from purejaxppo.rundir.files import write_json
+from purejaxppo.rundir.record import RunRecord, versions
+from purejaxppo.spaces import Box, Discrete
+from purejaxppo.statistics import iqm, iqm_interval
 from purejaxppo.train import update_step
-from purejaxppo.types import Box, Discrete
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 200, "num_minibatches": 2, "hidden_sizes": (8,)}
 FLAGS = "--num-envs 2 --num-steps 16 --total-steps 200 --num-minibatches 2 --hidden-sizes 8 --num-seeds 3".split()
@@ -270,7 +272,7 @@ def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("purejaxppo.run.run_experiment", interrupted)
+    monkeypatch.setattr("purejaxppo.cli.run.run_experiment", interrupted)
     assert main([]) == 130
     assert capsys.readouterr().err == "stopped: nothing had to be saved\n"
 
@@ -405,7 +407,7 @@ def test_one_device_and_one_thread_for_a_run_alone(alone, chosen, devices, count
     """Counted by name; 0 stands for the cores."""
     program = f"""
 import pathlib, jax
-from purejaxppo.experiment.devices import threads, use_cpu_cores
+from purejaxppo.parallel.devices import threads, use_cpu_cores
 use_cpu_cores(alone={alone})
 jax.block_until_ready(jax.jit(lambda x: x + 1)(jax.numpy.ones(3)))
 names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]

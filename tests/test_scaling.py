@@ -18,8 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from purejaxppo import Config, UsageError, over_runs
 from purejaxppo.experiment import loop, program
-from purejaxppo.experiment.devices import differing_replica
 from purejaxppo.experiment.options import HostOptions
+from purejaxppo.parallel.runs import differing_replica
 
 ROOT = pathlib.Path(__file__).parent
 BEGIN = """
@@ -30,7 +30,7 @@ jax.config.update("jax_platforms", "cpu")
 import numpy as np
 from support import arrays, assert_same_bits
 from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, make_train, init, update_step
-from purejaxppo.experiment.devices import over_runs
+from purejaxppo.parallel.runs import over_runs
 ALL = dict(reinforce=REINFORCE(), a2c=A2C(), ppo=PPO(), penalty=PPOPenalty(), npg=NPG(), trpo=TRPO())
 def config_of(algo, **settings):
     usual = dict(num_envs=4, num_steps=8, num_minibatches=1, num_epochs=1, hidden_sizes=(8,), total_steps=64)
@@ -53,7 +53,7 @@ config = config_of(ALL[sys.argv[1]], total_steps=32)
 train, wanted = make_train(config), None
 COLLECTIVE = "all-reduce|all-gather|all-to-all|collective|reduce-scatter|send|recv"
 for count in json.loads(sys.argv[2]):
-    mapped = over_runs(train, jax.devices()[:count], together=1)(KEYS)
+    mapped = over_runs(train, jax.devices()[:count], vmap_size=1)(KEYS)
     compiled = over_runs(train, jax.devices()[:count]).lower(KEYS).compile()
     state, metrics = compiled(KEYS)
     found = re.findall(rf" ({COLLECTIVE})[^ ]*[(]", compiled.as_text())
@@ -141,7 +141,7 @@ REPLICAS = """
 config = config_of(TRPO(), num_envs=8, normalize_observations=True, normalize_rewards=True, total_steps=100 * 64)
 from purejaxppo import Config, UsageError
 from purejaxppo.experiment import loop, program
-from purejaxppo.experiment.devices import differing_replica
+from purejaxppo.parallel.runs import differing_replica
 from purejaxppo.experiment.options import HostOptions
 state, metrics = over_runs(make_train(config), jax.devices(), env_shards=4)(KEYS[:2])
 assert int(state.update[0]) == 100
@@ -178,7 +178,7 @@ def test_a_replica_that_differs_is_found():
 
 @pytest.mark.parametrize(("runs", "together", "enough"), [(3, None, 4), (18, 8, 20)])
 def test_runs_that_cannot_be_divided_are_refused_before_compilation(runs, together, enough):
-    divided = over_runs(lambda x: x + 1, together=together)
+    divided = over_runs(lambda x: x + 1, vmap_size=together)
     with pytest.raises(UsageError, match=rf"runs = {runs} cannot be divided equally among 2 devices.*train {enough}\."):
         divided(np.zeros(runs))
     np.testing.assert_array_equal(divided(np.zeros(enough)), np.ones(enough))
@@ -208,11 +208,11 @@ def test_the_memory_check_counts_the_runs_that_a_core_makes_at_once(monkeypatch)
 
 
 EXACT = """
-from purejaxppo.experiment.devices import QUICK_COMPILATION
+from purejaxppo.parallel.runs import QUICK_COMPILATION
 config = config_of(ALL[sys.argv[1]], num_epochs=2, total_steps=3 * 32)
 keys = jax.random.split(jax.random.key(1), 64)
 train = make_train(config)
-together = over_runs(train, jax.devices(), together=1)(keys)
+together = over_runs(train, jax.devices(), vmap_size=1)(keys)
 alone = over_runs(train, jax.devices()[:1])  # a device's only run is not vmapped, whatever the mode
 plain = jax.jit(train, compiler_options=QUICK_COMPILATION)
 same = [0, 0]
@@ -234,8 +234,8 @@ def test_in_order_each_of_64_seeds_has_the_bits_of_its_lone_run(algo):
 
 MESHES = """
 from purejaxppo.experiment import loop
-from purejaxppo.experiment.checkpoint import flatten, read, steps_saved
-from purejaxppo.run import main
+from purejaxppo.rundir.checkpoint import flatten, read, steps_saved
+from purejaxppo.cli.run import main
 flags = "--algo a2c --num-envs 8 --num-steps 4 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --final-episodes 1"
 flags = [*flags.split(), *"--log-interval 1 --quiet --num-seeds 8 --total-steps 64".split()]
 train = loop.Run.train

@@ -6,8 +6,9 @@ import pytest
 from environments import Probe
 from support import quick_jit
 
-from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, evaluate, make_train
-from purejaxppo.types import Box, Discrete, MultiBinary, MultiDiscrete
+from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, make_train
+from purejaxppo.cli import evaluate
+from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 ALGORITHMS = {
     "reinforce": REINFORCE(),

@@ -16,10 +16,10 @@ from support import quick_jit
 from test_envs import avals, check_types, random_policy
 
 from purejaxppo import init, preset, update_step
-from purejaxppo.envs import SUITES, env_names, make_env
+from purejaxppo.cli.run import main
+from purejaxppo.envs.registry import SUITES, env_names, make_env
+from purejaxppo.errors import UsageError
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.run import main
-from purejaxppo.types import UsageError
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # before MuJoCo is imported
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from purejaxppo.run import main
+from purejaxppo.cli.run import main
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "survival.py"
 FLAGS = "--algo a2c --num-envs 2 --num-steps 16 --total-steps 3200 --num-minibatches 2 --hidden-sizes 8 --num-seeds 3"

@@ -11,17 +11,17 @@ import pytest
 from support import assert_same_bits
 
 from purejaxppo import PPO, TRPO, Config, UsageError, make_train
+from purejaxppo.cli.run import main as run
+from purejaxppo.cli.sweep import SweepOptions, flags_of, main
 from purejaxppo.experiment import loop
-from purejaxppo.experiment.devices import equally_many
 from purejaxppo.experiment.options import HostOptions
-from purejaxppo.experiment.trained import load
+from purejaxppo.parallel.runs import padded_count
+from purejaxppo.policy.load import load
 from purejaxppo.presets import with_settings
-from purejaxppo.run import main as run
-from purejaxppo.sweep import SweepOptions, flags_of, main
 from purejaxppo.sweeps import plan
 from purejaxppo.sweeps.axes import grid, parse_axis, parse_sampler
-from purejaxppo.sweeps.experiment import begin_sweep
-from purejaxppo.sweeps.function import sweep
+from purejaxppo.sweeps.execution import begin_sweep
+from purejaxppo.sweeps.table import sweep
 
 TINY = {"num_envs": 2, "num_steps": 16, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (8,)}
 CONFIG = Config(env="CartPole-v1", algo=TRPO(), total_steps=3 * 32, **TINY)
@@ -108,7 +108,7 @@ def test_one_setting_that_does_not_fit_is_refused(monkeypatch):
     ("runs", "devices", "together"), [(512, 2, 16), (7, 2, None), (35, 2, 16), (33, 1, 16), (1, 1, 16)]
 )
 def test_runs_are_shared_out_equally(runs, devices, together):
-    total = equally_many(runs, devices, together)
+    total = padded_count(runs, devices, together)
     each = total // devices
     lots = -(-each // (together or each))
     assert total >= runs

@@ -10,9 +10,10 @@ from flax import linen as nn
 from support import quick_jit
 
 from purejaxppo.algorithms import NPG, TRPO
-from purejaxppo.networks import PolicyNetwork
+from purejaxppo.networks.heads import PolicyNetwork
 from purejaxppo.optimize.permutation import permutation
-from purejaxppo.types import Batch, Box, Discrete
+from purejaxppo.spaces import Box, Discrete
+from purejaxppo.types import Batch
 
 RUNS, N, OBS = 1000, 64, 3
 SPACES = {"discrete": Discrete(3), "continuous": Box(-1.0, 1.0, (2,))}

@@ -10,12 +10,15 @@ from support import quick_jit
 from test_host import CLOCK, SMALL, Always, found_by_workers  # noqa: F401
 
 from purejaxppo import Config, init, make_train, preset
-from purejaxppo.envs import check_env, make_env
+from purejaxppo.envs.check import check_env
+from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
-from purejaxppo.experiment.gymnasium_env import open_env
+from purejaxppo.errors import UsageError
+from purejaxppo.policy.gymnasium_play import open_env
 from purejaxppo.rollout import begin_episodes, rollout
+from purejaxppo.spaces import Box, Discrete, MultiBinary
 from purejaxppo.train import learning_batch
-from purejaxppo.types import Box, Discrete, MultiBinary, Transition, UsageError
+from purejaxppo.types import Transition
 
 
 class Line(NamedTuple):

@@ -16,8 +16,9 @@ import numpy as np
 
 import purejaxppo
 from purejaxppo import PPO, TRPO, Box, Config, make_train
-from purejaxppo.envs import make_env
-from purejaxppo.experiment.devices import at_once, over_runs, use_cpu_cores
+from purejaxppo.envs.registry import make_env
+from purejaxppo.parallel.devices import use_cpu_cores
+from purejaxppo.parallel.runs import best_vmap_size, over_runs
 
 SHARED = 64  # environments of one run from which on they are shared out, where there are devices enough
 
@@ -79,8 +80,8 @@ def main() -> None:
     config = settings(job)
     env, net = shards(job, config)
     devices = jax.devices()[: env * net * math.gcd(job.seeds, jax.device_count() // (env * net))]
-    together = at_once(config, devices)
-    train = over_runs(make_train(config), devices, env_shards=env, net_shards=net, together=together)
+    together = best_vmap_size(config.on_host, devices)
+    train = over_runs(make_train(config), devices, env_shards=env, net_shards=net, vmap_size=together)
     keys = jax.random.split(jax.random.key(0), job.seeds)
     if job.cache:
         began = time.perf_counter()

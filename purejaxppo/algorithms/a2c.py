@@ -7,9 +7,10 @@ import jax
 from flax import struct
 
 from purejaxppo.advantages import standardize
+from purejaxppo.fields import number, static
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.policy_gradient import policy_gradient_step
-from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
+from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
 class A2C(struct.PyTreeNode):

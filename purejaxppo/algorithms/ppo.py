@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from purejaxppo.advantages import standardize_advantages
-from purejaxppo.batching import mean_over_shards
+from purejaxppo.fields import limitless, number, static
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.surrogate import likelihood_ratio
-from purejaxppo.types import Batch, Metrics, Params, Policy, limitless, number, static
+from purejaxppo.parallel.mesh import mean_over_shards
+from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
 class PPO(struct.PyTreeNode):

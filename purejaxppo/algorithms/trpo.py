@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from purejaxppo.advantages import standardize
+from purejaxppo.fields import number, static
 from purejaxppo.optimize.line_search import backtrack
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.natural_gradient import natural_gradient_step
-from purejaxppo.types import Batch, Metrics, Params, Policy, number, static
+from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
 class TRPO(struct.PyTreeNode):

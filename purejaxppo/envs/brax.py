@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from brax import envs
 
-from purejaxppo.envs.common import Timed, advance, begin, mujoco_frames, quiet
-from purejaxppo.types import Box
+from purejaxppo.envs.common import Timed, continue_episode, mujoco_frames, quiet, start_episode
+from purejaxppo.spaces import Box
 
 
 def names() -> list[str]:
@@ -38,14 +38,14 @@ class BraxEnv:
         self.render_fps = float(1.0 / self._env.dt)
 
     def reset(self, key: jax.Array) -> tuple[Timed, jax.Array]:
-        state = begin(self._env.reset(key))
+        state = start_episode(self._env.reset(key))
         return state, state.inner.obs
 
     def step(
         self, key: jax.Array, state: Timed, action: jax.Array
     ) -> tuple[Timed, jax.Array, jax.Array, jax.Array, jax.Array]:
         reached = self._env.step(state.inner, action)
-        state, terminated, truncated = advance(state, reached, reached.done, self._limit)
+        state, terminated, truncated = continue_episode(state, reached, reached.done, self._limit)
         return state, state.inner.obs, state.inner.reward, terminated, truncated
 
     def render_frames(self, states: Sequence[Timed]) -> Iterator[np.ndarray]:

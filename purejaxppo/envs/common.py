@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.types import Env, EnvState, Observation, UsageError, reason
+from purejaxppo.errors import UsageError, reason
+from purejaxppo.types import Env, EnvState, Observation
 
 
 class Timed(NamedTuple):
@@ -19,12 +20,12 @@ class Timed(NamedTuple):
     steps: jax.Array  # [] int32
 
 
-def begin(inner: Any) -> Timed:
+def start_episode(inner: Any) -> Timed:
     """The state of a fresh episode."""
     return Timed(strong(inner), jnp.zeros((), jnp.int32))
 
 
-def advance(state: Timed, inner: Any, over: Any, limit: int | None) -> tuple[Timed, jax.Array, jax.Array]:
+def continue_episode(state: Timed, inner: Any, over: Any, limit: int | None) -> tuple[Timed, jax.Array, jax.Array]:
     """`(state, terminated, truncated)` after a step to `inner`, with which the process is `over` or not."""
     steps = state.steps + 1
     terminated = jnp.asarray(over).astype(bool)

@@ -11,7 +11,7 @@ import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
 from purejaxppo.envs.common import strong
-from purejaxppo.types import Box, Discrete
+from purejaxppo.spaces import Box, Discrete
 
 _NEVER = np.iinfo(np.int32).max
 _PIXELS_PER_BLOCK = 16

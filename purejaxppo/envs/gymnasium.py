@@ -9,10 +9,11 @@ import numpy as np
 from gymnasium import spaces
 
 from purejaxppo.envs.common import quiet
-from purejaxppo.envs.gymnasium_worker import WORDS, Layout, make
-from purejaxppo.envs.host import HostEnv
-from purejaxppo.envs.pool import Plan
-from purejaxppo.types import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space, UsageError, reason
+from purejaxppo.envs.host.env import HostEnv
+from purejaxppo.envs.host.pool import Plan
+from purejaxppo.envs.host.worker import WORDS, Layout, make
+from purejaxppo.errors import UsageError, reason
+from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 _QUICK = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text")  # whose steps take some 20 µs
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.envs.common import strong
-from purejaxppo.types import Box, Discrete, UsageError, reason
+from purejaxppo.errors import UsageError, reason
+from purejaxppo.spaces import Box, Discrete
 
 CLASSIC_CONTROL = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
 DRAWN = (  # that gymnax's Visualizer knows beside those

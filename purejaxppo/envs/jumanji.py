@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import jumanji
 import numpy as np
 
-from purejaxppo.envs.common import Timed, advance, begin, quiet
-from purejaxppo.types import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Observation, UsageError
+from purejaxppo.envs.common import Timed, continue_episode, quiet, start_episode
+from purejaxppo.errors import UsageError
+from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete
+from purejaxppo.types import Observation
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -56,13 +58,13 @@ class JumanjiEnv:
 
     def reset(self, key: jax.Array) -> tuple[Timed, Observation]:
         state, timestep = self._env.reset(key)
-        return begin(state), self._observe(timestep.observation)
+        return start_episode(state), self._observe(timestep.observation)
 
     def step(
         self, key: jax.Array, state: Timed, action: jax.Array
     ) -> tuple[Timed, Observation, jax.Array, jax.Array, jax.Array]:
         reached, timestep = self._env.step(state.inner, action)
-        state, terminated, truncated = advance(state, reached, timestep.last(), self._limit)
+        state, terminated, truncated = continue_episode(state, reached, timestep.last(), self._limit)
         return state, self._observe(timestep.observation), timestep.reward.astype(jnp.float32), terminated, truncated
 
     def _observe(self, observation: Any) -> Observation:

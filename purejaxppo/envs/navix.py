@@ -10,7 +10,7 @@ import numpy as np
 from navix.rendering.cache import RenderingCache
 
 from purejaxppo.envs.common import strong
-from purejaxppo.types import Box, Discrete
+from purejaxppo.spaces import Box, Discrete
 
 
 def names() -> list[str]:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pgx
 
-from purejaxppo.envs.common import Timed, advance, begin, quiet
-from purejaxppo.types import ACTION_MASK, Box, Discrete, MultiBinary, Observation
+from purejaxppo.envs.common import Timed, continue_episode, quiet, start_episode
+from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary
+from purejaxppo.types import Observation
 
 
 def names() -> list[str]:
@@ -48,7 +49,7 @@ class PgxEnv:
         start_key, player_key, opponents_key = jax.random.split(key, 3)
         player = jax.random.randint(player_key, (), 0, self._env.num_players)
         board, _ = self._opponents(opponents_key, self._env.init(start_key), player)
-        return begin(Game(board, player)), self._observe(board, player)
+        return start_episode(Game(board, player)), self._observe(board, player)
 
     def step(
         self, key: jax.Array, state: Timed, action: jax.Array
@@ -57,7 +58,7 @@ class PgxEnv:
         board = self._env.step(board, action, own_key)
         reward = board.rewards[player]
         board, more = self._opponents(opponents_key, board, player)
-        state, terminated, truncated = advance(state, Game(board, player), board.terminated, self._limit)
+        state, terminated, truncated = continue_episode(state, Game(board, player), board.terminated, self._limit)
         return state, self._observe(board, player), reward + more, terminated, truncated
 
     def _observe(self, board: Any, player: jax.Array) -> Observation:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.envs.common import restart
-from purejaxppo.types import Box, Env, EnvState, Observation, ObservationSpace, Space
+from purejaxppo.spaces import Box, ObservationSpace, Space
+from purejaxppo.types import Env, EnvState, Observation
 
 Step = tuple[EnvState, Observation, jax.Array, jax.Array, jax.Array]
 

@@ -11,23 +11,26 @@ import jax
 import numpy as np
 
 from purejaxppo.config import Config
-from purejaxppo.experiment import checkpoint
-from purejaxppo.experiment.checkpoint import Snapshot
-from purejaxppo.experiment.debug import explain
-from purejaxppo.experiment.devices import differing_replica, equally_many
-from purejaxppo.experiment.directory import RunRecord
-from purejaxppo.experiment.host import closing, with_episodes_of
+from purejaxppo.errors import UsageError
+from purejaxppo.experiment.host_envs import closing, with_episodes_of
+from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.logging import Log
+from purejaxppo.experiment.nonfinite import explain
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import ROWS, Program, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.signals import Signals, Stopped
-from purejaxppo.experiment.statistics import iqm
-from purejaxppo.experiment.summary import Summary, conclude
 from purejaxppo.health import CAUSES
+from purejaxppo.parallel.runs import differing_replica, padded_count
 from purejaxppo.presets import settings_of, with_settings
+from purejaxppo.rundir import checkpoint
+from purejaxppo.rundir.checkpoint import Snapshot
+from purejaxppo.rundir.metrics import read_metrics
+from purejaxppo.rundir.record import RunRecord
+from purejaxppo.rundir.summary import Summary, write_summary
+from purejaxppo.statistics import iqm
 from purejaxppo.train import init
-from purejaxppo.types import TrainState, UsageError
+from purejaxppo.types import TrainState
 
 CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
 CHECKPOINT_SECONDS = 30.0
@@ -35,7 +38,7 @@ CHECKPOINT_SECONDS = 30.0
 
 def padded(config: Config, runs: int, devices: list[jax.Device], options: HostOptions) -> int:
     """Runs, equally many on all devices and in all lots: what is left over trains copies of the last one."""
-    return equally_many(runs, len(devices) // options.devices_per_run, options.together(config, devices))
+    return padded_count(runs, len(devices) // options.devices_per_run, options.vmap_size(config, devices))
 
 
 class Group(NamedTuple):
@@ -176,7 +179,10 @@ class Run:
             )
         seconds = {name: x / len(self.records) for name, x in self.seconds.items()}
         sick = [found for j, found in self.sick.items() if j in own]
-        return conclude(record, returns[own.start : own.stop], sick, seconds, self.devices)
+        summary = write_summary(record, returns[own.start : own.stop], sick, seconds, self.devices)
+        curve = read_metrics(record.directory / "metrics.csv", "episode_return", size)
+        learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
+        return summary
 
     def train(
         self, program: Program, state: TrainState, totals: Any, done: int, signals: Signals, logs: list[Log]

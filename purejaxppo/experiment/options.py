@@ -8,8 +8,8 @@ import jax
 import tyro
 
 from purejaxppo.config import Config
-from purejaxppo.experiment.devices import at_once
-from purejaxppo.types import UsageError
+from purejaxppo.errors import UsageError
+from purejaxppo.parallel.runs import best_vmap_size
 
 SeedMode = Literal["vmap", "map"]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -98,9 +98,9 @@ class HostOptions:
         """That share each run in any way."""
         return self.env_shards * self.net_shards
 
-    def together(self, config: Config, devices: list[jax.Device]) -> int | None:
+    def vmap_size(self, config: Config, devices: list[jax.Device]) -> int | None:
         """Runs of a device that are made at once, None being all; see `over_runs`."""
-        return 1 if self.seed_mode == "map" else at_once(config, devices)
+        return 1 if self.seed_mode == "map" else best_vmap_size(config.on_host, devices)
 
     def place(self, config: Config, runs: int, devices: list[jax.Device]) -> list[jax.Device]:
         """The devices to take, of those there are.

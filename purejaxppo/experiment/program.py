@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
 from purejaxppo.evaluation import evaluate
-from purejaxppo.experiment.devices import available_bytes, laid_out, over_runs
 from purejaxppo.experiment.options import HostOptions
+from purejaxppo.parallel.devices import available_bytes
+from purejaxppo.parallel.runs import abstract_args, over_runs
 from purejaxppo.presets import with_settings
 from purejaxppo.train import evaluation_key, init, update_step
-from purejaxppo.types import Metrics, TrainState, UsageError
+from purejaxppo.types import Metrics, TrainState
 
 PER_EPISODE = ("episode_return", "episode_length")  # means over episodes; all others are means over updates
 ROWS = 128  # of the log, that one call of `advance` may fill
@@ -49,9 +51,9 @@ def compile_program(
     """
     began, log_interval = time.monotonic(), options.log_interval or 1
     env, net = options.env_shards, options.net_shards
-    together = options.together(config, devices)
-    lay = partial(over_runs, devices=devices, env_shards=env, net_shards=net, together=together)
-    place = partial(laid_out, devices=devices, env_shards=env, net_shards=net)
+    vmap_size = options.vmap_size(config, devices)
+    lay = partial(over_runs, devices=devices, env_shards=env, net_shards=net, vmap_size=vmap_size)
+    place = partial(abstract_args, devices=devices, env_shards=env, net_shards=net)
     start = lay(lambda key, own: init(with_settings(config, own), key))
     keys, own = place(keys), place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in swept.items()})
     state = place(jax.eval_shape(start, keys, own))
@@ -152,15 +154,15 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
     episodes = max(options.final_episodes, config.eval_episodes if config.eval_interval else 0)
     update = 2 * state + batch * (4 * size(one.rollout.obs) + activations)
     on_one = runs * options.devices_per_run // len(devices)
-    together = min(on_one, options.together(config, devices) or on_one)
-    waiting = (on_one - together) * state
-    need = together * max(update, state + 2 * size(one.rollout) * episodes) + waiting
+    vmap_size = min(on_one, options.vmap_size(config, devices) or on_one)
+    waiting = (on_one - vmap_size) * state
+    need = vmap_size * max(update, state + 2 * size(one.rollout) * episodes) + waiting
     free = available_bytes(devices)
     if free is not None and need > free:
         what = f"num_seeds × num_envs × num_steps = {runs * config.num_envs * config.num_steps:,} samples"
         way = "--num-seeds, --num-envs or --num-steps"
-        if need > together * update + waiting:
-            what, way = f"{together * episodes:,} episodes at once", "--final-episodes or --eval-episodes"
+        if need > vmap_size * update + waiting:
+            what, way = f"{vmap_size * episodes:,} episodes at once", "--final-episodes or --eval-episodes"
         raise UsageError(
             f"{what} need about {need / 2**30:,.1f} GiB on each of {len(devices)} devices and {free / 2**30:,.1f} GiB "
             f"are free; lower {way}."

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from purejaxppo.experiment.statistics import iqm
+from purejaxppo.statistics import iqm
 
 
 class _Bar(Progress):

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from purejaxppo.batching import mean_over_shards
-from purejaxppo.linear import forward_mode
+from purejaxppo.networks.linear import forward_mode
+from purejaxppo.parallel.mesh import mean_over_shards
 
 
 def fisher_vector_product(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.batching import any_run
+from purejaxppo.parallel.vmapping import any_run
 
 
 class Candidate(NamedTuple):

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.batching import key_of_shard, mean_over_shards
 from purejaxppo.optimize.fisher import fisher_vector_product
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.optimize.surrogate import surrogate_and_kl
+from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
 from purejaxppo.types import Batch, Params, Policy
 
 

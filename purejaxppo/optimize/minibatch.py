@@ -9,8 +9,8 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.batching import key_of_shard, mean_over_shards
 from purejaxppo.optimize.permutation import permutation
+from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
 from purejaxppo.types import Metrics, Params
 
 Loss = Callable[[Params, Any], tuple[jax.Array, Metrics]]  # (params, minibatch) -> (scalar, metrics)
@@ -23,7 +23,7 @@ class MinibatchAdam(struct.PyTreeNode):
     max_grad_norm: jax.Array | float
     num_epochs: int = struct.field(pytree_node=False)
     num_minibatches: int = struct.field(pytree_node=False)
-    also: Loss | None = struct.field(pytree_node=False, default=None)  # added to each loss that is minimised
+    extra_loss: Loss | None = struct.field(pytree_node=False, default=None)  # added to each loss that is minimised
 
     @staticmethod
     def init(params: Params) -> Any:
@@ -50,7 +50,7 @@ class MinibatchAdam(struct.PyTreeNode):
 
         def total(params: Params, minibatch: Any) -> tuple[jax.Array, Metrics]:
             value, metrics = loss(params, minibatch)
-            more, others = self.also(params, minibatch) if self.also else (0.0, {})
+            more, others = self.extra_loss(params, minibatch) if self.extra_loss else (0.0, {})
             return value + more, metrics | others
 
         def step(carry: Any, minibatch: Any) -> tuple[Any, Metrics]:

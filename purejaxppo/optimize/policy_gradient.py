@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.batching import mean_over_shards
 from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.parallel.mesh import mean_over_shards
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from purejaxppo import __version__
+from purejaxppo._version import __version__
+from purejaxppo.errors import UsageError
 from purejaxppo.report import sections
 from purejaxppo.report.diagnostics import diagnostics
 from purejaxppo.report.figures import looks
@@ -16,7 +17,6 @@ from purejaxppo.report.html import decimals, escape, fixed, interval, listed
 from purejaxppo.report.runs import Run, labels, read_run
 from purejaxppo.report.sections import Entry, Groups, seeds_of
 from purejaxppo.report.statistics import iqm_of_scores, require_rliable
-from purejaxppo.types import UsageError
 
 
 def write_report(directories: list[Path], out: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purejaxppo.types import UsageError, reason
+from purejaxppo.errors import UsageError, reason
 
 LARGEST_JSON = 10_000_000  # bytes
 LARGEST_CSV = 500_000_000  # bytes

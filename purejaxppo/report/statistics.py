@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purejaxppo.types import UsageError, reason
+from purejaxppo.errors import UsageError, reason
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
 from purejaxppo.presets import settings_of, with_settings
-from purejaxppo.types import UsageError
 
 Settings = dict[str, Any]  # the fields of one setting that are swept
 _WHOLE = ("env", "algo", "policy_network", "critic_network")  # another is another sweep

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from purejaxppo.config import Config
-from purejaxppo.experiment.devices import available_bytes
+from purejaxppo.errors import UsageError
+from purejaxppo.parallel.devices import available_bytes
 from purejaxppo.sweeps.axes import Settings, label, traced
-from purejaxppo.types import UsageError
 
 Compiled = TypeVar("Compiled")
 _MARGIN = 1.15  # what a program may take beyond its forecast

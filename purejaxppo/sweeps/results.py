@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from purejaxppo.experiment.summary import Summary
 from purejaxppo.presets import preset, settings_of
+from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.axes import show
-from purejaxppo.sweeps.experiment import Step, Sweep
+from purejaxppo.sweeps.execution import Step, Sweep
 
 GIB = 2**30
 

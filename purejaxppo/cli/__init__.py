@@ -1,0 +1,1 @@
+"""The commands: flags → calls, errors in one line."""

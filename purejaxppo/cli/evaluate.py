@@ -1,0 +1,198 @@
+"""The command line: how good a trained policy is, in the environment it was trained in and in Gymnasium's."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from purejaxppo.cli.command import exit_code, parse_flags
+from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
+from purejaxppo.evaluation import evaluate
+from purejaxppo.experiment.options import Checkpoint, EnvAgain, Flag, RunDirectory
+from purejaxppo.parallel.devices import use_cpu_cores
+from purejaxppo.parallel.runs import over_runs, padded_count
+from purejaxppo.policy.gymnasium_play import open_env, play
+from purejaxppo.policy.load import load_all, seed_index, stepper
+from purejaxppo.presets import settings_of
+from purejaxppo.rundir.files import write_json
+from purejaxppo.rundir.record import read_record
+from purejaxppo.statistics import iqm, iqm_interval
+from purejaxppo.types import TrainState
+
+Result = dict[str, Any]
+Episodes = tuple[np.ndarray, np.ndarray]  # returns and lengths, [E] each
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """What is evaluated, and where."""
+
+    directory: RunDirectory
+    episodes: Annotated[int, tyro.conf.arg(help="episodes per seed, each from its start to its end")] = 100
+    seed: Annotated[str, tyro.conf.arg(help="all, best (by the final evaluation), or a seed's number")] = "all"
+    checkpoint: Checkpoint = "last"
+    gymnasium: Annotated[
+        str | None, tyro.conf.arg(help="play in this Gymnasium environment, too, and compare; CartPole-v1, say")
+    ] = None
+    env: EnvAgain = None
+    greedy: Annotated[Flag, tyro.conf.arg(help="take the policy's mode. Neither this nor --sample: as in the run")] = (
+        False
+    )
+    sample: Annotated[Flag, tyro.conf.arg(help="take samples of the policy")] = False
+    episode_seed: Annotated[int, tyro.conf.arg(help="what the episodes are drawn with")] = 0
+    json: Annotated[str | None, tyro.conf.arg(help="write the figures to this file, too")] = None
+
+    def check(self) -> None:
+        """Raises: UsageError."""
+        if self.episodes < 1:
+            raise UsageError(f"episodes = {self.episodes} must be a whole number in [1, inf); the default is 100.")
+        if not 0 <= self.episode_seed < 2**32:
+            raise UsageError(f"episode_seed = {self.episode_seed} must be within 0 … 2³² - 1; the default is 0.")
+        if self.greedy and self.sample:
+            raise UsageError("greedy and sample exclude each other; pass one of them.")
+        if self.json and not Path(self.json).parent.is_dir():
+            raise UsageError(f"json = {self.json!r} is in no directory that exists; make it first.")
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate, and return the exit code, see `exit_code`."""
+
+    def command() -> None:
+        about = "Evaluate what a run has learnt."
+        options = parse_flags(EvaluateOptions, argv, "purejaxppo evaluate", about)
+        use_cpu_cores()
+        result = evaluate_run(options)
+        Console(highlight=False).print(table(result))
+        if options.json:
+            write_json(Path(options.json), result)
+
+    return exit_code(command)
+
+
+def evaluate_run(options: EvaluateOptions) -> Result:
+    """The figures that the command prints.
+
+    Raises:
+        UsageError: the options cannot be met.
+    """
+    options.check()
+    record = read_record(options.directory, options.env)
+    config = record.config
+    if options.greedy or options.sample:
+        config = config.replace(eval_greedy=options.greedy)
+    if options.gymnasium:
+        open_env(options.gymnasium, config.environment).close()
+    snapshot, states = load_all(record, options.checkpoint)
+    every = range(len(record.seeds))
+    chosen = list(every) if options.seed == "all" else [seed_index(record, snapshot, options.seed)]
+    states = jax.tree.map(lambda x: x[np.asarray(chosen)], states)
+    seeds = [record.seeds[i] for i in chosen]
+    here = in_port(config, states, seeds, options)
+    places = {"port": figures(here)}
+    if options.gymnasium:
+        there = in_gymnasium(config, states, seeds, options)
+        places |= {"gymnasium": figures(there), "difference": difference(here, there)}
+    return {
+        "directory": str(options.directory),
+        "algo": settings_of(config)["algo"],
+        "env": config.env if isinstance(config.env, str) else repr(config.env),
+        "gymnasium": options.gymnasium,
+        "env_steps": snapshot.about["env_steps"],
+        "episodes": options.episodes,
+        "policy": "greedy" if config.eval_greedy else "sample",
+        "episode_seed": options.episode_seed,
+        "seeds": seeds,
+        "returns": places,
+    }
+
+
+def in_port(config: Config, states: TrainState, seeds: list[int], options: EvaluateOptions) -> list[Episodes]:
+    """Each seed's episodes in the environment it was trained in, compiled, all at once."""
+    devices = jax.devices()[: len(seeds)]
+    padded = np.minimum(np.arange(padded_count(len(seeds), len(devices))), len(seeds) - 1)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(options.episode_seed)))(np.asarray(seeds, np.uint32))
+    states, keys = jax.tree.map(lambda x: x[padded], (states, keys))
+    played = over_runs(lambda state, key: evaluate(config, state, key, options.episodes), devices)(states, keys)
+    returns, lengths = np.asarray(played.returns, np.float64), np.asarray(played.lengths)
+    return [(returns[i], lengths[i]) for i in range(len(seeds))]
+
+
+def in_gymnasium(config: Config, states: TrainState, seeds: list[int], options: EvaluateOptions) -> list[Episodes]:
+    """Each seed's episodes in the Gymnasium environment."""
+    env, played = config.environment, []
+    for i, seed in enumerate(seeds):
+        act = stepper(config, jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i]), states))
+        key = None if config.eval_greedy else jax.random.fold_in(jax.random.key(options.episode_seed), seed)
+        starts = (options.episode_seed, seed)
+        played.append(play(str(options.gymnasium), env, act, options.episodes, starts, key))
+    return played
+
+
+def figures(played: list[Episodes]) -> Result:
+    """What is said of each seed's episodes in one place, and of all seeds."""
+    rng, rows = np.random.default_rng(0), []
+    for returns, lengths in played:
+        spread = {"std": returns.std(), "min": returns.min(), "max": returns.max(), "mean_length": lengths.mean()}
+        rows.append(_estimate(returns.mean(), _resampled(rng, returns)) | spread)
+    means = [row["mean"] for row in rows]
+    low, high = iqm_interval(means)
+    return {"per_seed": rows, "over_seeds": {"iqm": iqm(means), "ci_low": low, "ci_high": high}}
+
+
+def difference(here: list[Episodes], there: list[Episodes]) -> Result:
+    """Mean return in Gymnasium minus that in the port, of each seed's policy and in the mean over these policies."""
+    pairs = [(a, b) for (a, _), (b, _) in zip(here, there, strict=True)]
+    rng, means = np.random.default_rng(1), np.asarray([b.mean() - a.mean() for a, b in pairs])
+    drawn = np.asarray([_resampled(rng, b) - _resampled(rng, a) for a, b in pairs])
+    rows = [_estimate(*each) for each in zip(means, drawn, strict=True)]
+    return {"per_seed": rows, "over_seeds": _estimate(means.mean(), drawn.mean(axis=0))}
+
+
+def _resampled(rng: np.random.Generator, returns: np.ndarray, resamples: int = 2000) -> np.ndarray:
+    """Bootstrap over episodes: the mean of each of `resamples` draws."""
+    return np.asarray([rng.choice(returns, returns.size).mean() for _ in range(resamples)])
+
+
+def _estimate(mean: float, drawn: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"mean": mean, "ci_low": low, "ci_high": high}
+
+
+def table(result: Result) -> Table:
+    """A row for each seed and place."""
+    trained = f"{result['algo']} on {result['env']} after {result['env_steps']:,} steps"
+    rows = Table(
+        title=f"{trained}: {result['episodes']:,} episodes per seed, {result['policy']}",
+        caption="95% bootstrap intervals: of a mean over episodes, of an IQM over seeds",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("seed", "", "return", "95% interval", "std", "min", "max", "length"):
+        rows.add_column(column, justify="right" if column else "left", no_wrap=True)
+    names = {"port": "port", "gymnasium": result["gymnasium"], "difference": "difference"}
+    returns: dict[str, Any] = result["returns"]
+    largest = max(abs(row[key]) for row in returns["port"]["per_seed"] for key in ("min", "max"))
+    digits = 1 if largest >= 10 else 3
+
+    def add(label: str, place: str, row: dict[str, float]) -> None:
+        mean, low, high, *spread = (f"{x:,.{digits}f}" for x in row.values())
+        name = names[place] if returns.keys() - {"port"} else ""
+        rows.add_row(label, name, mean, f"{low} … {high}", *spread, end_section=place == "difference")
+
+    for i, seed in enumerate(result["seeds"]):
+        for place, found in returns.items():
+            add(str(seed) if place == "port" else "", place, found["per_seed"][i])
+    rows.add_section()
+    for place, found in returns.items() if result["seeds"][1:] else ():
+        add("mean" if place == "difference" else "IQM", place, found["over_seeds"])
+    return rows

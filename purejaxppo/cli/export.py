@@ -1,0 +1,39 @@
+"""The command: `python -m purejaxppo.export DIR --seed best --out policy.onnx`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from purejaxppo.cli.command import exit_code, parse_flags
+from purejaxppo.experiment.options import Checkpoint, EnvAgain, OneSeed, RunDirectory
+from purejaxppo.policy.export import OBSERVATIONS, check_name, export_policy
+from purejaxppo.policy.load import load
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Which policy, and where to."""
+
+    directory: RunDirectory
+    out: Annotated[Path, tyro.conf.arg(help="file to write: .onnx for ONNX Runtime, .jax for jax.export")]
+    seed: OneSeed = "best"
+    checkpoint: Checkpoint = "last"
+    env: EnvAgain = None
+
+
+def main(argv: list[str]) -> int:
+    """Export, and return the exit code, see `exit_code`."""
+
+    def command() -> None:
+        options = parse_flags(ExportOptions, argv, "purejaxppo export", "Write a trained policy as one file.")
+        check_name(options.out)
+        trained = load(options.directory, options.seed, options.checkpoint, options.env)
+        difference = export_policy(trained, options.out)
+        print(
+            f"{options.out}: seed {trained.seed} after {trained.env_steps:,} steps; largest difference from the policy "
+            f"{difference:.2g} over {OBSERVATIONS:,} observations"
+        )
+
+    return exit_code(command)

@@ -1,0 +1,87 @@
+"""Holding an environment against the protocol."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.errors import UsageError, reason
+from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete
+
+
+def check_env(env: Any, name: str) -> None:
+    """Hold an environment against the protocol, without running it.
+
+    Raises:
+        UsageError: a part is missing, a space is not supported, or `step` does not return what it should.
+    """
+    missing = [part for part in ("reset", "step", "observation_space", "action_space") if not hasattr(env, part)]
+    if missing:
+        raise UsageError(f"env = {name} has no {', '.join(missing)}; give a name, or what types.Env describes.")
+    seen, acted = env.observation_space, env.action_space
+    _check_spaces(seen, acted)
+    key = jax.random.key(0)
+    action = jnp.zeros(acted.shape, jnp.float32 if isinstance(acted, Box) else jnp.int32)
+    try:
+        state, obs = jax.eval_shape(env.reset, key)
+        returned = jax.eval_shape(env.step, key, state, action)
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(f"env = {name}: reset or step fails under jax.jit ({reason(error)}).") from error
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        raise UsageError(f"env = {name}: step must return (state, obs, reward, terminated, truncated); see types.Env.")
+    flag, scalar = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.float32)
+    expected = (state, obs, scalar, flag, flag)
+    for part, actual, wanted in zip(
+        ("state", "obs", "reward", "terminated", "truncated"), returned, expected, strict=True
+    ):
+        if _shapes(actual) != _shapes(wanted):
+            raise UsageError(
+                f"env = {name}: step's {part} is {_shapes(actual)} but must be {_shapes(wanted)}, as in reset and the "
+                "spaces; cast or reshape it."
+            )
+    entries = seen if isinstance(seen, Mapping) else {"": seen}
+    arrays = obs if isinstance(seen, Mapping) and isinstance(obs, Mapping) else {"": obs}
+    if {*entries} != {*arrays}:
+        raise UsageError(
+            f"env = {name}: reset's obs has entries {[*arrays]} but its space {[*entries]}; make them agree."
+        )
+    for entry, space in entries.items():
+        kind = {Discrete: jnp.integer, MultiBinary: jnp.bool_}.get(type(space), jnp.generic)
+        if arrays[entry].shape != space.shape or not jnp.issubdtype(arrays[entry].dtype, kind):
+            raise UsageError(
+                f"env = {name}: reset's obs{entry and f'[{entry!r}]'} is {_shapes(arrays[entry])} but its space is "
+                f"{space!r:.80}; make them agree (Discrete is a whole number, MultiBinary bool)."
+            )
+
+
+def _check_spaces(seen: Any, acted: Any) -> None:
+    """Raises: UsageError: the networks know no such observation, or the distributions no such action."""
+    entries = dict(seen) if isinstance(seen, Mapping) else {"": seen}
+    mask = entries.pop(ACTION_MASK, None)
+    for name, space in entries.items():
+        label = f"observation_space{name and f'[{name!r}]'} = {space!r}"
+        if not isinstance(space, Box | Discrete) or len(space.shape) > 3:
+            raise UsageError(f"{label} is neither a Box of rank ≤ 3 nor Discrete; flatten it.")
+        if len(space.shape) == 3 and min(space.shape[:2]) < 3:
+            raise UsageError(f"{label} holds images smaller than 3 × 3; flatten them.")
+    if not entries:
+        raise UsageError(f"observation_space = {seen!r} leaves the networks nothing to see; add a Box.")
+    valid = isinstance(acted, Box | Discrete | MultiDiscrete | MultiBinary)
+    if isinstance(acted, MultiDiscrete):
+        valid = isinstance(acted.nvec, tuple) and bool(acted.nvec) and all(type(n) is int and n > 0 for n in acted.nvec)
+    if not valid:
+        raise UsageError(
+            f"action_space = {acted!r} is no purejaxppo Box, Discrete, MultiDiscrete (of a tuple of positive ints) or "
+            "MultiBinary; adapt the environment."
+        )
+    if mask is not None:
+        if not isinstance(acted, Discrete | MultiDiscrete):
+            raise UsageError(f"observation_space has an action_mask, but action_space = {acted!r} takes none; drop it.")
+        wanted = MultiBinary(sum(acted.nvec) if isinstance(acted, MultiDiscrete) else acted.n)
+        if mask != wanted:
+            raise UsageError(f"observation_space['action_mask'] = {mask!r} must be {wanted!r}, for {acted!r}.")
+
+
+def _shapes(tree: Any) -> str:
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))

@@ -1,0 +1,1 @@
+"""Environments that are stepped by this machine's processes."""

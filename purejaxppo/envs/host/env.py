@@ -1,0 +1,275 @@
+"""Environments that are stepped by this machine's CPU while the compiled program waits.
+
+A pool of processes keeps the environments; an `EnvState` only names one of them. Every `reset` outside of a rollout
+opens a pool, and all that is vmapped, seeds × environments, is one call of the host and one batch of the pool. Calls
+are ordered by their data: a step takes what the step before returned. So several devices may go on at once, each
+with a pool of its own, where an ordered callback would allow but one.
+"""
+
+import functools
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+
+from purejaxppo.envs.host.pool import EnvironmentBrokenError, Plan, Pool
+from purejaxppo.envs.host.worker import RESET, SEED, STEP
+from purejaxppo.errors import HostEnvironmentError
+from purejaxppo.parallel.mesh import run_shard, run_shards
+from purejaxppo.spaces import Box, ObservationSpace, Space
+from purejaxppo.types import Observation
+
+MOST_POOLS = 16  # of one environment; beyond it the one that was used longest ago is closed
+ALL = slice(None)  # slots of a pool
+_EPISODES_AT_ONCE = 10
+_SMALL = 64 * 1024  # bytes; JAX copies larger arguments in a thread, for which a callback might wait in vain
+
+
+class HostState(NamedTuple):
+    """One environment of a pool. Not its state, which cannot be kept or gone back to."""
+
+    pool: jax.Array  # [] int32
+    slot: jax.Array  # [] int32
+    ended: jax.Array  # [] bool; it will not be stepped until `restart`
+    start: Observation  # of the next episode, once this one has ended
+
+
+class Failed(NamedTuple):
+    """Which environment failed, and how."""
+
+    env: str
+    run: int  # of those that are vmapped and spread over devices together
+    place: int  # among the run's environments
+    how: str
+
+
+class HostEnv:
+    """An environment of the protocol (`types.Env`) on the host. After an end it stands still until `restart`.
+
+    Args:
+        plan: how workers make one, with the entries of its observation in `paths`.
+        observation_space, action_space: ours.
+        dtypes: entry of the observation ↦ its dtype; "" where it is no dictionary.
+        worth_a_worker: so many environments are enough for a process of their own, whose waking costs 50 to 100 µs.
+        workers: processes of each device that runs are on; None is as many as there are cores that this process may
+            use, shared by the devices, or fewer for few environments.
+    """
+
+    on_host = True
+    episodes_at_once = _EPISODES_AT_ONCE  # in an evaluation: each is an environment of its own
+
+    def __init__(
+        self,
+        plan: Plan,
+        observation_space: ObservationSpace,
+        action_space: Space,
+        dtypes: dict[str, Any],
+        worth_a_worker: int = 2,
+        workers: int | None = None,
+    ) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self._plan, self._dtypes, self._worth_a_worker, self._workers = plan, dtypes, worth_a_worker, workers
+        self._pools: OrderedDict[int, Pool] = OrderedDict()
+        self._free: list[Pool] = []
+        self._lock = threading.Lock()
+        self.failed: Failed | None = None
+
+    def reset(self, key: jax.Array) -> tuple[HostState, Observation]:
+        """An environment that was not there before. All resets that are vmapped together share a pool."""
+        state = _as_one_batch(self._open)(_seed(key))
+        return state, state.start
+
+    def step(
+        self, key: jax.Array, state: HostState, action: jax.Array
+    ) -> tuple[HostState, Observation, jax.Array, jax.Array, jax.Array]:
+        """`key` seeds the episode after this one, if this step ends it."""
+        where = (state.pool, state.slot, state.ended)
+        outcome = _as_one_batch(self._step)(where, _seed(key), action)
+        reached, start, reward, terminated, truncated = outcome
+        return state._replace(ended=terminated | truncated, start=start), reached, reward, terminated, truncated
+
+    def restart(self, key: jax.Array, state: HostState) -> tuple[HostState, Observation]:
+        """The episode after one that has ended; it is reset already."""
+        return state._replace(ended=jnp.zeros_like(state.ended)), state.start
+
+    def release(self, state: HostState) -> jax.Array:
+        """Nothing more will be asked of these environments: others may have their processes."""
+        return _as_one_batch(self._release)((state.pool, state.slot, state.ended))
+
+    def close(self) -> None:
+        """End all processes. States of before name nothing any more."""
+        with self._lock:
+            for pool in self._pools.values():
+                pool.close()
+            self._pools.clear()
+            self._free.clear()
+            self.failed = None
+
+    # What is compiled: calls of the host with N environments, those of each run next to one another.
+
+    def _open(self, shape: tuple[int, ...], seeds: jax.Array) -> HostState:
+        entries, n = self._entries(len(seeds)), jax.ShapeDtypeStruct((len(seeds),), jnp.int32)
+        flag = jax.ShapeDtypeStruct(n.shape, bool)
+        open_pool = functools.partial(self._host_open, run_shards())
+        return HostState(*self._call(open_pool, shape, (n, n, flag, entries), seeds))
+
+    def _step(self, shape: tuple[int, ...], where: Any, seeds: jax.Array, action: jax.Array) -> Any:
+        n = len(seeds)
+        entries, flag = self._entries(n), jax.ShapeDtypeStruct((n,), bool)
+        returned = (entries, entries, jax.ShapeDtypeStruct((n,), jnp.float32), flag, flag)
+        numbers = action.astype(jnp.float32 if isinstance(self.action_space, Box) else jnp.int32)
+        bits = jax.lax.bitcast_convert_type(numbers, jnp.int32).reshape(n, -1)
+        return self._call(self._host_step, shape, returned, *where, seeds, *bits.T)
+
+    def _release(self, shape: tuple[int, ...], where: Any) -> jax.Array:
+        return self._call(self._host_release, shape, jax.ShapeDtypeStruct(where[0].shape, bool), *where)
+
+    def _call(
+        self, act: Callable[[np.ndarray], Any], shape: tuple[int, ...], returned: Any, *columns: jax.Array
+    ) -> Any:
+        """`act(table)` on the host; the table's columns [N] are given, all that it is told."""
+
+        def host(*tables: Any) -> Any:
+            # JAX hands over arrays of its own: to compute with them could wait for a thread that waits for this one
+            table = np.asarray(tables[0]) if len(tables) == 1 else np.concatenate([np.asarray(x) for x in tables])
+            try:
+                return act(table[:, 1:])
+            except EnvironmentBrokenError as broken:
+                self.failed = failed = _failed(self._plan.name, broken, shape, int(table[0, 0]))
+                message = f"{failed.env}: environment {failed.place} of run {failed.run} {failed.how}"
+                raise HostEnvironmentError(message) from None
+
+        shard = jnp.broadcast_to(run_shard(), columns[0].shape)
+        table = jnp.stack([shard, *columns], axis=1).astype(jnp.int32)  # one array: each costs some 30 µs
+        rows = max(1, _SMALL // (4 * table.shape[1]))
+        return io_callback(host, returned, *(table[i : i + rows] for i in range(0, len(table), rows)))
+
+    def _entries(self, n: int) -> Any:
+        spaces = self.observation_space if isinstance(self.observation_space, dict) else {"": self.observation_space}
+        entries = {name: jax.ShapeDtypeStruct((n, *space.shape), self._dtypes[name]) for name, space in spaces.items()}
+        return entries if isinstance(self.observation_space, dict) else entries[""]
+
+    # What runs on the host.
+
+    def _host_open(self, devices: int, table: np.ndarray) -> Any:
+        pool = self._take(len(table), devices)
+        told = np.zeros((pool.num_envs, pool.arrays["told"].shape[1]), np.int32)
+        told[:, SEED] = table[:, 0]
+        with pool.lock:
+            pool.turn(ALL, RESET, told)
+            start = self._seen(pool, "start", ALL)
+        return np.full(len(table), pool.number, np.int32), pool.slots, np.zeros(len(table), bool), start
+
+    def _host_step(self, table: np.ndarray) -> Any:
+        pool, slots = self._find(table)
+        with pool.lock:
+            pool.turn(slots, STEP, table[:, 2:])
+            given = (pool.arrays[name][slots].copy() for name in ("reward", "terminated", "truncated"))
+            return self._seen(pool, "reached", slots), self._seen(pool, "start", slots), *given
+
+    def _host_release(self, table: np.ndarray) -> Any:
+        pool, _ = self._find(table)
+        if len(table) == pool.num_envs:
+            with self._lock:
+                self._free.append(pool)
+        return np.zeros(len(table), bool)
+
+    def _seen(self, pool: Pool, when: str, slots: np.ndarray | slice) -> Any:
+        entries = {name: pool.arrays[f"{when}:{name}"][slots].copy() for name in self._plan.paths}
+        return entries if isinstance(self.observation_space, dict) else entries[""]
+
+    def _take(self, n: int, devices: int) -> Pool:
+        """A pool of n environments, one that nobody uses any more or new; those of several devices share the cores."""
+        with self._lock:
+            for pool in self._free:
+                if pool.num_envs == n:
+                    self._free.remove(pool)
+                    return pool
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = self._workers or min(max(1, cores // devices), -(-n // self._worth_a_worker))
+        made = Pool(self._plan, n, workers, awake=workers * devices <= cores)
+        with self._lock:
+            self._pools[made.number] = made
+            while len(self._pools) > MOST_POOLS:
+                _, oldest = self._pools.popitem(last=False)
+                oldest.close()
+                self._free = [pool for pool in self._free if pool is not oldest]
+        return made
+
+    def _find(self, table: np.ndarray) -> tuple[Pool, np.ndarray | slice]:
+        """The pool and the slots that the first columns name.
+
+        Raises:
+            EnvironmentBrokenError: they are not there, or one is to be two.
+        """
+        numbers, slots = table[:, 0], table[:, 1]
+        pool = self._pools.get(int(numbers[0]))
+        whole = pool is not None and table[:, :2].tobytes() == pool.named
+        if pool is None or not (whole or (numbers == numbers[0]).all()):
+            raise EnvironmentBrokenError(
+                0, "is not in this process, or was closed; begin new episodes: they cannot be stored"
+            )
+        with self._lock:
+            self._pools.move_to_end(pool.number)
+        if whole:
+            return pool, ALL
+        if len(np.unique(slots)) < len(slots):
+            raise EnvironmentBrokenError(0, "is to be in two runs at once; give each run a key of its own")
+        return pool, slots
+
+
+def _as_one_batch(call: Callable[..., Any], shape: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """`call(shape, *arrays [N, …])` as a function of one environment's arrays, to which any number of `vmap`s may be
+    applied: their axes are `shape`, and together N.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def apply(*arguments: Any) -> Any:
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(shape) :]), arguments)
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), call(shape, *flat))
+
+    @apply.def_vmap
+    def _(axis_size: int, in_batched: Any, *arguments: Any) -> Any:
+        def spread(batched: bool, x: jax.Array) -> jax.Array:
+            return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+        arguments = jax.tree.map(spread, tuple(in_batched), arguments)
+        returned = _as_one_batch(call, (axis_size, *shape))(*arguments)
+        return returned, jax.tree.map(lambda _: True, returned)
+
+    return apply
+
+
+def _seed(key: jax.Array) -> jax.Array:
+    """A seed of Gymnasium's, a whole number in [0, 2³¹): the key's words, mixed as at the end of MurmurHash3.
+
+    `jax.random.bits` would be a loop of some 30 kernels in every step.
+    """
+    words = jax.random.key_data(key)
+    x = words[0] * jnp.uint32(0x9E3779B9) ^ words[-1]
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+    return ((x ^ (x >> 16)) >> 1).astype(jnp.int32)
+
+
+def _failed(name: str, broken: EnvironmentBrokenError, shape: tuple[int, ...], device: int) -> Failed:
+    """The last axis of a batch counts the environments of a run, those before it runs."""
+    per_run, runs = (shape or (1,))[-1], int(np.prod(shape[:-1], dtype=int))
+    return Failed(name, device * runs + broken.index // per_run, broken.index % per_run, str(broken))
+
+
+class _NotTwice(logging.Filter):
+    """JAX logs what callbacks raise, with a traceback, beside raising it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HostEnvironmentError))
+
+
+logging.getLogger("jax._src.callback").addFilter(_NotTwice())

@@ -1,0 +1,14 @@
+"""What the user is told, in one line."""
+
+
+class UsageError(ValueError):
+    """A request that cannot be met. The message is one line: the value, the rule, the fix."""
+
+
+class HostEnvironmentError(RuntimeError):
+    """An environment on the host crashed, raised, or gave a number that is not finite: the end of a run."""
+
+
+def reason(error: Exception) -> str:
+    """What another's exception says, in one line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -1,0 +1,40 @@
+"""What a run must know of environments that are stepped by the host: they fail, end with the run, and begin anew."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from purejaxppo.errors import HostEnvironmentError
+from purejaxppo.types import TrainState
+
+
+@contextlib.contextmanager
+def closing(env: Any, seeds: Sequence[int], out: Path) -> Iterator[None]:
+    """End an environment's processes with the run; `seeds` are those of its runs, one after the other.
+
+    Raises:
+        HostEnvironmentError: an environment failed; it names the seed.
+    """
+    if not getattr(env, "on_host", False):
+        yield
+        return
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if (failed := env.failed) is None:
+            raise
+        raise HostEnvironmentError(
+            f"{failed.env}: environment {failed.place} of seed {seeds[failed.run]} {failed.how}; the last checkpoint "
+            f"is whole: mend the environment, then --resume {out}"
+        ) from error
+    finally:
+        env.close()
+
+
+def with_episodes_of(fresh: TrainState, state: TrainState) -> TrainState:
+    """`state`, but its environments are those of `fresh`, which have just begun."""
+    normalizer = state.reward_normalizer.replace(discounted_return=fresh.reward_normalizer.discounted_return)
+    return state.replace(rollout=fresh.rollout, reward_normalizer=normalizer)

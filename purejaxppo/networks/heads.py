@@ -1,0 +1,221 @@
+"""Policy and value networks."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from purejaxppo.distributions import (
+    FORBIDDEN,
+    Bernoulli,
+    Beta,
+    Categorical,
+    DiagonalGaussian,
+    FactoredCategorical,
+    TanhGaussian,
+)
+from purejaxppo.errors import UsageError, reason
+from purejaxppo.networks.recurrent import CELLS, initial_carry, is_recurrent, swap, unroll
+from purejaxppo.networks.torso import Torso, head, orthogonal, select
+from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, ObservationSpace, Space
+from purejaxppo.types import Observation, Sequences
+
+ACTION_DISTRIBUTIONS = ("gaussian", "gaussian-state-std", "tanh-gaussian", "beta")
+LOG_STD_RANGE = (-5.0, 2.0)  # of log σ where it depends on the state
+
+
+def visible(space: ObservationSpace, names: tuple[str, ...]) -> ObservationSpace:
+    """The part of a space that a network sees: the entries of these names, or all but the action mask."""
+    if not isinstance(space, Mapping):
+        return space
+    return {name: space[name] for name in names or sorted(space.keys() - {ACTION_MASK})}
+
+
+def initial_hidden(network: Any, obs: Observation) -> Any:
+    """The hidden state [..., H] of a policy or critic before the first of observations [..., O]; () if it has none."""
+    if not is_recurrent(network.recurrent, network.network):
+        return ()
+    seen = select(network.space, obs)
+    if network.network is not None:
+        return initial_carry(network.network, seen)
+    space, x = network.space, seen
+    if isinstance(space, Mapping):  # any entry knows how many there are
+        name = min(space)
+        space, x = space[name], x[name]
+    batch_shape = jnp.shape(x)[: jnp.ndim(x) - len(space.shape)]
+    return initial_carry(CELLS[network.recurrent](network.recurrent_size), jnp.zeros((*batch_shape, 1)))
+
+
+def policy_outputs(network: Any, size: int, gain: float, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
+    """What policy and critic have in common, and the hidden state: torso, recurrent cell if there is one, last layer.
+
+    Or, with a module of the user's own, what that one returns for the entries of `space`.
+    """
+    if network.network is not None:
+        seen = select(network.space, obs)
+        if isinstance(network.network, nn.RNNCellBase):
+            return unroll(network.network, seen, hidden, start)
+        return network.network(seen), hidden
+    x, hidden = features(network, obs, hidden, start)
+    return head(size, gain)(x), hidden
+
+
+def features(network: Any, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
+    """What comes before the last layer, and the hidden state."""
+    x = Torso(network.space, network.hidden_sizes, network.activation, network.layer_norm)(obs)
+    if network.recurrent == "none":
+        return x, hidden
+    weights = {name: orthogonal(1.0) for name in ("kernel_init", "recurrent_kernel_init")}
+    return unroll(CELLS[network.recurrent](network.recurrent_size, **weights), x, hidden, start)
+
+
+def apply_batch(advance: Any, seen: Any, hidden: str) -> Any:
+    """The results [N] of observations [N, O]; or [B, T] of `Sequences`, from what is in their field `hidden` on."""
+    if not isinstance(seen, Sequences):
+        return advance(seen)[0]
+    obs, start = swap((seen.obs, seen.start))
+    return swap(advance(obs, getattr(seen, hidden), start)[0])
+
+
+class PolicyNetwork(nn.Module):
+    """π(·|s), a distribution over `action_space`; the last layer gives the parameters that `num_parameters` counts.
+
+    Actions that the observation's mask forbids have probability exactly 0. With `network`, a module of the user's own,
+    that one gives the parameters, or a distribution itself; it sees the entries of `space`.
+
+    `advance` is one step: obs [..., O], hidden state [..., H] ↦ π [...], hidden state; that is () without memory. With
+    `start` [T, ...] it is T: obs [T, ..., O], the hidden state before them ↦ π and hidden states after each, [T, ...].
+    """
+
+    action_space: Space
+    space: ObservationSpace
+    hidden_sizes: tuple[int, ...]
+    activation: str
+    layer_norm: bool = False
+    action_distribution: str = "gaussian"
+    network: nn.Module | None = None
+    recurrent: str = "none"
+    recurrent_size: int = 64
+
+    def __call__(self, seen: Any) -> Any:
+        return apply_batch(self.advance, seen, "hidden")
+
+    @nn.compact
+    def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
+        size = num_parameters(self.action_space, self.action_distribution)
+        x, hidden = policy_outputs(self, size, 0.01, obs, hidden, start)
+        return self._distribution(x, obs), hidden
+
+    def _distribution(self, x: Any, obs: Observation) -> Any:
+        acted = self.action_space
+        if not isinstance(x, jax.Array):
+            return x
+        mask = obs.get(ACTION_MASK) if isinstance(obs, Mapping) else None
+        if isinstance(acted, Discrete):
+            return Categorical(masked(x, mask))
+        if isinstance(acted, MultiDiscrete):
+            ends = np.cumsum(acted.nvec)[:-1]
+            masks = [None] * len(acted.nvec) if mask is None else jnp.split(mask, ends, axis=-1)
+            return FactoredCategorical.of(list(map(masked, jnp.split(x, ends, axis=-1), masks)))
+        if isinstance(acted, MultiBinary):
+            return Bernoulli(x)
+        return self._over_box(x)
+
+    def _over_box(self, x: jax.Array) -> Any:
+        kind = self.action_distribution
+        if kind == "beta":
+            return Beta(*jnp.split(1.0 + nn.softplus(x), 2, axis=-1))
+        if kind == "gaussian-state-std":
+            mean, log_std = jnp.split(x, 2, axis=-1)
+            return DiagonalGaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
+        log_std = jnp.broadcast_to(self.param("log_std", nn.initializers.zeros, x.shape[-1:]), x.shape)
+        return (TanhGaussian if kind == "tanh-gaussian" else DiagonalGaussian)(x, log_std)
+
+
+class SharedNetwork(PolicyNetwork):
+    """Policy and critic in one, with all layers but the last in common: π, or V if it `judges`."""
+
+    returns_value: bool = False
+
+    @nn.compact
+    def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
+        x, hidden = features(self, obs, hidden, start)
+        policy_outputs = head(num_parameters(self.action_space, self.action_distribution), 0.01)(x)
+        distribution, value = self._distribution(policy_outputs, obs), head(1, 1.0)(x)[..., 0]
+        return value if self.returns_value else distribution, hidden
+
+
+def num_parameters(space: Space, action_distribution: str) -> int:
+    """How many numbers a network must give for π(·|s).
+
+    n logits for Discrete and MultiBinary, Σ nvec for MultiDiscrete. For a Box of k numbers k means, with log σ a
+    parameter beside the network; 2k, means and then log σ, for `gaussian-state-std`; 2k for `beta`, x and then y, of
+    which α = 1 + softplus(x) and β = 1 + softplus(y).
+    """
+    if isinstance(space, Box):
+        return math.prod(space.shape) * (2 if action_distribution in ("gaussian-state-std", "beta") else 1)
+    return sum(space.nvec) if isinstance(space, MultiDiscrete) else space.n
+
+
+def masked(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`FORBIDDEN` where the mask is False; where it forbids everything, the logits as they are."""
+    if mask is None:
+        return logits
+    return jnp.where(mask | ~jnp.any(mask, axis=-1, keepdims=True), logits, FORBIDDEN)
+
+
+def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, ...]) -> None:
+    """Hold a module of the user's own, if there is one, against what is asked of it, without running it.
+
+    Raises:
+        UsageError: it is no flax module, fails, or returns an array of another shape.
+    """
+    if network is None:
+        return
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"{name} = {network!r:.80} is no flax.linen Module; pass an instance of one.")
+    hidden, carried = (), ()
+    try:
+        if isinstance(network, nn.RNNCellBase):
+            hidden = jax.eval_shape(lambda x: initial_carry(network, x), obs)
+            (carried, returned), _ = jax.eval_shape(network.init_with_output, jax.random.key(0), hidden, obs)
+        else:
+            returned, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), obs)
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(f"{name} = {type(network).__name__} fails on one observation ({reason(error)}).") from error
+    if getattr(returned, "shape", shape) != shape:
+        raise UsageError(
+            f"{name} = {type(network).__name__} returns shape {returned.shape} for one observation; make it {shape}."
+        )
+    if carried != hidden:
+        raise UsageError(
+            f"{name} = {type(network).__name__} turns the hidden state {hidden} of initialize_carry into {carried}; "
+            "keep structure, shapes and types."
+        )
+
+
+class ValueNetwork(nn.Module):
+    """V(s), without the trailing axis. With `network`, a module of the user's own, it is what that one returns.
+
+    `advance` is as a `PolicyNetwork`'s.
+    """
+
+    space: ObservationSpace
+    hidden_sizes: tuple[int, ...]
+    activation: str
+    layer_norm: bool = False
+    network: nn.Module | None = None
+    recurrent: str = "none"
+    recurrent_size: int = 64
+
+    def __call__(self, seen: Any) -> jax.Array:
+        return apply_batch(self.advance, seen, "critic_hidden")
+
+    @nn.compact
+    def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[jax.Array, Any]:
+        x, hidden = policy_outputs(self, 1, 1.0, obs, hidden, start)
+        return x[..., 0] if self.network is None else x, hidden

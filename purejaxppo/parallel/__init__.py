@@ -1,0 +1,1 @@
+"""Runs over devices, and what `vmap` must be told."""

@@ -1,0 +1,184 @@
+"""A trained policy as one file, from raw observation to action, checked against the policy itself."""
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxppo._version import __version__
+from purejaxppo.agent import make_policy, networks
+from purejaxppo.errors import UsageError
+from purejaxppo.networks.heads import initial_hidden
+from purejaxppo.policy.load import Trained, stepper
+from purejaxppo.presets import settings_of
+from purejaxppo.rollout import rollout
+from purejaxppo.rundir.files import to_json
+from purejaxppo.spaces import Box, MultiBinary, Space
+
+OBSERVATIONS, TOLERANCE = 1000, 1e-5  # of the check
+# obs [B, *O], or a dict of them, and hidden state [B, H], or () -> action [B, *A], float32 or integer, and hidden state
+Act = Callable[[Any, Any], tuple[np.ndarray, Any]]
+
+
+def export_policy(trained: Trained, out: Path) -> float:
+    """Write the greedy policy of a seed to `out`: `.onnx` for ONNX Runtime, `.jax` for `jax.export.deserialize`.
+
+    The file maps observations as the environment gives them to what it receives: normalisation and clipping are in it.
+    A recurrent policy's takes the hidden state, too, and returns the next; an episode begins with one of zeros.
+    It is complete and checked, or not written; what was at `out` before then stays. Matrices are multiplied in full
+    float32, also where accelerators round them by default. Returns the `largest_difference` that the check found.
+
+    Raises:
+        UsageError: `out` cannot be (see `check_name`), or the file's actions are not the policy's.
+    """
+    check_name(out)
+    with jax.default_matmul_precision("highest"):
+        obs = observations(trained)
+        hidden = hidden_states(trained, obs)
+        content, act = FORMATS[out.suffix][1](trained, obs, hidden)
+        difference = largest_difference(trained, obs, *act(obs, hidden), hidden=hidden)
+    if not difference <= TOLERANCE:
+        raise UsageError(
+            f"{out}: its actions are off by {difference:.2g} > {TOLERANCE}; not written, choose another suffix."
+        )
+    draft = out.with_name(f".{out.name}.saving")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return difference
+
+
+def check_name(out: Path) -> None:
+    """Raises: UsageError: no such format, a package that it needs is missing, or no file can stand there."""
+    if out.suffix not in FORMATS:
+        raise UsageError(f"out = {str(out)!r} must end in {' or '.join(FORMATS)}; rename it.")
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"out = {str(out)!r} must be a file in a directory that exists; choose another --out.")
+    try:
+        for package in FORMATS[out.suffix][0]:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(f'out = {str(out)!r} needs an extra ({error}); pip install "purejaxppo[onnx]".') from error
+
+
+def observations(trained: Trained) -> Any:
+    """[1000, *O]: 500 that the policy meets from where training ended, and these disturbed, slightly to wildly.
+
+    Integers and masks are left as they are.
+    """
+    config, space, half = trained.config, trained.config.environment.observation_space, OBSERVATIONS // 2
+    policy, start, steps = make_policy(config, trained.state), trained.state.rollout, -(-half // config.num_envs)
+    explore = jax.jit(lambda key: rollout(key, config.environment, policy, start, steps)[1].obs)
+    rng = np.random.default_rng(trained.seed)
+
+    def double(found: jax.Array, space: Space) -> np.ndarray:
+        met = disturbed = np.asarray(found).reshape(-1, *space.shape)[:half]
+        if isinstance(space, Box):
+            scale = np.geomspace(0.1, 10.0, half).reshape(-1, *(1 for _ in space.shape))
+            disturbed = np.clip(met + rng.normal(scale=scale, size=met.shape), space.low, space.high)
+        return np.concatenate([met, disturbed]).astype(met.dtype)
+
+    found = explore(trained.state.key)
+    if isinstance(space, Mapping):
+        return {name: double(found[name], space[name]) for name in space}
+    return double(found, space)
+
+
+def hidden_states(trained: Trained, obs: Any) -> Any:
+    """[1000, H] within ±1, as the policy's hidden states are but for an LSTM's cell; () if it has none."""
+    rng, initial = np.random.default_rng(trained.seed), initial_hidden(networks(trained.config)[0], obs)
+    return jax.tree.map(lambda x: rng.uniform(-1.0, 1.0, x.shape).astype(x.dtype), initial)
+
+
+def largest_difference(trained: Trained, obs: Any, action: np.ndarray, carried: Any = (), hidden: Any = ()) -> float:
+    """By how much actions [N, A] and hidden states are not the policy's; infinite if their shape or type is not.
+
+    Continuous: max |a - μ| / max(1, max |μ|). Discrete, for each factor: max (ℓ* - ℓ(a)) / max(1, max |ℓ*|), ℓ* being
+    the highest of the logits ℓ: 0 where the actions are equal, and tiny where two are as good as each other.
+    """
+    step, space = stepper(trained.config, trained.state), trained.config.environment.action_space
+    expected, expected_hidden = jax.tree.map(np.asarray, step(obs, None, hidden))
+    if (action.shape, action.dtype) != (expected.shape, expected.dtype):
+        return np.inf
+    if not isinstance(space, Box):
+        logits = np.asarray(jax.jit(make_policy(trained.config, trained.state))(obs, hidden)[0].logits)
+        if isinstance(space, MultiBinary):
+            logits = np.stack([np.zeros_like(logits), logits], axis=-1)
+        chosen = np.max(np.where(action[..., None] == np.arange(logits.shape[-1]), logits, -np.inf), axis=-1)
+        expected, action = np.max(logits, axis=-1), np.where(action == expected, np.max(logits, axis=-1), chosen)
+    pairs = zip(jax.tree.leaves(carried), jax.tree.leaves(expected_hidden), strict=True)
+    off = [np.max(np.abs(action - expected)) / np.maximum(1.0, np.max(np.abs(expected)))]
+    return float(np.max([*off, *(np.max(np.abs(a - b)) for a, b in pairs)]))
+
+
+def to_onnx(trained: Trained, obs: Any, hidden: Any) -> tuple[bytes, Act]:
+    """An ONNX model, `obs` to `action`, whose metadata say what was trained; and what ONNX Runtime makes of it.
+
+    A dictionary observation has one input for each entry, of its name. A recurrent policy has the inputs `hidden_0`, …
+    and the outputs `next_hidden_0`, …: one of a GRU, cell and output of an LSTM. `obs` and `hidden` are examples.
+    """
+    import jax2onnx
+    import onnxruntime
+
+    logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # it warns of the converter's intermediate values
+    leaves, structure = jax.tree.flatten((obs, hidden))
+    memory = [f"hidden_{i}" for i in range(len(jax.tree.leaves(hidden)))]
+    step = stepper(trained.config, trained.state)
+    names = [*(sorted(obs) if isinstance(obs, Mapping) else ["obs"]), *memory]  # as JAX sorts the leaves of a dict
+    results = ["action", *(f"next_{name}" for name in memory)]
+    inputs = [jax.ShapeDtypeStruct(("B", *x.shape[1:]), x.dtype) for x in leaves]
+
+    def act(*leaves: jax.Array) -> list[jax.Array]:
+        obs, hidden = jax.tree.unflatten(structure, leaves)
+        return jax.tree.leaves(step(obs, None, hidden))
+
+    model = jax2onnx.to_onnx(act, inputs, opset=17, input_names=names, output_names=results)
+    about = settings_of(trained.config) | trained._asdict() | {"purejaxppo": __version__}
+    for key in ("algo", "env", "seed", "env_steps", "purejaxppo"):
+        model.metadata_props.add(key=key, value=str(to_json(about[key])))
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(obs: Any, hidden: Any) -> tuple[np.ndarray, Any]:
+        action, *carried = session.run(results, dict(zip(names, jax.tree.leaves((obs, hidden)), strict=True)))
+        return action, carried
+
+    return content, run
+
+
+def to_stablehlo(trained: Trained, obs: Any, hidden: Any) -> tuple[bytes, Act]:
+    """StableHLO in a flatbuffer, for all of JAX's platforms; and what JAX makes of it. Both are examples.
+
+    `call(obs)` gives the action; of a recurrent policy, `call(obs, hidden)` the action and the next hidden state.
+    """
+    from jax import export
+
+    batch = export.symbolic_shape("B")
+    step, recurrent = stepper(trained.config, trained.state), bool(jax.tree.leaves(hidden))
+
+    def act(obs: Any, hidden: Any = ()) -> Any:
+        action, hidden = step(obs, None, hidden)
+        return (action, hidden) if recurrent else action
+
+    given = (obs, hidden) if recurrent else (obs,)
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*batch, *x.shape[1:]), x.dtype), given)
+    exported = export.export(jax.jit(act), platforms=("cpu", "cuda", "rocm", "tpu"))
+    content = bytes(exported(*inputs).serialize())
+    restored = export.deserialize(bytearray(content))
+
+    def run(obs: Any, hidden: Any) -> tuple[np.ndarray, Any]:
+        if recurrent:
+            return jax.tree.map(np.asarray, restored.call(obs, hidden))
+        return np.asarray(restored.call(obs)), ()
+
+    return content, run
+
+
+FORMATS = {".onnx": (("jax2onnx", "onnxruntime"), to_onnx), ".jax": (("flatbuffers",), to_stablehlo)}

@@ -1,0 +1,128 @@
+"""What a run has learnt, read back from its directory."""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from purejaxppo.agent import make_policy, networks
+from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
+from purejaxppo.networks.heads import initial_hidden
+from purejaxppo.networks.recurrent import is_recurrent
+from purejaxppo.rollout import environment_action
+from purejaxppo.rundir.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
+from purejaxppo.rundir.files import read_json
+from purejaxppo.rundir.manifest import refusing
+from purejaxppo.rundir.record import RunRecord, read_record
+from purejaxppo.train import init
+from purejaxppo.types import Observation, TrainState
+
+
+class Trained(NamedTuple):
+    """One seed of a run."""
+
+    config: Config
+    seed: int
+    state: TrainState
+    env_steps: int  # that it was trained for
+    act: Callable[..., Any]  # (obs [..., O], key=None) -> what the environment receives, [..., A]; see `load`
+
+
+def load(directory: str | Path, seed: int | str = "best", checkpoint: int | str = "last", env: Any = None) -> Trained:
+    """One seed of a run, ready to act.
+
+    `act(obs)` takes the policy's mode, `act(obs, key)` a sample; `obs` is as the environment gives it, one or a batch:
+    observations are normalised, and actions clipped, as they were in training. Of a recurrent policy
+    `action, hidden = act(obs, key, hidden)`; without `hidden`, it begins an episode.
+
+    Args:
+        seed: `best` (by the final evaluation; by the last returns, if the run has not ended) or a seed's number.
+        checkpoint: `last`, or the environment steps of one that was kept.
+        env: the environment, again, if it is not a registered one: a file is not trusted to run code.
+
+    Raises:
+        UsageError: there is no such run, seed or checkpoint, or it is damaged and no older one is whole.
+    """
+    record = read_record(Path(directory), env)
+    snapshot, states = load_all(record, checkpoint)
+    i = seed_index(record, snapshot, seed)
+    state = jax.tree.map(lambda x: jax.numpy.asarray(x[i]), states)
+    return Trained(record.config, record.seeds[i], state, snapshot.about["env_steps"], actor(record.config, state))
+
+
+def load_all(record: RunRecord, checkpoint: int | str = "last") -> tuple[Snapshot, TrainState]:
+    """The states of all seeds at a checkpoint, and what it says of itself. Raises as `load`."""
+    kept = steps_saved(record.directory / "checkpoints")
+    if not kept:
+        raise UsageError(f"{record.directory} has no checkpoint yet; wait, or --resume it.")
+    saved = kept if checkpoint == "last" else [path for path in kept if path.name == str(checkpoint)]
+    if not saved:
+        names = ", ".join(path.name for path in kept)
+        raise UsageError(f"checkpoint = {checkpoint!r} was not kept; there are last, {names}.")
+    keys = jax.vmap(partial(jax.random.key, impl=record.prng))(np.asarray(record.seeds, np.uint32))
+    like = jax.eval_shape(jax.vmap(partial(init, record.config)), keys)
+    snapshot = newest_whole(
+        saved,
+        lambda found: found.check(record.config, record.seeds, like),
+        lambda text: warnings.warn(text, stacklevel=4),
+    )
+    return snapshot, unflatten(snapshot, like, "state.")
+
+
+def seed_index(record: RunRecord, snapshot: Snapshot, seed: int | str) -> int:
+    """Where in the run a seed stands: `best`, or its number."""
+    if seed == "best":
+        scores = final_scores(record)
+        if scores is None:
+            scores = np.asarray(snapshot.about["scores"], np.float64)
+        return int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
+    if str(seed) not in map(str, record.seeds):
+        raise UsageError(f"seed = {seed!r} is not one of this run's: best, {record.seeds[0]} … {record.seeds[-1]}.")
+    return [str(x) for x in record.seeds].index(str(seed))
+
+
+def final_scores(record: RunRecord) -> np.ndarray | None:
+    """[seeds] The final evaluation in summary.json; None if the run has not ended, or was made longer since.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = record.directory / "summary.json"
+    if not os.path.lexists(path):
+        return None
+    summary = read_json(path)
+    with refusing(path):
+        if summary["env_steps"] != record.config.env_steps:
+            return None
+        scores = np.asarray(summary["eval_return"]["per_seed"], np.float64)
+    if scores.shape != (len(record.seeds),):
+        raise UsageError(
+            f"{path}: per_seed does not hold one return for each of {len(record.seeds)} seeds; restore it."
+        )
+    return scores
+
+
+def actor(config: Config, state: TrainState) -> Callable[..., Any]:
+    """`act` of one seed's policy, see `load`."""
+    step = stepper(config, state)
+    return step if is_recurrent(config.recurrent, config.policy_network) else lambda obs, key=None: step(obs, key)[0]
+
+
+def stepper(config: Config, state: TrainState) -> Callable[..., tuple[jax.Array, Any]]:
+    """`(obs, key=None, hidden=None)` ↦ action and hidden state, which is () of a policy that has none."""
+    policy, space = make_policy(config, state), config.environment.action_space
+
+    @jax.jit
+    def step(obs: Observation, key: jax.Array | None = None, hidden: Any = None) -> tuple[jax.Array, Any]:
+        obs = jax.tree.map(jax.numpy.asarray, obs)
+        distribution, hidden = policy(obs, initial_hidden(networks(config)[0], obs) if hidden is None else hidden)
+        action = distribution.mode() if key is None else distribution.sample(key)
+        return environment_action(space, distribution, action), hidden
+
+    return step

@@ -1,0 +1,1 @@
+"""The run directory: each file format, its writer beside its one reader."""

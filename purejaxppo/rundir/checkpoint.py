@@ -1,0 +1,300 @@
+"""Whole training states on disk: written through orbax, hashed, read back before they count, and checked when restored.
+
+    checkpoints/<env_steps>/arrays/         orbax's files
+    checkpoints/<env_steps>/manifest.json   what they hold, with the SHA-256 of every array and of every file
+
+A checkpoint is written under another name and renamed when it is whole: one with a number for a name is complete.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxppo._version import __version__
+from purejaxppo.config import Config
+from purejaxppo.errors import UsageError, reason
+from purejaxppo.presets import settings_of
+from purejaxppo.rundir.files import read_json, to_json, write_json
+from purejaxppo.rundir.manifest import FORMAT, describe, digest, file_digest, files_of, read_manifest, refusing
+
+Arrays = dict[str, np.ndarray]  # by path in the tree: "state.policy.params.Dense_0.kernel"
+
+
+class Snapshot(NamedTuple):
+    """A checkpoint, read and found whole."""
+
+    arrays: Arrays
+    keys: dict[str, str]  # which of them are PRNG keys, and of which implementation
+    about: dict[str, Any]  # what `save` was told
+    directory: Path
+
+    def check(self, config: Config, seeds: list[int], like: Any) -> None:
+        """Hold it against the run that it stands in, and `like`, the shapes of that run's states.
+
+        Raises:
+            UsageError: it is another run's, of another algorithm, environment, setting or seeds.
+        """
+        with refusing(self.directory / "manifest.json"):
+            self._check_progress(config.num_envs * config.num_steps, len(seeds))
+            fields = (*dataclasses.fields(config), *dataclasses.fields(config.algo))
+            usual = {field.name: to_json(field.default) for field in fields}  # for what an older version did not have
+            theirs = usual | self.about["settings"] | {"seeds": self.about["seeds"]}
+        ours = to_json(settings_of(config) | {"seeds": seeds})
+        mine_to_change = set() if config.anneal_learning_rate else {"total_steps"}  # which a resumed run may raise
+        if not isinstance(config.env, str):
+            mine_to_change |= {"env"}  # given again as an instance, which has no name
+        for name in sorted((ours.keys() | theirs.keys()) - mine_to_change):
+            if ours.get(name) != theirs.get(name):
+                raise UsageError(
+                    f"{self.directory} was written with {name} = {theirs.get(name)!r:.80}, and config.json says "
+                    f"{ours.get(name)!r:.80}; put back the one that belongs to it."
+                )
+        unflatten(self, like, "state.")
+
+    def _check_progress(self, batch: int, num_seeds: int) -> None:
+        """Raises: ValueError, TypeError, KeyError: what it says of itself cannot be."""
+        update, steps, totals = self.about["update"], self.about["env_steps"], self.arrays["totals"]
+        if type(update) is not int or update < 1 or steps != update * batch or self.directory.name != str(steps):
+            raise ValueError(
+                f"{update!r:.40} updates of {batch} steps do not make {steps!r:.40}, or the name is not it"
+            )
+        if totals.ndim != 2 or len(totals) != num_seeds or totals.dtype != np.float32:
+            raise ValueError(f"totals is {totals.dtype}{list(totals.shape)}")
+        if np.asarray(self.about["scores"], np.float64).shape != (num_seeds,):
+            raise ValueError("scores are not one per seed")
+        if not all(0 <= self.about["seconds"][name] < math.inf for name in ("compile", "run")):
+            raise ValueError("seconds are none")
+
+
+def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
+    """Write a tree of arrays, with `about` (JSON) in the manifest. When this returns, it was read back.
+
+    Raises:
+        OSError: it could not be written. Nothing of it is left, and other checkpoints are as they were.
+    """
+    import orbax.checkpoint as ocp
+
+    arrays = flatten(tree)
+    draft = directory.with_name(f".{directory.name}.saving").absolute()
+    shutil.rmtree(draft, ignore_errors=True)
+    content = {
+        "purejaxppo": __version__,
+        "about": to_json(about),
+        "keys": {path: str(jax.random.key_impl(x)) for path, x in _leaves(tree).items() if _is_key(x)},
+        "arrays": {path: describe(x) for path, x in arrays.items()},
+    }
+    try:
+        draft.mkdir(parents=True)
+        need, free = sum(x.nbytes for x in arrays.values()) + 2**20, shutil.disk_usage(draft).free
+        if need > free:  # found out by orbax, it would leave threads that complain
+            raise OSError(f"it may take {need:,} bytes, and {free:,} are free")
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(draft / "arrays", {path: x for path, x in arrays.items() if x.size})
+        (draft / "arrays" / "commit_success.txt").unlink(missing_ok=True)  # tells where on this machine it was written
+        content["files"] = {name: file_digest(path) for name, path in files_of(draft).items()}
+        write_json(draft / "manifest.json", {"format": FORMAT, "sha256": digest(content), "content": content})
+        read(draft, own=True)
+        if directory.is_symlink():
+            directory.unlink()
+        shutil.rmtree(directory, ignore_errors=True)
+        draft.rename(directory)
+    except Exception as error:  # orbax wraps what the system says in errors of many kinds
+        shutil.rmtree(draft, ignore_errors=True)
+        raise OSError(f"checkpoint {directory} cannot be written ({reason(error)})") from error
+
+
+def read(directory: Path, own: bool = False) -> Snapshot:
+    """Read a checkpoint, checking every file and array against its manifest.
+
+    `own`: this process has just written it, so that its sizes need no look before memory is taken for them.
+
+    Raises:
+        UsageError: it is damaged, or of a newer version; the message names the file.
+    """
+    import orbax.checkpoint as ocp
+
+    manifest, folder = directory / "manifest.json", directory / "arrays"
+    with refusing(manifest):
+        content = read_manifest(manifest)
+        listed, files = content["files"], files_of(directory)
+        for name in sorted(listed.keys() | files.keys()):
+            if name not in files:
+                raise UsageError(f"{directory / name} is missing.")
+            if name not in listed:
+                raise UsageError(f"{directory / name} is not in {manifest.name}; delete it, if you know what it is.")
+            if file_digest(files[name]) != listed[name]:
+                raise UsageError(f"{directory / name} is damaged: its SHA-256 is not the manifest's.")
+        described = content["arrays"]
+        empty = {path: np.zeros(x["shape"], x["dtype"]) for path, x in described.items() if 0 in x["shape"]}
+        like = {
+            path: np.broadcast_to(np.zeros((), x["dtype"]), x["shape"])
+            for path, x in described.items()
+            if path not in empty
+        }
+    try:
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            if not own:
+                metadata = checkpointer.metadata(folder.absolute())
+                _check_sizes(folder, like, getattr(metadata, "item_metadata", metadata))
+            arrays: Arrays = checkpointer.restore(folder.absolute(), like)
+    except UsageError:
+        raise
+    except Exception as error:  # tensorstore's errors are of many kinds
+        raise UsageError(f"{folder} cannot be read ({reason(error)}).") from error
+    for path, x in arrays.items():
+        if describe(x) != described[path]:
+            raise UsageError(f"{folder}: array {path} is not what was saved: its SHA-256 differs.")
+    return Snapshot(arrays | empty, content["keys"], content["about"], directory)
+
+
+def unflatten(snapshot: Snapshot, like: Any, prefix: str = "") -> Any:
+    """The arrays under `prefix` as a tree like `like`: a tree of arrays, or its `jax.eval_shape`.
+
+    Raises:
+        UsageError: an array is missing, or of another shape or dtype; nothing is cast.
+    """
+
+    def leaf(path: str, wanted: Any) -> Any:
+        found, data = snapshot.arrays.get(path), jax.eval_shape(_as_data, wanted)
+        if found is None or (found.shape, found.dtype) != (data.shape, data.dtype):
+            what = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
+            raise UsageError(
+                f"{snapshot.directory}: {path} is {what} and must be {data.dtype}{list(data.shape)}; the checkpoint "
+                "is of another network size, environment or algorithm."
+            )
+        if not _is_key(wanted):
+            return found
+        with refusing(snapshot.directory / "manifest.json"):
+            key = jax.random.wrap_key_data(jnp.asarray(found), impl=snapshot.keys[path])
+        if key.dtype != wanted.dtype:
+            raise UsageError(f"{snapshot.directory}: {path} is a key of {snapshot.keys[path]}, and must not be.")
+        return key
+
+    leaves = [leaf(prefix + path, wanted) for path, wanted in _leaves(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def restore(directory: Path, like: Any) -> Any:
+    """The training state of all seeds that a run saved; `like` is one, or its `jax.eval_shape`."""
+    return unflatten(read(directory), like, "state.")
+
+
+def steps_saved(checkpoints: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first.
+
+    Raises:
+        UsageError: `checkpoints` is a link, so that what is written there would be elsewhere.
+    """
+    if checkpoints.is_symlink():
+        raise UsageError(
+            f"{checkpoints} is a link, and what it leads to is not touched; put the directory itself there."
+        )
+    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    return sorted((x for x in found if re.fullmatch(r"[0-9]{1,18}", x.name) and x.is_dir()), key=lambda x: int(x.name))
+
+
+def newest_whole(candidates: list[Path], accept: Callable[[Snapshot], None], say: Callable[[str], None]) -> Snapshot:
+    """The last of `candidates` that is whole and that `accept` does not refuse; `say` is told of those that are not.
+
+    Raises:
+        UsageError: none is whole.
+    """
+    refused = []
+    for candidate in reversed(candidates):
+        try:
+            snapshot = read(candidate)
+            accept(snapshot)
+        except UsageError as error:
+            refused.append(f"checkpoint {candidate.name} cannot be used: {error}")
+            continue
+        for text in refused:
+            say(text)
+        if refused:
+            say(f"going on from checkpoint {candidate.name} instead")
+        return snapshot
+    why = " ".join(refused[:4])
+    raise UsageError(f"{why} No usable checkpoint is left in {candidates[0].parent}; train again in a new --out.")
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Delete all but the last `keep`, the best by `score` and the one just written; and what is half written.
+
+    The one just written is not among the last where later ones were found damaged, and the run went on before them.
+    """
+    saved = steps_saved(checkpoints)
+    for draft in checkpoints.glob(".*.saving"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+    def score(directory: Path) -> float:
+        try:
+            return float(read_json(directory / "manifest.json")["content"]["about"]["score"])
+        except (UsageError, KeyError, TypeError, ValueError):
+            return float("nan")
+
+    best = max((x for x in saved if score(x) == score(x)), key=lambda x: (score(x), int(x.name)), default=None)
+    newest = max(saved, key=lambda x: x.lstat().st_mtime_ns, default=None)
+    for directory in saved[:-keep]:
+        if directory not in (best, newest) and not directory.is_symlink():
+            shutil.rmtree(directory)
+
+
+def flatten(tree: Any) -> Arrays:
+    """Every leaf by its path, on the host; PRNG keys as the integers that they are."""
+    return {path: np.asarray(_as_data(x)) for path, x in _leaves(tree).items()}
+
+
+def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:
+    """Refuse arrays that are not as the manifest says, or too large, before memory is taken for them."""
+    for path, x in like.items():
+        found, chunks = stored[path], stored[path].storage.chunk_shape
+        if (tuple(found.shape), np.dtype(found.dtype)) != (x.shape, x.dtype):
+            raise UsageError(f"{folder}: array {path} is {found.dtype}{list(found.shape)}, and the manifest differs.")
+        if chunks and any(chunk > max(size, 1) for chunk, size in zip(chunks, x.shape, strict=True)):
+            raise UsageError(f"{folder}: array {path} has chunks of {list(chunks)}, larger than itself.")
+    need, memory = sum(x.nbytes for x in like.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > memory:
+        raise UsageError(f"{folder} takes {need / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f} GiB.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that orbax's and tensorstore's threads print and log; what they say is raised, too."""
+    logger, hooks = logging.getLogger("absl"), (sys.excepthook, sys.unraisablehook, threading.excepthook)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    silent: Any = lambda *_: None  # noqa: E731
+    sys.excepthook = sys.unraisablehook = threading.excepthook = silent
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in found}
+    if len(leaves) < len(found):  # a key holds the separator
+        return {jax.tree_util.keystr(path): x for path, x in found}
+    return leaves
+
+
+def _as_data(x: Any) -> Any:
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,127 @@
+"""The run directory: made, described in config.json, and read back without trust."""
+
+import importlib.metadata
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from purejaxppo._version import __version__
+from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
+from purejaxppo.presets import preset, settings_of
+from purejaxppo.rundir.files import read_json, refuse_links, write_json
+
+_PRNGS = ("threefry2x32", "rbg", "unsafe_rbg")
+
+
+class RunRecord(NamedTuple):
+    """What config.json says."""
+
+    directory: Path
+    config: Config
+    seeds: list[int]
+    options: dict[str, Any]  # of the run loop, see options.py
+    prng: str  # implementation of the keys
+    devices: int
+    versions: dict[str, str]
+    threads: int | None = None  # of the CPU; None on an accelerator, or where nobody wrote it down
+
+
+def write_record(record: RunRecord, name: str = "config.json", more: Mapping[str, Any] | None = None) -> None:
+    """Write config.json, or what else begins with the same."""
+    write_json(
+        record.directory / name,
+        {
+            "settings": settings_of(record.config),
+            "seeds": record.seeds,
+            "options": record.options,
+            "devices": record.devices,
+            "threads": record.threads,
+            "prng_implementation": record.prng,
+            "versions": record.versions,
+            **(more or {}),
+        },
+    )
+
+
+def read_record(directory: Path, env: Any = None, name: str = "config.json") -> RunRecord:
+    """Read config.json, believing nothing in it.
+
+    An environment of the user's own is code that the file merely names: `env` must give it again, as `module:Class` or
+    as an instance.
+
+    Raises:
+        UsageError: there is none, it is damaged, or what it asks for cannot work here.
+    """
+    path = directory / name
+    content = read_json(path)
+
+    def part(name: str, kind: type) -> Any:
+        if not isinstance(content.get(name), kind):
+            raise UsageError(f"{path}: {name} = {content.get(name)!r:.80} must be a {kind.__name__}; restore the file.")
+        return content[name]
+
+    versions = part("versions", dict)
+    refuse_newer(path, versions.get("purejaxppo"))
+    settings, seeds, prng = dict(part("settings", dict)), part("seeds", list), part("prng_implementation", str)
+    valid = all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds) and 0 < len(seeds) <= 2**20
+    if not valid or len({*seeds}) < len(seeds) or prng not in _PRNGS:
+        raise UsageError(
+            f"{path}: seeds must be different whole numbers in [0, 2³²) and the PRNG one of {', '.join(_PRNGS)}; "
+            "restore the file."
+        )
+    refuse_huge(path, settings | part("options", dict))
+    refuse_links(directory)
+    algo, named = settings.pop("algo", None), settings.pop("env", None)
+    if not isinstance(algo, str) or not isinstance(named, str):
+        raise UsageError(f"{path}: algo = {algo!r:.80} and env = {named!r:.80} must be names; restore the file.")
+    if env is None and (":" in named or "(" in named):
+        raise UsageError(
+            f"{path}: env = {named!r:.80} is code of its own, which a file is not trusted to run; give it again as env."
+        )
+    if isinstance(env, str) and env != named:
+        raise UsageError(f"env = {env!r} is not the one that this run was trained on, {named!r:.80}; pass that one.")
+    try:
+        settings = {name: float(x) if x in ("inf", "-inf") else x for name, x in settings.items()}
+        config = preset(algo, named if env is None else env, **settings)
+        config.check()
+        if config.num_updates >= 2**31:
+            raise UsageError(f"total_steps = {config.total_steps} takes more updates than can be counted, 2³¹.")
+    except UsageError as error:
+        raise UsageError(f"{path}: {error!s:.400}") from error
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: the settings do not fit together ({error!s:.200}); restore the file.") from error
+    devices, threads = part("devices", int), None if content.get("threads") is None else part("threads", int)
+    return RunRecord(directory, config, seeds, part("options", dict), prng, devices, versions, threads)
+
+
+def refuse_huge(path: Path, values: Mapping[str, Any]) -> None:
+    """Raises: UsageError: a number that JAX cannot count to, or a longer list or text than any of ours."""
+    for name, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        limit = 2**53 if name == "total_steps" else 2**31
+        if len(items) > 64 or any(isinstance(x, int) and abs(x) >= limit for x in items):
+            raise UsageError(f"{path}: {name:.40} = {value!r:.80} is larger than can be; restore the file.")
+        if isinstance(value, str) and len(value) > 1000:
+            raise UsageError(f"{path}: {name:.40} = {value[:40]!r}… is longer than can be; restore the file.")
+
+
+def refuse_newer(path: Path, version: Any) -> None:
+    """Raises: UsageError: `path` was written by a newer purejaxppo, or does not say by which."""
+    if not isinstance(version, str) or not re.fullmatch(r"\d{1,6}(\.\d{1,6}){1,2}\S{0,20}", version):
+        raise UsageError(f"{path}: purejaxppo = {version!r:.80} is no version; restore the file.")
+
+    def numbers(text: str) -> list[int]:
+        return [int(x) for x in re.findall(r"\d+", text)[:3]]
+
+    if numbers(version) > numbers(__version__):
+        raise UsageError(f"{path} was written by purejaxppo {version}, newer than this {__version__}; upgrade.")
+
+
+def versions() -> dict[str, str]:
+    """What a run's numbers depend on beside its settings."""
+    packages = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"purejaxppo": __version__, "python": platform.python_version(), **found}

@@ -1,0 +1,176 @@
+"""A sweep on disk: one run directory per setting, groups trained one after the other, what is finished never again."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from purejaxppo.config import Config
+from purejaxppo.experiment.experiment import begin_record, devices_again
+from purejaxppo.experiment.loop import Group, Run, padded
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.program import Program
+from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.rundir.files import json_text, lock, new_directory, read_json, refuse_links, to_json
+from purejaxppo.rundir.manifest import refusing
+from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
+from purejaxppo.rundir.summary import Summary
+from purejaxppo.sweeps import plan
+from purejaxppo.sweeps.axes import Settings, checked, label, traced
+
+RECORD = "sweep.json"
+
+
+class Sweep(NamedTuple):
+    """What sweep.json says."""
+
+    record: RunRecord  # its config has the settings that are not swept
+    settings: list[Settings]
+    configs: list[Config]
+    names: list[str]  # of the run directories
+
+    @property
+    def directories(self) -> list[Path]:
+        return [self.record.directory / name for name in self.names]
+
+
+class Step(NamedTuple):
+    """A group of the plan."""
+
+    group: plan.Group
+    program: Program | None  # None: all its settings are finished
+    at_once: int  # settings that its program is for
+    device_bytes: int
+
+    @property
+    def batches(self) -> list[list[int]]:
+        return plan.batches(self.group.members, self.at_once)
+
+
+def begin_sweep(
+    config: Config,
+    settings: list[Settings],
+    seeds: list[int],
+    out: Path,
+    devices: list[jax.Device],
+    options: HostOptions,
+) -> tuple[Sweep, list[jax.Device]]:
+    """Make the directory of a new sweep.
+
+    Raises:
+        UsageError: it cannot work; nothing is compiled before that is known.
+    """
+    options.check()
+    configs = checked(config, settings)
+    for one, runs in _programs(config, settings, configs, seeds):
+        devices = options.place(one, runs, devices)
+    new_directory(out)
+    (out / "checkpoints").rmdir()
+    record = begin_record(config, seeds, out, devices, options)
+    write_record(record, RECORD, {"sweep": settings})
+    return Sweep(record, settings, configs, _names(settings)), devices
+
+
+def read_sweep(
+    directory: Path, progress: ProgressLine, devices: int | None = None, mesh: str | None = None, env: Any = None
+) -> tuple[Sweep, list[jax.Device]]:
+    """One that was interrupted. Raises: UsageError, its sweep.json is damaged or cannot work here."""
+    path = directory / RECORD
+    record = read_record(directory, env, RECORD)
+    settings = read_json(path).get("sweep")
+    with refusing(path):
+        if not isinstance(settings, list) or not all(isinstance(own, dict) for own in settings):
+            raise ValueError("sweep is no list of settings")
+        settings = [{name: _from_json(value) for name, value in own.items()} for own in settings]
+    for own in settings:
+        refuse_huge(path, own)
+    for name in {name for own in settings for name in own}:
+        traced(record.config, name)  # refuses what is no field
+    configs = checked(record.config, settings)
+    programs = _programs(record.config, settings, configs, record.seeds)
+    record, here = devices_again(record, programs, devices, mesh, progress)
+    sweep = Sweep(record, settings, configs, _names(settings))
+    for own in sweep.directories:
+        refuse_links(own)
+    return sweep, here
+
+
+def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine, debug: bool = False) -> list[Step]:
+    """Compile the program of every group that is not finished. Raises: UsageError, one setting alone does not fit."""
+    groups, steps = plan.group_settings(sweep.record.config, sweep.settings), []
+    for i, group in enumerate(groups):
+        if all((sweep.directories[j] / "summary.json").exists() for j in group.members):
+            steps.append(Step(group, None, len(group.members), 0))
+            continue
+        progress.say(f"compiling group {i + 1} of {len(groups)}: {group.name}")
+
+        def compiled(count: int, group: plan.Group = group) -> Program:
+            return _run(sweep, group, group.members[:count], count, None, devices, progress, debug).compile()
+
+        program, count, need = plan.fit(compiled, lambda program: program.device_bytes, len(group.members), devices)
+        steps.append(Step(group, program, count, need))
+    return steps
+
+
+def run_sweep(
+    sweep: Sweep, steps: Sequence[Step], devices: list[jax.Device], progress: ProgressLine, debug: bool = False
+) -> list[Summary]:
+    """Train what is not finished; the summaries of all settings, in their order. Raises as `run_experiment`."""
+    with lock(sweep.record.directory):
+        for step in steps:
+            for members in step.batches if step.program else ():
+                if all((sweep.directories[j] / "summary.json").exists() for j in members):
+                    continue
+                progress.say(f"{step.group.name}: {len(members)} settings")
+                run = _run(sweep, step.group, members, step.at_once, step.program, devices, progress, debug)
+                for record in run.records:
+                    record.directory.mkdir(exist_ok=True)
+                    write_record(record)
+                run.drive(run.newest() if run.out.exists() else None)
+                shutil.rmtree(run.out)
+        shutil.rmtree(sweep.record.directory / ".unfinished", ignore_errors=True)
+    return [read_json(directory / "summary.json") for directory in sweep.directories]
+
+
+def _run(
+    sweep: Sweep,
+    group: plan.Group,
+    members: list[int],
+    count: int,
+    program: Program | None,
+    devices: list[jax.Device],
+    progress: ProgressLine,
+    debug: bool,
+) -> Run:
+    record = sweep.record
+    records = [record._replace(directory=sweep.directories[i], config=sweep.configs[i]) for i in members]
+    runs = padded(records[0].config, count * len(record.seeds), devices, HostOptions.of(record.options))
+    digest = hashlib.sha256(json_text(to_json([sweep.settings[i] for i in members])).encode()).hexdigest()[:16]
+    unfinished = record.directory / ".unfinished" / digest
+    return Run(records, devices, progress, debug, Group(group.swept, unfinished, record.directory, runs, program))
+
+
+def _programs(
+    config: Config, settings: list[Settings], configs: list[Config], seeds: list[int]
+) -> list[tuple[Config, int]]:
+    """Of each group a config, and its runs."""
+    groups = plan.group_settings(config, settings)
+    return [(configs[group.members[0]], len(group.members) * len(seeds)) for group in groups]
+
+
+def _names(settings: Sequence[Settings]) -> list[str]:
+    """Of the run directories: the settings themselves, or their number where a file system may not take that."""
+    names = [re.sub(r"[^\w.,=+-]", "_", label(own)) for own in settings]
+    if len({*names}) < len(names) or any(len(name) > 200 for name in names):
+        return [f"{i + 1:0{len(str(len(names)))}d}" for i in range(len(names))]
+    return names
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if value in ("inf", "-inf") else value
