@@ -1,4 +1,4 @@
-"""The command: `python -m purejaxppo.export DIR --seed best --out policy.onnx`."""
+"""The command: `purejaxppo export DIR --seed best --out policy.onnx`."""
 
 import dataclasses
 from pathlib import Path

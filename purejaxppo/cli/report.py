@@ -1,4 +1,4 @@
-"""The command: `python -m purejaxppo.report DIR... --out report.html`."""
+"""The command: `purejaxppo report DIR... --out report.html`."""
 
 import dataclasses
 from pathlib import Path

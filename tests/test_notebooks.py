@@ -1,0 +1,117 @@
+"""What notebooks, README, CONTRIBUTING and benchmarks say is there: prose as prose, imports, commands, files, flags."""
+
+import ast
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from purejaxppo.__main__ import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOURCES = [path for where in ("purejaxppo", "benchmarks") for path in sorted((ROOT / where).rglob("*.py"))]
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/NOTES.md", ROOT / "benchmarks/SCALING.md"]
+
+
+def cells(path: Path, kind: str) -> list[str]:
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def text(path: Path) -> str:
+    """What a reader reads: a notebook's cells without what they printed."""
+    return "\n\n".join(cells(path, "markdown") + cells(path, "code")) if path.suffix == ".ipynb" else path.read_text()
+
+
+def imports(source: str) -> set[tuple[str, str]]:
+    """(module, name) of everything that is imported from the package; the name is empty for `import module`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {(node.module or "", alias.name) for alias in node.names}
+    return {(module, name) for module, name in found if module.partition(".")[0] == "purejaxppo"}
+
+
+def unresolved(source: str) -> list[str]:
+    missing = []
+    for module, name in sorted(imports(source)):
+        try:
+            there = not name or hasattr(importlib.import_module(module), name)
+            importlib.import_module(module if there else f"{module}.{name}")
+        except ModuleNotFoundError:
+            missing.append(f"{module} {name}")
+    return missing
+
+
+def commands(prose: str) -> set[str]:
+    """What follows `purejaxppo` or `python -m purejaxppo` where a command is written: `X`, or `.X` for a module."""
+    written = re.findall(r"(?:-m |[`!]|^ *(?:\$ )?)purejaxppo( [a-z][\w-]*|\.\w+)", prose, re.MULTILINE)
+    modules = set(re.findall(r"-m purejaxppo(\.[\w.]+)", prose))
+    return modules | {word.strip() for word in written if word.startswith(" ")}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_markdown_cells_are_prose(path: Path) -> None:
+    """No cell of headings alone: a tool that comments cells out made every paragraph one, and formulas were lost."""
+    for cell in cells(path, "markdown"):
+        lines = [line for line in cell.splitlines() if line.strip()]
+        headings = [line for line in lines if line.startswith("#")]
+        assert len(lines) == 1 or headings != lines, cell
+        assert all(len(line) < 100 and not line.endswith((".", ":")) for line in headings), headings
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_as_executed(path: Path) -> None:
+    """In order, without errors, with what came out."""
+    code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert not [output for cell in code for output in cell["outputs"] if output["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, ROOT / "README.md", ROOT / "benchmarks"], ids=lambda path: path.stem)
+def test_imports_of_the_package_resolve(path: Path) -> None:
+    if path.suffix == ".ipynb":
+        sources = cells(path, "code")
+    elif path.suffix == ".md":
+        sources = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    else:
+        sources = [file.read_text() for file in sorted(path.rglob("*.py"))]
+    assert sum(len(imports(source)) for source in sources) > 1
+    assert [missing for source in sources for missing in unresolved(source)] == []
+
+
+def test_commands_that_are_named_exist() -> None:
+    named = {path: commands(text(path)) for path in [*PROSE, *NOTEBOOKS, *SOURCES]}
+    assert {"run", "sweep", "evaluate", "render", "report", "export"} <= named[ROOT / "README.md"]
+    wrong = {str(path): words - {".run", "envs", "presets", *COMMANDS} for path, words in named.items()}
+    assert {path: words for path, words in wrong.items() if words} == {}
+
+
+def test_files_that_are_named_exist() -> None:
+    """Paths of the package, benchmarks and tests in prose and comments; links of the Markdown files."""
+    missing = []
+    for path in [*PROSE, *NOTEBOOKS, *SOURCES]:
+        written = text(path)
+        named = re.findall(r"\b((?:purejaxppo|benchmarks|tests|notebooks)/[\w/]+\.(?:py|md|ipynb|png|json))\b", written)
+        linked = re.findall(r"\]\(([^):#]+)\)", written) if path in PROSE else []
+        missing += [f"{path.name}: {name}" for name in named if not (ROOT / name).exists()]
+        missing += [f"{path.name}: {name}" for name in linked if not (path.parent / name).exists()]
+    assert missing == []
+
+
+def test_flags_that_are_named_exist() -> None:
+    """Each `--flag` beside a command of ours is a field or a literal somewhere in the package."""
+    source = "\n".join(path.read_text() for path in SOURCES if "purejaxppo/" in path.as_posix())
+    missing = []
+    for path in [ROOT / "README.md", *NOTEBOOKS]:
+        others = r"\b(pip|pytest|python benchmarks|XLA_FLAGS)"
+        lines = [line for line in text(path).splitlines() if not re.search(others, line)]
+        for flag in sorted(set(re.findall(r"(?<![\w-])--([a-z][a-z-]+[a-z])", "\n".join(lines)))):
+            field = flag.removeprefix("no-").replace("-", "_")
+            if not re.search(rf"\b{field}\b|--{flag}\b", source) and flag != "help":
+                missing.append(f"{path.name}: --{flag}")
+    assert missing == []
