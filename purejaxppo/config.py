@@ -90,6 +90,9 @@ class Config(struct.PyTreeNode):
 
     eval_interval: int = static(0, "evaluate every so many updates; 0 is never", interval="[0, inf)")
     eval_episodes: int = static(10, "episodes per evaluation at intervals", interval="[1, inf)")
+    eval_max_steps: int = static(
+        100_000, "steps after which an episode of an evaluation is cut off, as truncated", interval="[1, 1e9]"
+    )
     eval_greedy: bool = static(True, "evaluate the policy's mode; otherwise its samples")
 
     def __post_init__(self) -> None:

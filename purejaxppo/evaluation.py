@@ -1,5 +1,6 @@
 """Compiled evaluation of a policy."""
 
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from purejaxppo.agent import make_policy, networks
 from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
 from purejaxppo.networks.heads import initial_hidden
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.rollout import begin_episodes, step_envs
@@ -14,22 +16,37 @@ from purejaxppo.types import Metrics, RolloutState, TrainState
 
 
 class Evaluation(NamedTuple):
-    """One entry per episode, each complete from its start to its end."""
+    """One entry per episode, each complete from its start to its end, or to `config.eval_max_steps`."""
 
     returns: jax.Array  # [..., E] undiscounted
     lengths: jax.Array  # [..., E] steps
+    cut: jax.Array  # [..., E] bool: it had not ended after `config.eval_max_steps`
 
     def means(self) -> Metrics:
         return {"eval_return": jnp.mean(self.returns, axis=-1), "eval_length": jnp.mean(self.lengths, axis=-1)}
 
 
+class Playing(NamedTuple):
+    """Where an evaluation stands."""
+
+    steps: jax.Array  # [] int32, the same for all runs that are vmapped: so the loop's condition stays a scalar
+    episodes: RolloutState
+    playing: jax.Array  # [E] bool: which of them have not ended
+    key: jax.Array
+
+
 def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: int) -> Evaluation:
     """Play exactly `num_episodes` episodes, in as many environments at once, with the policy and normalisers frozen.
 
-    Each environment plays one episode: to stop after E episodes of a few environments would favour short ones. All
-    must end: an environment without a time limit may keep this waiting. Greedy (the policy's mode) or sampled, as
-    `config.eval_greedy` says. Nothing of `state` is changed. Environments on the host play `episodes_at_once`.
+    Each environment plays one episode: to stop after E episodes of a few environments would favour short ones. An
+    episode that has not ended after `config.eval_max_steps` is cut off there. Greedy (the policy's mode) or sampled,
+    as `config.eval_greedy` says. Nothing of `state` is changed. Environments on the host play `episodes_at_once`.
+
+    Raises:
+        UsageError: `num_episodes` is no positive whole number.
     """
+    if not isinstance(num_episodes, numbers.Integral) or num_episodes < 1:
+        raise UsageError(f"num_episodes = {num_episodes!r} must be a whole number in [1, inf); pass 100, say.")
     env, policy = config.environment, make_policy(config, state)
     at_once = getattr(env, "episodes_at_once", num_episodes)
     if num_episodes > at_once:
@@ -40,8 +57,8 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
     start = begin_episodes(start_key, env, num_episodes)
     start = start._replace(hidden=initial_hidden(networks(config)[0], start.obs))
 
-    def step(carry: tuple[RolloutState, jax.Array, jax.Array]) -> tuple[RolloutState, jax.Array, jax.Array]:
-        episodes, playing, key = carry
+    def step(carry: Playing) -> Playing:
+        steps, episodes, playing, key = carry
         key, action_key, step_key = jax.random.split(key, 3)
         distribution, hidden = policy(episodes.obs, episodes.hidden)
         action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
@@ -49,12 +66,14 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
         env_state, obs, reward, terminated, truncated = step_envs(keys, env, episodes.env, distribution, action)
         returns = episodes.episode_return + jnp.where(playing, reward, 0.0)
         lengths = episodes.episode_length + playing
-        return RolloutState(env_state, obs, returns, lengths, hidden), playing & ~(terminated | truncated), key
+        episodes = RolloutState(env_state, obs, returns, lengths, hidden)
+        return Playing(steps + 1, episodes, playing & ~(terminated | truncated), key)
 
-    def unfinished(carry: tuple[RolloutState, jax.Array, jax.Array]) -> jax.Array:
-        return any_run(carry[1])
+    def unfinished(carry: Playing) -> jax.Array:
+        return (carry.steps < config.eval_max_steps) & any_run(carry.playing)
 
-    episodes, *_ = jax.lax.while_loop(unfinished, step, (start, jnp.ones(num_episodes, bool), play_key))
+    begun = Playing(jnp.zeros((), jnp.int32), start, jnp.ones(num_episodes, bool), play_key)
+    _, episodes, playing, _ = jax.lax.while_loop(unfinished, step, begun)
     if hasattr(env, "release"):
         jax.vmap(env.release)(episodes.env)
-    return Evaluation(episodes.episode_return, episodes.episode_length)
+    return Evaluation(episodes.episode_return, episodes.episode_length, playing)

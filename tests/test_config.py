@@ -90,6 +90,7 @@ SHARED = {
     "eval_interval": ({"eval_episodes": 3}, {"eval_interval": 2}),
     "eval_episodes": ({"eval_interval": 2, "eval_episodes": 3}, {"eval_episodes": 5}),
     "eval_greedy": ({"eval_interval": 2, "eval_episodes": 3}, {"eval_greedy": False}),
+    "eval_max_steps": ({"eval_interval": 2, "eval_episodes": 3}, {"eval_max_steps": 2}),
 }
 OWN = {
     REINFORCE: {"baseline": False, "normalize_advantages": True, "entropy_coef": 0.5},

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from purejaxppo import load, make_train, preset
-from purejaxppo.cli import evaluate
 from purejaxppo.cli.run import main as run
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
+from purejaxppo.evaluation import evaluate
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.policy import gymnasium_play as gymnasium_env
 

@@ -16,13 +16,13 @@ import pytest
 from support import quick_jit
 
 from purejaxppo import init, make_train, over_runs, preset, update_step
-from purejaxppo.cli import evaluate
 from purejaxppo.cli.run import main
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.host.env import _seed
 from purejaxppo.envs.host.pool import EnvironmentBrokenError
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
+from purejaxppo.evaluation import evaluate
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.spaces import Discrete, MultiBinary, MultiDiscrete
 

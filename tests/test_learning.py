@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from support import level_1_jit
 
 from purejaxppo import PPO, TRPO, Config, make_train
-from purejaxppo.cli import evaluate
+from purejaxppo.evaluation import evaluate
 from purejaxppo.train import evaluation_key
 
 SEEDS = 8

@@ -22,8 +22,9 @@ from support import assert_same_bits, level_1_jit, quick_jit
 
 from purejaxppo import A2C, REINFORCE, Config, init, make_train
 from purejaxppo.agent import make_policy, networks
-from purejaxppo.cli import evaluate
-from purejaxppo.envs import GymnaxEnv
+from purejaxppo.envs.gymnax import GymnaxEnv
+from purejaxppo.errors import UsageError
+from purejaxppo.evaluation import evaluate
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.rollout import rollout
 from purejaxppo.train import evaluation_key, learning_batch, update_step
@@ -148,6 +149,25 @@ def test_evaluation_plays_exactly_so_many_complete_episodes(num_episodes):
     np.testing.assert_array_equal(played.returns, returns_of(played.lengths))
     assert np.all((played.lengths >= 1) & (played.lengths <= 6))
     assert num_episodes < 32 or np.unique(played.lengths).size == 6  # no length is favoured away
+
+
+def test_an_evaluation_ends_even_if_its_episodes_do_not():
+    """Those that reach the limit count with what they have so far; those that end at it are whole."""
+    config = Config(env=RandomLength(limit=6), algo=A2C(), **SMALL)
+    state = fresh(config, KEY)
+    whole = evaluated(config, state, jax.random.key(1), 32)
+    assert not np.any(whole.cut)
+    short = evaluated(config.replace(eval_max_steps=4), state, jax.random.key(1), 32)
+    np.testing.assert_array_equal(short.lengths, np.minimum(whole.lengths, 4))
+    np.testing.assert_array_equal(short.cut, whole.lengths > 4)
+    assert 0 < np.sum(short.cut) < 32
+
+
+@pytest.mark.parametrize("num_episodes", [0, -3, 2.0])
+def test_evaluation_refuses_what_is_no_number_of_episodes(num_episodes):
+    config = Config(env=Bandit(), algo=A2C(), **SMALL)
+    with pytest.raises(UsageError, match=f"num_episodes = {num_episodes} must be a whole number"):
+        evaluate(config, None, KEY, num_episodes)
 
 
 def test_evaluation_is_greedy_or_sampled():

@@ -17,11 +17,11 @@ from test_spaces import ALGORITHMS, MASK
 
 from purejaxppo import A2C, TRPO, Config, init, load, make_train, preset, update_step
 from purejaxppo.agent import make_policy, networks
-from purejaxppo.cli import evaluate
 from purejaxppo.cli.export import main as export
 from purejaxppo.cli.render import main as render
 from purejaxppo.cli.run import main
 from purejaxppo.errors import UsageError
+from purejaxppo.evaluation import evaluate
 from purejaxppo.networks.heads import PolicyNetwork, initial_hidden
 from purejaxppo.optimize.fisher import fisher_vector_product
 from purejaxppo.policy.export import TOLERANCE, export_policy, largest_difference

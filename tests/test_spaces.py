@@ -7,7 +7,7 @@ from environments import Probe
 from support import quick_jit
 
 from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, make_train
-from purejaxppo.cli import evaluate
+from purejaxppo.evaluation import evaluate
 from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 ALGORITHMS = {

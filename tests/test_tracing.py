@@ -2,7 +2,7 @@
 
 import jax
 
-from purejaxppo.envs import GymnaxEnv
+from purejaxppo.envs.gymnax import GymnaxEnv
 
 
 def test_an_environment_may_be_made_under_a_trace():

@@ -59,7 +59,9 @@ class GymnasiumEnv(HostEnv):
                 f"env = 'gymnasium/{name}' needs what is not installed ({reason(error)}); pip install "
                 "'purejaxppo[gymnasium]', or the environment's own package."
             ) from error
-        self._limit, fps = env.spec.max_episode_steps, env.metadata.get("render_fps")
+        fps = env.metadata.get("render_fps")
+        # steps, or the frames of Atari; None if the environment declares no limit
+        self.time_limit = env.spec.max_episode_steps or env.spec.kwargs.get("max_num_frames_per_episode")
         try:
             acted = _action_space(name, env.action_space)
             entries = dict(_entries(name, env.observation_space))

@@ -129,6 +129,11 @@ class Run:
                 f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
                 f"updates of {self.batch:,} steps."
             )
+        if getattr(config.environment, "time_limit", 1) is None:
+            progress.say(
+                f"{config.env} declares no time limit: evaluations cut episodes off after eval_max_steps = "
+                f"{config.eval_max_steps:,}"
+            )
         with Signals() as signals, progress, ExitStack() as stack:
             logs = [
                 stack.enter_context(
@@ -164,6 +169,11 @@ class Run:
             state, totals = self.train(program, state, totals, done, signals, logs)
             progress.stage("evaluating")
             evaluation = signals.wait(lambda: jax.device_get(program.final(state)), give_up=True)
+        if cut := int(np.sum(evaluation.cut[:count])):
+            progress.warn(
+                f"{cut:,} of {evaluation.cut[:count].size:,} episodes of the final evaluation were cut off after "
+                f"eval_max_steps = {config.eval_max_steps:,}"
+            )
         returns = np.asarray(evaluation.returns[:count]).mean(axis=1)
         if self.group:
             state = jax.device_get(state)  # once, for the checkpoints of all run directories
