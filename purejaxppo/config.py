@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, NPG, PPO, TRPO
+from purejaxppo.envs.base import BaseEnv, adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
@@ -19,7 +20,6 @@ from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_p
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, select
 from purejaxppo.spaces import Box
-from purejaxppo.types import Env
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-4,
@@ -109,15 +109,15 @@ class Config(struct.PyTreeNode):
             object.__setattr__(self, "num_minibatches", math.gcd(self.num_minibatches, self.num_envs))
 
     @property
-    def environment(self) -> Env:
-        """The environment itself, with frames stacked and actions repeated if they are to be."""
+    def environment(self) -> BaseEnv:
+        """The environment itself, with frames stacked and actions repeated if they are to be. Raises: UsageError."""
         env = make_env(self.env) if isinstance(self.env, str) else self.env
-        return wrapped(env, self.frame_stack, self.action_repeat)
+        return wrapped(adapt(env), self.frame_stack, self.action_repeat)
 
     @property
     def on_host(self) -> bool:
         """Whether the environments are stepped on the host, see `envs/host.py`, and not by the compiled program."""
-        return getattr(self.environment, "on_host", False)
+        return self.environment.on_host
 
     @property
     def num_updates(self) -> int:
@@ -161,8 +161,6 @@ class Config(struct.PyTreeNode):
             raise UsageError(
                 f"num_minibatches = {batch} leaves one sample each, whose standardised advantage is 0; halve it."
             )
-        if isinstance(self.env, type):
-            raise UsageError(f"env = {self.env!r} is a class; pass an instance, {self.env.__name__}().")
         check_env(self.environment, repr(self.env))
         self._check_agent(self.environment)
 
@@ -193,7 +191,7 @@ class Config(struct.PyTreeNode):
                 f"{self.num_minibatches} each part's {kind}; pass another mesh or num_envs."
             )
 
-    def _check_agent(self, env: Env) -> None:
+    def _check_agent(self, env: BaseEnv) -> None:
         """What `check` does, of settings that must fit the environment's spaces."""
         seen, acted, kind = env.observation_space, env.action_space, self.action_distribution
         if not isinstance(acted, Box):

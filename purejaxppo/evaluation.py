@@ -48,7 +48,7 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
     if not isinstance(num_episodes, numbers.Integral) or num_episodes < 1:
         raise UsageError(f"num_episodes = {num_episodes!r} must be a whole number in [1, inf); pass 100, say.")
     env, policy = config.environment, make_policy(config, state)
-    at_once = getattr(env, "episodes_at_once", num_episodes)
+    at_once = env.episodes_at_once or num_episodes
     if num_episodes > at_once:
         keys = jax.random.split(key, -(-num_episodes // at_once))
         parts = jax.lax.map(lambda key: evaluate(config, state, key, at_once), keys)
@@ -74,6 +74,5 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
 
     begun = Playing(jnp.zeros((), jnp.int32), start, jnp.ones(num_episodes, bool), play_key)
     _, episodes, playing, _ = jax.lax.while_loop(unfinished, step, begun)
-    if hasattr(env, "release"):
-        jax.vmap(env.release)(episodes.env)
+    jax.vmap(env.release)(episodes.env)
     return Evaluation(episodes.episode_return, episodes.episode_length, playing)

@@ -1,16 +1,15 @@
 """T steps in B environments as one scan: auto-reset, and the statistics of episodes that ended."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.envs.common import restart
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.spaces import Box, Space
-from purejaxppo.types import Env, RolloutState, Transition
+from purejaxppo.types import RolloutState, Transition
 
 
 class EpisodeSums(NamedTuple):
@@ -21,7 +20,7 @@ class EpisodeSums(NamedTuple):
     lengths: jax.Array  # [] sum of lengths
 
 
-def begin_episodes(key: jax.Array, env: Env, num_envs: int) -> RolloutState:
+def begin_episodes(key: jax.Array, env: BaseEnv, num_envs: int) -> RolloutState:
     """B fresh episodes."""
     state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
     return RolloutState(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
@@ -36,13 +35,13 @@ def environment_action(space: Space, distribution: Any, action: jax.Array) -> ja
     return distribution.bound(action.reshape(shape), low, high)
 
 
-def step_envs(keys: jax.Array, env: Env, env_state: Any, distribution: Any, action: jax.Array) -> Any:
+def step_envs(keys: jax.Array, env: BaseEnv, env_state: Any, distribution: Any, action: jax.Array) -> Any:
     """One step in each of B environments: `Env.step` with a leading axis B everywhere."""
     return jax.vmap(env.step)(keys, env_state, environment_action(env.action_space, distribution, action))
 
 
 def rollout(
-    key: jax.Array, env: Env, policy: Callable[..., tuple[Any, Any]], state: RolloutState, num_steps: int
+    key: jax.Array, env: BaseEnv, policy: Callable[..., tuple[Any, Any]], state: RolloutState, num_steps: int
 ) -> tuple[RolloutState, Transition, EpisodeSums]:
     """Let `policy` (obs [B, O], hidden [B, H], start [B] → distribution [B], hidden) act for `num_steps` steps.
 
@@ -80,14 +79,14 @@ def rollout(
     return state, transitions, sums
 
 
-def _reset_where(done: jax.Array, keys: jax.Array, env: Env, env_state: Any, obs: Any) -> tuple[Any, Any]:
+def _reset_where(done: jax.Array, keys: jax.Array, env: BaseEnv, env_state: Any, obs: Any) -> tuple[Any, Any]:
     """Fresh start states where `done` [B]; the work is skipped in steps where no episode of any run ended."""
 
     def reset(env_state: Any, obs: Any) -> tuple[Any, Any]:
         def choose(fresh: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), fresh, old)
 
-        fresh = jax.vmap(functools.partial(restart, env))(keys, env_state)
+        fresh = jax.vmap(env.restart)(keys, env_state)
         return jax.tree.map(choose, fresh, (env_state, obs))
 
     return jax.lax.cond(any_run(done), reset, lambda *unchanged: unchanged, env_state, obs)

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Box(NamedTuple):
     """Real vectors. `low` and `high` broadcast against `shape`; ±inf where there is no bound."""
@@ -9,6 +11,9 @@ class Box(NamedTuple):
     low: Any
     high: Any
     shape: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return describe(self)
 
 
 class Discrete(NamedTuple):
@@ -44,3 +49,13 @@ class MultiBinary(NamedTuple):
 Space = Box | Discrete | MultiDiscrete | MultiBinary
 ObservationSpace = Any  # a Box, a Discrete, or a dict of them, with or without an action mask, a MultiBinary
 ACTION_MASK = "action_mask"  # the entry of an observation that says which actions are valid
+
+
+def describe(space: Any) -> str:
+    """A space, ours or Gymnasium's, in a few words: of a box its shape, least and greatest bound, not all of them."""
+    if not hasattr(space, "low"):
+        return " ".join(repr(space).split())
+    low = np.min(np.asarray(space.low, float), initial=np.inf)
+    high = np.max(np.asarray(space.high, float), initial=-np.inf)
+    dtype = f", {space.dtype}" if hasattr(space, "dtype") else ""
+    return f"{type(space).__name__}({low:g}, {high:g}, {tuple(space.shape)}{dtype})"

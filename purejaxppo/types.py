@@ -29,9 +29,7 @@ class Env(Protocol):
     MultiDiscrete(nvec), says which actions are valid: all others have probability 0. The networks do not see it.
     Where no action (of a factor) is valid, after the end say, all are taken to be.
 
-    An environment that is not pure, as `envs/host.py` has them, may have two methods more:
-    `restart(key, state) -> (state, obs)`, used instead of `reset` for the episode after the one in `state`, and
-    `release(state)`, called with what will not be used again.
+    What an environment may have beside this, such as `render(state)`, and what then holds without: `envs/base.py`.
     """
 
     @property

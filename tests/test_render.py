@@ -24,6 +24,7 @@ from PIL import Image
 
 from purejaxppo import init, load, preset
 from purejaxppo.cli.run import main as run
+from purejaxppo.envs.base import adapt
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL, DRAWN, GymnaxEnv
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
@@ -185,7 +186,7 @@ def test_a_film_that_fails_leaves_the_old_one(render, parts, finished, tmp_path,
 
 def test_an_environment_that_cannot_be_drawn_is_refused_with_a_way_out():
     with pytest.raises(UsageError, match=r"render\(state\).*--gymnasium"):
-        renderer(StepCounter())
+        renderer(adapt(StepCounter()))
     with pytest.raises(UsageError, match=r"gymnax can draw; those are Acrobot-v1.*Breakout-MinAtar"):
         GymnaxEnv("FrozenLake-misc").render_frames([])
 
@@ -249,7 +250,7 @@ def test_a_suites_own_renderer_and_rate_come_first():
 
     config = preset("a2c", Suite(), num_envs=2, num_steps=4, total_steps=8, hidden_sizes=(4,))
     episode = player(config, 9)(init(config, jax.random.key(0)), jax.random.key(1))
-    found = list(frames(episode, renderer(Suite())))
+    found = list(frames(episode, renderer(adapt(Suite()))))
     assert [still.step for still in found] == [0, 1, 2, 3, 4, 5]
     assert [still.over for still in found] == [False] * 5 + [True]
     assert {still.picture.shape for still in found} == {(2, 2, 3)}

@@ -11,6 +11,7 @@ import pytest
 from purejaxppo import tabular
 from purejaxppo.advantages import gae
 from purejaxppo.distributions import Categorical
+from purejaxppo.envs.base import adapt
 from purejaxppo.optimize.fisher import fisher_vector_product
 from purejaxppo.optimize.surrogate import surrogate_and_kl
 from purejaxppo.rollout import rollout
@@ -245,7 +246,7 @@ def test_sampled_gradient_gae_and_fisher_product_converge_at_the_monte_carlo_rat
     v, d, critic, advantage, tangent, gradient, product = (
         jnp.asarray(np.asarray(x), jnp.float32) for x in (v, d, critic, advantage, tangent, gradient, product)
     )
-    env, num_envs, sizes = RestartingMDP(mdp), 8, (64, 128, 256, 512, 1024, 2048)
+    env, num_envs, sizes = adapt(RestartingMDP(mdp)), 8, (64, 128, 256, 512, 1024, 2048)
 
     def distribution(theta, obs):
         return Categorical(theta.reshape(S, A)[obs])

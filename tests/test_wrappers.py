@@ -10,6 +10,7 @@ from support import quick_jit
 from test_host import CLOCK, SMALL, Always, found_by_workers  # noqa: F401
 
 from purejaxppo import Config, init, make_train, preset
+from purejaxppo.envs.base import adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
@@ -72,7 +73,7 @@ def play(env, num_envs, num_steps):
 
 
 def test_stacked_frames_are_the_last_ones_of_the_episode():
-    env, count = wrapped(Steps(), 3, 1), 3
+    env, count = wrapped(adapt(Steps()), 3, 1), 3
     check_env(env, "stacked")
     space = env.observation_space
     assert {name: space[name].shape for name in space if isinstance(space[name], Box)} == {
@@ -102,7 +103,7 @@ def test_stacked_frames_are_the_last_ones_of_the_episode():
 
 def test_a_repeated_action_stops_at_the_end():
     """Steps 1 + 2, 3 + 4, then 5 alone; the end is reached in the third, and seen as it was."""
-    env = wrapped(Steps(), 1, 2)
+    env = wrapped(adapt(Steps()), 1, 2)
     check_env(env, "repeated")
     t = play(env, 2, 6)
     np.testing.assert_array_equal(t.reward, np.asarray([[3, 7, 5] * 2] * 2).T)

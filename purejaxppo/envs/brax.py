@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from brax import envs
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.common import Timed, continue_episode, mujoco_frames, quiet, start_episode
 from purejaxppo.spaces import Box
 
@@ -16,7 +17,7 @@ def names() -> list[str]:
     return sorted(set(envs._envs) - {"fast"})  # which is brax's own test double
 
 
-class BraxEnv:
+class BraxEnv(BaseEnv):
     """One brax environment without brax's wrappers: no auto-reset to a cached start, and a time limit that truncates.
 
     Args:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.errors import UsageError, reason
-from purejaxppo.types import Env, EnvState, Observation
 
 
 class Timed(NamedTuple):
@@ -31,11 +30,6 @@ def continue_episode(state: Timed, inner: Any, over: Any, limit: int | None) -> 
     terminated = jnp.asarray(over).astype(bool)
     truncated = jnp.zeros((), bool) if limit is None else (steps >= limit) & ~terminated
     return Timed(strong(inner, state.inner), steps), terminated, truncated
-
-
-def restart(env: Env, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
-    """The start of the episode after the one in `state`."""
-    return env.restart(key, state) if hasattr(env, "restart") else env.reset(key)
 
 
 def strong(tree: Any, like: Any = None) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.common import strong
 from purejaxppo.spaces import Box, Discrete
 
@@ -21,7 +22,7 @@ def names() -> list[str]:
     return ["Craftax-Symbolic-v1", "Craftax-Pixels-v1", "Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1"]
 
 
-class CraftaxEnv:
+class CraftaxEnv(BaseEnv):
     """One game with its default parameters, or some of them replaced; `max_timesteps` truncates."""
 
     def __init__(self, name: str, **params: Any) -> None:

@@ -1,6 +1,8 @@
 """Gymnasium environments (https://gymnasium.farama.org), Atari's included, stepped by the host."""
 
+import functools
 import math
+import operator
 from typing import Any
 
 import gymnasium
@@ -14,6 +16,7 @@ from purejaxppo.envs.host.pool import Plan
 from purejaxppo.envs.host.worker import WORDS, Layout, make
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space
+from purejaxppo.types import Observation
 
 _QUICK = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text")  # whose steps take some 20 µs
 
@@ -60,8 +63,8 @@ class GymnasiumEnv(HostEnv):
                 "'purejaxppo[gymnasium]', or the environment's own package."
             ) from error
         fps = env.metadata.get("render_fps")
-        # steps, or the frames of Atari; None if the environment declares no limit
-        self.time_limit = env.spec.max_episode_steps or env.spec.kwargs.get("max_num_frames_per_episode")
+        frames = env.spec.kwargs.get("max_num_frames_per_episode")  # Atari's limit
+        self.has_time_limit = bool(env.spec.max_episode_steps or frames)
         try:
             acted = _action_space(name, env.action_space)
             entries = dict(_entries(name, env.observation_space))
@@ -86,8 +89,23 @@ class GymnasiumEnv(HostEnv):
             starts={entry: _first(space) for entry, (_, space) in entries.items()},
             action=("float32" if isinstance(acted, Box) else "int32", tuple(acted.shape)),
         )
+        self._mapped = {entry: (*path_and_space, dtypes[entry]) for entry, path_and_space in entries.items()}
+        self._acted = env.action_space
         worth_a_worker = 8 if str(env.spec.entry_point).startswith(_QUICK) else 2
         super().__init__(plan, ours[""] if [*ours] == [""] else ours, acted, dtypes, worth_a_worker, workers)
+
+    def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:
+        """Ours for an observation of Gymnasium's, one or a batch: a flat dictionary, integers from 0, our dtypes."""
+        ours = {}
+        for entry, (path, space, dtype) in self._mapped.items():
+            part = functools.reduce(operator.getitem, path, obs)
+            ours[entry] = jnp.asarray(part - _first(space) if _first(space) else part).astype(dtype)
+        return ours if isinstance(self.observation_space, dict) else ours[""]
+
+    def to_gymnasium(self, action: Any) -> Any:
+        """What Gymnasium's `step` takes for an action of ours, one or a batch: integers from the space's `start` on."""
+        dtype, start = self._acted.dtype, getattr(self._acted, "start", 0)
+        return (np.asarray(action).astype(dtype) + np.asarray(start, dtype))[()]
 
 
 def _entries(name: str, space: Any, path: tuple[Any, ...] = ()) -> Any:

@@ -11,11 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.common import strong
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.spaces import Box, Discrete
 
-CLASSIC_CONTROL = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
+CLASSIC_CONTROL = {  # drawn by Gymnasium, at its frames per second
+    "Acrobot-v1": 15.0,
+    "CartPole-v1": 50.0,
+    "MountainCar-v0": 30.0,
+    "MountainCarContinuous-v0": 30.0,
+    "Pendulum-v1": 30.0,
+}
 DRAWN = (  # that gymnax's Visualizer knows beside those
     *("Asterix-MinAtar", "Breakout-MinAtar", "Catch-bsuite", "FourRooms-misc", "Freeway-MinAtar", "MetaMaze-misc"),
     *("PointRobot-misc", "Pong-misc", "Seaquest-MinAtar", "SpaceInvaders-MinAtar"),
@@ -50,7 +57,7 @@ def names() -> list[str]:
     return list(_gymnax().registered_envs)
 
 
-class GymnaxEnv:
+class GymnaxEnv(BaseEnv):
     """One gymnax environment with its default parameters, or some of them replaced.
 
     Observations become float32; integer ones (`Discrete`) one-hot and, like MinAtar's zeros and ones, bool, which takes
@@ -73,6 +80,7 @@ class GymnaxEnv:
             self.action_space = _convert(name, self._env.action_space(self._params))
             observed = _convert(name, self._env.observation_space(self._params))
         self.name, self._replaced = name, [f"{key}={value!r}" for key, value in params.items()]
+        self.render_fps = CLASSIC_CONTROL.get(name, 10.0)
         self._one_hot = isinstance(observed, Discrete)
         self._dtype = jnp.bool_ if name.endswith("-MinAtar") else jnp.float32
         self.observation_space = Box(0.0, 1.0, (observed.n,)) if isinstance(observed, Discrete) else observed
@@ -92,13 +100,6 @@ class GymnaxEnv:
         terminated = jnp.asarray(terminated, bool)
         truncated = jnp.asarray(self._env.is_truncated(new_state, self._params), bool) & ~terminated
         return new_state, self._observe(obs), jnp.asarray(reward, jnp.float32), terminated, truncated
-
-    @property
-    def render_fps(self) -> float:
-        """Frames per second that suit it: Gymnasium's for its own, gymnax's for the others."""
-        import gymnasium
-
-        return gymnasium.make(self.name).metadata["render_fps"] if self.name in CLASSIC_CONTROL else 10.0
 
     def render_frames(self, states: Sequence[Any]) -> Iterator[np.ndarray]:
         """One picture, uint8 [H, W, 3], for each state, by gymnax's renderers.

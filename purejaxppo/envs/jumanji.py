@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jumanji
 import numpy as np
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.common import Timed, continue_episode, quiet, start_episode
 from purejaxppo.errors import UsageError
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete
@@ -20,7 +21,7 @@ def names() -> list[str]:
     return sorted(jumanji.registered_environments())
 
 
-class JumanjiEnv:
+class JumanjiEnv(BaseEnv):
     """One Jumanji environment, for one agent. Its `time_limit`, where it has one, truncates.
 
     An observation is all of Jumanji's in one vector, [O] float32; with an action mask, that is the entry `values` of a
@@ -72,7 +73,7 @@ class JumanjiEnv:
         masks = [part for path, part in leaves if ACTION_MASK in str(path[0])]
         others = [part for path, part in leaves if ACTION_MASK not in str(path[0])]
         values = jnp.concatenate([jnp.ravel(part).astype(jnp.float32) for part in others])
-        space = self.action_space
+        space: Any = self.action_space
         size = sum(space.nvec) if isinstance(space, MultiDiscrete) else space.n
         if [mask.size for mask in masks] != [size]:  # none, or one over pairs of factors
             return values

@@ -9,6 +9,7 @@ import navix
 import numpy as np
 from navix.rendering.cache import RenderingCache
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.common import strong
 from purejaxppo.spaces import Box, Discrete
 
@@ -17,7 +18,7 @@ def names() -> list[str]:
     return list(navix.registry())
 
 
-class NavixEnv:
+class NavixEnv(BaseEnv):
     """One grid world; observations are the symbolic grid, [H, W, 3], unless `observation_fn` says otherwise.
 
     Args:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pgx
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.common import Timed, continue_episode, quiet, start_episode
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary
 from purejaxppo.types import Observation
@@ -22,7 +23,7 @@ class Game(NamedTuple):
     player: jax.Array  # [] int32
 
 
-class PgxEnv:
+class PgxEnv(BaseEnv):
     """One game. In those of several players the policy is one of them, drawn at the start, and the others play at
     random, within `step`: so each observation is the policy's own view, at its turn or at the end.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from mujoco_playground import registry
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.common import Timed, continue_episode, mujoco_frames, quiet, start_episode
 from purejaxppo.spaces import Box
 from purejaxppo.types import Observation
@@ -17,7 +18,7 @@ def names() -> list[str]:
     return list(registry.ALL_ENVS)
 
 
-class PlaygroundEnv:
+class PlaygroundEnv(BaseEnv):
     """One environment without Playground's wrappers; its `episode_length` truncates.
 
     A dictionary of observations stays one. `policy_obs=("state",)` and `critic_obs=("privileged_state",)` make the

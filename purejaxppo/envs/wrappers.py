@@ -7,37 +7,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.envs.common import restart
-from purejaxppo.spaces import Box, ObservationSpace, Space
-from purejaxppo.types import Env, EnvState, Observation
-
-Step = tuple[EnvState, Observation, jax.Array, jax.Array, jax.Array]
+from purejaxppo.envs.base import FACTS, BaseEnv, Step
+from purejaxppo.spaces import Box, ObservationSpace
+from purejaxppo.types import EnvState, Observation
 
 
-class Wrapper:
-    """`env`, with what it has beside the protocol."""
+class Wrapper(BaseEnv):
+    """`env`, with all that it has; what a wrapper changes, it defines anew."""
 
-    def __init__(self, env: Env) -> None:
+    def __init__(self, env: BaseEnv) -> None:
         self.env = env
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        for name in FACTS:
+            setattr(self, name, getattr(env, name))
+
+    def inner(self, state: EnvState) -> EnvState:
+        """The state of `env` within one of the wrapper's."""
+        return state
 
     @property
-    def observation_space(self) -> ObservationSpace:
-        return self.env.observation_space
+    def failed(self) -> Any:
+        return self.env.failed
 
-    @property
-    def action_space(self) -> Space:
-        return self.env.action_space
+    def release(self, state: EnvState) -> Any:
+        return self.env.release(self.inner(state))
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.env, name)
+    def close(self) -> None:
+        self.env.close()
+
+    def render_frames(self, states: Sequence[EnvState]) -> Iterator[np.ndarray]:
+        return self.env.render_frames([self.inner(state) for state in states])
+
+    def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:
+        return self.env.from_gymnasium(obs, action_mask)
+
+    def to_gymnasium(self, action: Any) -> Any:
+        return self.env.to_gymnasium(action)
 
 
 class ActionRepeat(Wrapper):
     """Each action is taken `times` times, or until the episode ends; the rewards are summed (Mnih et al., 2015)."""
 
-    def __init__(self, env: Env, times: int) -> None:
+    def __init__(self, env: BaseEnv, times: int) -> None:
         super().__init__(env)
         self.times = times
 
@@ -48,7 +59,7 @@ class ActionRepeat(Wrapper):
         return self.env.reset(key)
 
     def restart(self, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
-        return restart(self.env, key, state)
+        return self.env.restart(key, state)
 
     def step(self, key: jax.Array, state: EnvState, action: jax.Array) -> Step:
         def again(before: Step, key: jax.Array) -> tuple[Step, None]:
@@ -77,22 +88,22 @@ class FrameStack(Wrapper):
     action masks are the newest alone.
     """
 
-    def __init__(self, env: Env, count: int) -> None:
+    def __init__(self, env: BaseEnv, count: int) -> None:
         super().__init__(env)
-        self.count = count
+        self.count, self._unstacked = count, env.observation_space
+        self.observation_space: ObservationSpace = self._map(self._widen)
 
     def __repr__(self) -> str:
         return f"FrameStack({self.env!r}, {self.count})"
 
-    @property
-    def observation_space(self) -> ObservationSpace:
-        return self._map(self._widen)
+    def inner(self, state: Stacked) -> EnvState:
+        return state.inner
 
     def reset(self, key: jax.Array) -> tuple[Stacked, Observation]:
         return self._begin(*self.env.reset(key))
 
     def restart(self, key: jax.Array, state: Stacked) -> tuple[Stacked, Observation]:
-        return self._begin(*restart(self.env, key, state.inner))
+        return self._begin(*self.env.restart(key, state.inner))
 
     def step(self, key: jax.Array, state: Stacked, action: jax.Array) -> Step:
         inner, seen, *rest = self.env.step(key, state.inner, action)
@@ -105,14 +116,6 @@ class FrameStack(Wrapper):
 
         obs = self._map(push, state.obs, seen)
         return Stacked(inner, obs), obs, *rest
-
-    def render_frames(self, states: Sequence[Stacked]) -> Iterator[np.ndarray]:
-        frames: Iterator[np.ndarray] = self.env.render_frames([state.inner for state in states])  # type: ignore[attr-defined]
-        return frames
-
-    def __getattr__(self, name: str) -> Any:
-        method = super().__getattr__(name)
-        return (lambda state: method(state.inner)) if name in ("release", "render") else method
 
     def _begin(self, inner: EnvState, seen: Observation) -> tuple[Stacked, Observation]:
         def fill(space: Any, new: jax.Array) -> jax.Array:
@@ -132,7 +135,7 @@ class FrameStack(Wrapper):
 
     def _map(self, change: Any, *observations: Any) -> Any:
         """`change(space, *entries)` of each entry, or of the observation itself."""
-        space = self.env.observation_space
+        space = self._unstacked
         if not isinstance(space, Mapping):
             return change(space, *observations)
         return {name: change(entry, *(obs[name] for obs in observations)) for name, entry in space.items()}
@@ -143,7 +146,7 @@ def _as_frame(x: Any, rank: int) -> Any:
     return x[..., None] if rank in (0, 2) else x
 
 
-def wrapped(env: Env, frame_stack: int, action_repeat: int) -> Env:
+def wrapped(env: BaseEnv, frame_stack: int, action_repeat: int) -> BaseEnv:
     """`env` as a config asks for it."""
     if action_repeat > 1:
         env = ActionRepeat(env, action_repeat)

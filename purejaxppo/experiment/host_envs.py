@@ -3,22 +3,22 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.errors import HostEnvironmentError
 from purejaxppo.types import TrainState
 
 
 @contextlib.contextmanager
-def closing(env: Any, seeds: Sequence[int], out: Path) -> Iterator[None]:
+def closing(env: BaseEnv, seeds: Sequence[int], out: Path) -> Iterator[None]:
     """End an environment's processes with the run; `seeds` are those of its runs, one after the other.
 
     Raises:
         HostEnvironmentError: an environment failed; it names the seed.
     """
-    if not getattr(env, "on_host", False):
+    if not env.on_host:
         yield
         return
     try:

@@ -129,7 +129,7 @@ class Run:
                 f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
                 f"updates of {self.batch:,} steps."
             )
-        if getattr(config.environment, "time_limit", 1) is None:
+        if not config.environment.has_time_limit:
             progress.say(
                 f"{config.env} declares no time limit: evaluations cut episodes off after eval_max_steps = "
                 f"{config.eval_max_steps:,}"

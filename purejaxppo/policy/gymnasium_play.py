@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.wrappers import Wrapper
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.spaces import Box, MultiDiscrete
-from purejaxppo.types import Env
 
 AT_ONCE = 64  # environments per call of the policy
 
 
-def open_env(name: str, port: Env, **options: Any) -> Any:
+def open_env(name: str, port: BaseEnv, **options: Any) -> Any:
     """The Gymnasium environment `name`, in whose spaces a policy trained in `port` can act.
 
     Raises:
@@ -39,7 +39,7 @@ def open_env(name: str, port: Env, **options: Any) -> Any:
 
 def play(
     name: str,
-    port: Env,
+    port: BaseEnv,
     act: Callable[..., tuple[jax.Array, Any]],
     episodes: int,
     seed: Sequence[int],
@@ -88,7 +88,7 @@ def for_gymnasium(env: Any, action: Any) -> Any:
     return int(action) + int(space.start)
 
 
-def _check_spaces(name: str, env: Any, port: Env) -> None:
+def _check_spaces(name: str, env: Any, port: BaseEnv) -> None:
     """Raises: UsageError: observations or actions differ in kind, shape, number or bounds."""
     from gymnasium import spaces
 

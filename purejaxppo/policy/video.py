@@ -16,11 +16,12 @@ import numpy as np
 
 from purejaxppo.agent import make_policy, networks
 from purejaxppo.config import Config
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.networks.heads import initial_hidden
 from purejaxppo.policy.gymnasium_play import for_gymnasium, open_env
 from purejaxppo.rollout import environment_action
-from purejaxppo.types import Env, TrainState
+from purejaxppo.types import TrainState
 
 DEFAULT_FPS = 25.0
 _SMALLEST_WIDTH = 320  # pixels; smaller pictures are enlarged, so that there is room for the caption
@@ -80,20 +81,10 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
     return episode
 
 
-def renderer(env: Env) -> Renderer:
-    """How an environment is drawn: its suite's `render_frames(states)`, or its own `render(state)`.
-
-    Raises:
-        UsageError: it has neither.
-    """
-    if frames := getattr(env, "render_frames", None):
-        return frames
-    if picture := getattr(env, "render", None):
-        return lambda states: (picture(state) for state in states)
-    raise UsageError(
-        f"env = {env!r:.80} has no method render(state) that returns a picture, uint8 [H, W, 3]; write one, or pass "
-        "--gymnasium ID."
-    )
+def renderer(env: BaseEnv) -> Renderer:
+    """How an environment is drawn. Raises: UsageError: it cannot be."""
+    env.render_frames(())
+    return env.render_frames
 
 
 def frames(episode: Episode, render: Renderer) -> Iterator[Frame]:
@@ -105,7 +96,7 @@ def frames(episode: Episode, render: Renderer) -> Iterator[Frame]:
 
 
 def gymnasium_frames(
-    name: str, port: Env, act: Callable[..., Any], seed: int, max_steps: int, key: jax.Array | None
+    name: str, port: BaseEnv, act: Callable[..., Any], seed: int, max_steps: int, key: jax.Array | None
 ) -> Iterator[Frame]:
     """An episode in Gymnasium, drawn by itself, of `act(obs, key, hidden)`. With a `key` actions are sampled.
 
@@ -125,10 +116,10 @@ def gymnasium_frames(
             yield Frame(_checked(env.render()), step, total, over)
 
 
-def frame_rate(port: Env, name: str | None) -> float:
+def frame_rate(port: BaseEnv, name: str | None) -> float:
     """Frames per second that suit an environment, or the Gymnasium one called `name`. Raises as `open_env`."""
     if name is None:
-        return getattr(port, "render_fps", DEFAULT_FPS)
+        return port.render_fps
     with contextlib.closing(open_env(name, port)) as env:
         return env.metadata.get("render_fps") or DEFAULT_FPS
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.host.pool import EnvironmentBrokenError, Plan, Pool
 from purejaxppo.envs.host.worker import RESET, SEED, STEP
 from purejaxppo.errors import HostEnvironmentError
@@ -50,7 +51,7 @@ class Failed(NamedTuple):
     how: str
 
 
-class HostEnv:
+class HostEnv(BaseEnv):
     """An environment of the protocol (`types.Env`) on the host. After an end it stands still until `restart`.
 
     Args:

@@ -1,0 +1,111 @@
+"""What an environment may have beside the protocol of `types.Env`, and the defaults for one that has none of it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxppo.errors import UsageError
+from purejaxppo.spaces import ObservationSpace, Space
+from purejaxppo.types import EnvState, Observation
+
+Step = tuple[EnvState, Observation, jax.Array, jax.Array, jax.Array]
+_REQUIRED = ("reset", "step", "observation_space", "action_space")
+FACTS = ("on_host", "episodes_at_once", "has_time_limit", "render_fps")
+_METHODS = ("restart", "release", "close", "render_frames")
+_LIBRARIES = ("gymnasium", "gym", "gymnax", "brax", "mujoco_playground", "craftax", "navix", "jumanji", "pgx")
+
+
+class BaseEnv:
+    """An environment as the rest of the package knows it: the protocol, and what is optional in it.
+
+    Also a context manager, which closes it.
+    """
+
+    observation_space: ObservationSpace
+    action_space: Space
+    on_host: bool = False  # stepped by the host, see `host/env.py`, and not by the compiled program
+    episodes_at_once: int | None = None  # the most that one evaluation may play together; None is any number
+    has_time_limit: bool = True  # False: it declares none, and episodes may never end
+    render_fps: float = 25.0
+    failed: Any = None  # which environment on the host failed, see `host/env.py`
+
+    def reset(self, key: jax.Array) -> tuple[EnvState, Observation]:
+        raise NotImplementedError
+
+    def step(self, key: jax.Array, state: EnvState, action: jax.Array) -> Step:
+        raise NotImplementedError
+
+    def restart(self, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
+        """The start of the episode after the one in `state`."""
+        return self.reset(key)
+
+    def release(self, state: EnvState) -> Any:
+        """Compiled: nothing more will be asked of `state`."""
+
+    def close(self) -> None:
+        """Give back what the environment holds outside of the compiled program."""
+
+    def render_frames(self, states: Sequence[EnvState]) -> Iterator[np.ndarray]:
+        """One picture, uint8 [H, W, 3], for each state.
+
+        Raises:
+            UsageError: at once, it cannot be drawn.
+        """
+        raise UsageError(
+            f"env = {self!r:.80} has no method render(state) that returns a picture, uint8 [H, W, 3]; write one, or "
+            "pass --gymnasium ID."
+        )
+
+    def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:
+        """Our observation for Gymnasium's; the same where the environment is not Gymnasium's."""
+        return obs
+
+    def to_gymnasium(self, action: Any) -> Any:
+        """Gymnasium's action for ours, likewise."""
+        return action
+
+    def __enter__(self) -> "BaseEnv":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class UserEnv(BaseEnv):
+    """A plain object that has what `types.Env` asks for, with the defaults for all else."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        if hasattr(env, "render"):
+            self.render_frames = lambda states: (env.render(state) for state in states)  # type: ignore[method-assign]
+        self.__dict__ |= {name: getattr(env, name) for name in (*_REQUIRED, *FACTS, *_METHODS) if hasattr(env, name)}
+
+    def __repr__(self) -> str:
+        return repr(self.env)
+
+
+def adapt(env: Any) -> BaseEnv:
+    """An environment of the user's own as a `BaseEnv`; what is one already stays as it is.
+
+    Raises:
+        UsageError: it lacks a part of the protocol, is a class, or another library's object.
+    """
+    if isinstance(env, BaseEnv):
+        return env
+    kind = env if isinstance(env, type) else type(env)
+    library = next((root for x in kind.__mro__ if (root := x.__module__.partition(".")[0]) in _LIBRARIES), None)
+    if library == "gymnasium":
+        module, spec = kind.__module__.replace("__main__", "MODULE"), getattr(env, "spec", None)
+        own = f"gymnasium.register('{kind.__name__}-v0', {kind.__name__}) in a module, then env='gymnasium/{module}:"
+        how = f"{own}{kind.__name__}-v0'" if spec is None or isinstance(env, type) else f"env='gymnasium/{spec.id}'"
+        raise UsageError(f"env = {env!r:.80} is Gymnasium's; worker processes make theirs by name: {how}.")
+    if library:
+        suite = {"gym": "gymnasium", "mujoco_playground": "playground"}.get(library, library)
+        raise UsageError(f"env = {env!r:.80} is an object of {library}; pass its name, env='{suite}/NAME'.")
+    if isinstance(env, type):
+        raise UsageError(f"env = {env!r} is a class; pass an instance, {env.__name__}().")
+    if missing := [part for part in _REQUIRED if not hasattr(env, part)]:
+        raise UsageError(f"env = {env!r:.80} has no {', '.join(missing)}; give a name, or what types.Env describes.")
+    return UserEnv(env)
