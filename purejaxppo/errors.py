@@ -12,3 +12,8 @@ class HostEnvironmentError(RuntimeError):
 def reason(error: Exception) -> str:
     """What another's exception says, in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 seed", "2,000 seeds"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,25 +1,100 @@
-"""Aggregates over seeds (Agarwal et al., 2021, arXiv:2108.13264)."""
+"""Aggregates over seeds and their bootstrap intervals (Agarwal et al., 2021, arXiv:2108.13264)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+RESAMPLES = 2000
+LEVEL = 0.95
+FEWEST = 3  # an interval from fewer seeds than that says nothing of other seeds
+
+
+class Estimate(NamedTuple):
+    """An aggregate and its interval, or band; the bounds are NaN where there is none."""
+
+    point: np.ndarray  # [...]
+    low: np.ndarray  # [...]
+    high: np.ndarray  # [...]
+
 
 def iqm(scores: ArrayLike) -> float:
     """Interquartile mean: the mean of the middle half of the scores that are not NaN; NaN if there are none."""
-    ordered = np.sort(np.asarray(scores, np.float64).ravel())
-    ordered = ordered[~np.isnan(ordered)]
-    cut = ordered.size // 4
-    return float(ordered[cut : ordered.size - cut].mean()) if ordered.size else float("nan")
+    ordered = np.sort(known(np.asarray(scores, np.float64).ravel()))
+    return float(_middle_mean(ordered)) if ordered.size else float("nan")
 
 
-def iqm_interval(scores: ArrayLike, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the IQM over seeds, drawn with a fixed seed."""
-    values = np.asarray(scores, np.float64).ravel()
-    values = values[~np.isnan(values)]
-    if not values.size:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(0).choice(values, (resamples, values.size))
-    ordered, cut = np.sort(draws, axis=1), values.size // 4
-    means = ordered[:, cut : values.size - cut].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def bootstrap(statistic: Callable[..., np.ndarray], *groups: np.ndarray) -> Estimate:
+    """A statistic of one or more groups, with its 95% percentile bootstrap interval.
+
+    Each group is resampled by itself (a stratified bootstrap), with a fixed seed. The interval is NaN where a group has
+    fewer than three members.
+
+    Args:
+        statistic: of all groups, each with a leading axis of resamples, [R, members, ...] → [R, ...].
+        groups: [members, ...] each.
+    """
+    point = statistic(*(group[None] for group in groups))[0]
+    if min(map(len, groups)) < FEWEST:
+        return Estimate(point, *np.full((2, *np.shape(point)), np.nan))
+    rng = np.random.default_rng(0)
+    at_once = max(1, 2**22 // max(len(group) * group.size for group in groups))  # memory, of pairs of members too
+    counts = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    drawn = [statistic(*(group[rng.integers(0, len(group), (n, len(group)))] for group in groups)) for n in counts]
+    return Estimate(point, *np.quantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0))
+
+
+def iqm_interval(scores: ArrayLike) -> tuple[float, float]:
+    """95% bootstrap interval of the IQM over the seeds that are not NaN; NaN from fewer than three."""
+    _, low, high = iqm_over_seeds(np.asarray(scores, np.float64).ravel())
     return float(low), float(high)
+
+
+def iqm_over_seeds(values: np.ndarray) -> Estimate:
+    """The IQM of scores [seeds], or of each point of a curve [seeds, points], over the seeds that are not NaN there.
+
+    Points that know the same seeds share their resamples; those that know none are NaN.
+    """
+    columns = values.reshape(len(values), -1)
+    mask = ~np.isnan(columns)
+    result = np.full((3, columns.shape[1]), np.nan)
+    for seeds in map(np.array, {tuple(column) for column in mask.T if column.any()}):
+        same = (mask == seeds[:, None]).all(axis=0)
+        result[:, same] = bootstrap(lambda x: _middle_mean(np.sort(x, axis=1), axis=1), columns[seeds][:, same])
+    return Estimate(*(x.reshape(values.shape[1:])[()] for x in result))
+
+
+def quartiles_over_seeds(values: np.ndarray) -> Estimate:
+    """The IQM of each column of values [seeds, points], between its quartiles. No column is all NaN."""
+    return Estimate(np.array([iqm(column) for column in values.T]), *np.nanquantile(values, [0.25, 0.75], axis=0))
+
+
+def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> Estimate:
+    """The fraction of scores [seeds] above each threshold: Agarwal et al.'s run-score distribution, eq. 1."""
+    return bootstrap(lambda x: (x[..., None] > thresholds).mean(axis=1), known(scores))
+
+
+def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
+    """P(X > Y) + ½ P(X = Y) over all pairs of a score of x [seeds] and one of y [seeds]: Mann and Whitney's U / nm."""
+
+    def probability(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return 0.5 + 0.5 * np.sign(x[:, :, None] - y[:, None]).mean(axis=(1, 2))
+
+    return bootstrap(probability, known(x), known(y))
+
+
+def interval_text(low: float, high: float, digits: int = 1) -> str:
+    """ "low … high"; "–" where there is none."""
+    return "–" if np.isnan(low) else f"{low:,.{digits}f} … {high:,.{digits}f}"
+
+
+def known(scores: np.ndarray) -> np.ndarray:
+    """The scores that are not NaN."""
+    return scores[~np.isnan(scores)]
+
+
+def _middle_mean(ordered: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The mean of the middle half of what is sorted along the axis."""
+    count = ordered.shape[axis]
+    return ordered.take(range(count // 4, count - count // 4), axis).mean(axis)

@@ -8,18 +8,14 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import scipy.stats
 
-pytest.importorskip("rliable.library", reason='the report needs rliable: pip install "purejaxppo[report]"')
-
 from purejaxppo.errors import UsageError
 from purejaxppo.report.page import write_report
 from purejaxppo.report.runs import labels, read_log, read_run
-from purejaxppo.report.statistics import improvement, iqm_of_curve, iqm_of_scores, middle_half
 
 HOSTILE = "<script>alert(1)</script>\"'&$x_1$ _{}\n\u202e"
 OWN = {"ppo": {"clip_eps": 0.2}, "trpo": {"max_kl": 0.01, "damping": 0.1}, "npg": {"max_kl": 0.01}, "a2c": {}}
@@ -141,34 +137,9 @@ def test_iqm_of_scores_is_scipys(page, many):
     assert scores.min() <= low < scipy.stats.trim_mean(scores, 0.25) < high <= scores.max()
 
 
-def test_interval_of_iqm_is_that_of_another_bootstrap():
-    scores = np.random.default_rng(1).normal(size=24)
-    estimate = iqm_of_scores(scores)
-    other = scipy.stats.bootstrap(
-        (scores,), lambda x, axis: scipy.stats.trim_mean(x, 0.25, axis=axis), method="percentile", rng=2
-    ).confidence_interval
-    np.testing.assert_allclose([estimate.low[0], estimate.high[0]], [other.low, other.high], atol=0.05)
-
-
-def test_curve_leaves_out_missing_seeds():
-    values = np.random.default_rng(0).normal(size=(9, 5))
-    values[[0, 3], 1] = values[:, 2] = values[1:, 3] = np.nan
-    estimate, quartiles = iqm_of_curve(values), middle_half(values[:, [0, 1, 3, 4]])
-    expected = [scipy.stats.trim_mean(x[~np.isnan(x)], 0.25) for x in values.T[[0, 1, 3, 4]]]
-    np.testing.assert_allclose(estimate.point[[0, 1, 3, 4]], expected)
-    np.testing.assert_allclose(quartiles.point, expected)
-    assert np.isnan(estimate.low).tolist() == [False, False, True, True, False]
-    assert (estimate.low < estimate.point)[[0, 1, 4]].all()
-    assert (estimate.point < estimate.high)[[0, 1, 4]].all()
-
-
 def test_probability_of_improvement_is_brute_force(tmp_path):
-    from rliable import metrics
-
     x, y = [3.0, 1.0, 2.0, 2.0, 5.0], [2.0, 2.0, 0.0]
     expected = sum((a > b) + 0.5 * (a == b) for a, b in itertools.product(x, y)) / 15
-    assert improvement(np.array(x), np.array(y)).point[0] == pytest.approx(expected)
-    assert metrics.probability_of_improvement(np.array(x)[:, None], np.array(y)[:, None]) == pytest.approx(expected)
     first = make_run(tmp_path / "a", "ppo", seeds=range(5), scores=x)
     second = make_run(tmp_path / "b", "a2c", seeds=range(3), scores=y)
     [row] = report(tmp_path, first, second).table("P(X > Y)")
@@ -322,12 +293,6 @@ def test_extreme_numbers_are_drawn_or_left_out(tmp_path):
     page = report(tmp_path, run, run)
     assert "2 of 4" in page.text
     assert "a huge integer" in page.text
-
-
-def test_needs_rliable(tmp_path, monkeypatch):
-    run = make_run(tmp_path / "run")
-    monkeypatch.setitem(sys.modules, "rliable", None)
-    refuses(run, out=tmp_path / "report.html", match=r'pip install "purejaxppo\[report\]"')
 
 
 WIDTHS = (390, 768, 1280)

@@ -28,7 +28,6 @@ from purejaxppo.rundir.checkpoint import restore
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.record import RunRecord, versions
 from purejaxppo.spaces import Box, Discrete
-from purejaxppo.statistics import iqm, iqm_interval
 from purejaxppo.train import update_step
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 200, "num_minibatches": 2, "hidden_sizes": (8,)}
@@ -441,18 +440,6 @@ def test_presets_are_valid_and_flat_settings_round_trip(algo, env):
     assert preset(**settings_of(config)) == config
     for name, value in PRESETS[algo, env].items():
         assert settings_of(config)[name] == value
-
-
-def test_iqm_is_the_mean_of_the_middle_half():
-    assert iqm([0, 1, 2, 3, 4, 5, 6, 700]) == 3.5
-    assert iqm([1.0, math.nan, 3.0]) == 2.0
-    assert math.isnan(iqm([math.nan]))
-
-
-def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered = [low <= 0 <= high for low, high in (iqm_interval(rng.normal(size=24)) for _ in range(300))]
-    assert 0.85 <= np.mean(covered) <= 0.99
 
 
 def test_json_holds_infinities_as_strings(tmp_path):

@@ -1,6 +1,7 @@
 """The command line: how good a trained policy is, in the environment it was trained in and in Gymnasium's."""
 
 import dataclasses
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from purejaxppo.policy.load import load_all, seed_index, stepper
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.record import read_record
-from purejaxppo.statistics import iqm, iqm_interval
+from purejaxppo.statistics import Estimate, bootstrap, interval_text, iqm, iqm_interval
 from purejaxppo.types import TrainState
 
 Result = dict[str, Any]
@@ -138,10 +139,10 @@ def in_gymnasium(config: Config, states: TrainState, seeds: list[int], options: 
 
 def figures(played: list[Episodes]) -> Result:
     """What is said of each seed's episodes in one place, and of all seeds."""
-    rng, rows = np.random.default_rng(0), []
+    rows = []
     for returns, lengths in played:
         spread = {"std": returns.std(), "min": returns.min(), "max": returns.max(), "mean_length": lengths.mean()}
-        rows.append(_estimate(returns.mean(), _resampled(rng, returns)) | spread)
+        rows.append(_row(bootstrap(lambda x: x.mean(axis=1), returns)) | spread)
     means = [row["mean"] for row in rows]
     low, high = iqm_interval(means)
     return {"per_seed": rows, "over_seeds": {"iqm": iqm(means), "ci_low": low, "ci_high": high}}
@@ -150,20 +151,18 @@ def figures(played: list[Episodes]) -> Result:
 def difference(here: list[Episodes], there: list[Episodes]) -> Result:
     """Mean return in Gymnasium minus that in the port, of each seed's policy and in the mean over these policies."""
     pairs = [(a, b) for (a, _), (b, _) in zip(here, there, strict=True)]
-    rng, means = np.random.default_rng(1), np.asarray([b.mean() - a.mean() for a, b in pairs])
-    drawn = np.asarray([_resampled(rng, b) - _resampled(rng, a) for a, b in pairs])
-    rows = [_estimate(*each) for each in zip(means, drawn, strict=True)]
-    return {"per_seed": rows, "over_seeds": _estimate(means.mean(), drawn.mean(axis=0))}
+    rows = [_row(bootstrap(_mean_difference, *pair)) for pair in pairs]
+    return {"per_seed": rows, "over_seeds": _row(bootstrap(_mean_difference, *itertools.chain(*pairs)))}
 
 
-def _resampled(rng: np.random.Generator, returns: np.ndarray, resamples: int = 2000) -> np.ndarray:
-    """Bootstrap over episodes: the mean of each of `resamples` draws."""
-    return np.asarray([rng.choice(returns, returns.size).mean() for _ in range(resamples)])
+def _mean_difference(*resamples: np.ndarray) -> np.ndarray:
+    """Of pairs of resampled returns here and there, [R, E] each: the mean difference [R]."""
+    pairs = zip(resamples[::2], resamples[1::2], strict=True)
+    return np.mean([there.mean(axis=1) - here.mean(axis=1) for here, there in pairs], axis=0)
 
 
-def _estimate(mean: float, drawn: np.ndarray) -> dict[str, float]:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"mean": mean, "ci_low": low, "ci_high": high}
+def _row(estimate: Estimate) -> dict[str, float]:
+    return dict(zip(("mean", "ci_low", "ci_high"), map(float, estimate), strict=True))
 
 
 def table(result: Result) -> Table:
@@ -185,9 +184,11 @@ def table(result: Result) -> Table:
     digits = 1 if largest >= 10 else 3
 
     def add(label: str, place: str, row: dict[str, float]) -> None:
-        mean, low, high, *spread = (f"{x:,.{digits}f}" for x in row.values())
+        mean, low, high, *spread = row.values()
         name = names[place] if returns.keys() - {"port"} else ""
-        rows.add_row(label, name, mean, f"{low} … {high}", *spread, end_section=place == "difference")
+        shown = [f"{x:,.{digits}f}" for x in (mean, *spread)]
+        shown.insert(1, interval_text(low, high, digits))
+        rows.add_row(label, name, *shown, end_section=place == "difference")
 
     for i, seed in enumerate(result["seeds"]):
         for place, found in returns.items():

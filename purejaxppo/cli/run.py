@@ -10,12 +10,13 @@ from purejaxppo.cli.command import exit_code
 from purejaxppo.cli.envs import list_envs
 from purejaxppo.cli.flags import parse, parse_resume, value_of
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
 from purejaxppo.rundir.files import read_json
 from purejaxppo.rundir.summary import Summary
+from purejaxppo.statistics import interval_text
 
 
 def main(argv: list[str]) -> int:
@@ -86,15 +87,16 @@ def table(summary: Summary, out: Path) -> Table:
     """What came of a run."""
     evaluation = summary["eval_return"]
     rows = Table(title=f"{summary['algo']} on {summary['env']}", show_header=False, title_justify="left")
-    interval = f"95% interval {evaluation['ci_low']:.1f} … {evaluation['ci_high']:.1f}"
-    rows.add_row("final return", f"IQM {evaluation['iqm']:.1f}, {interval}, mean {evaluation['mean']:.1f}")
+    interval = interval_text(evaluation["ci_low"], evaluation["ci_high"])
+    interval = "" if interval == "–" else f"95% interval {interval}, "
+    rows.add_row("final return", f"IQM {evaluation['iqm']:.1f}, {interval}mean {evaluation['mean']:.1f}")
     shown = [f"{seed}: {score:.1f}" for seed, score in zip(summary["seeds"], evaluation["per_seed"], strict=True)]
     rows.add_row(
         "per seed", "  ".join(shown[:16]) + (f"  … {len(shown) - 16} more in summary.json" if shown[16:] else "")
     )
     for sick in summary["sick_seeds"][:8]:
         rows.add_row("sick seed", f"{sick['seed']}: {sick['cause']} not finite in update {sick['update']:,}; frozen")
-    rows.add_row("steps", f"{summary['env_steps']:,} per seed, {summary['num_seeds']} seeds")
+    rows.add_row("steps", f"{summary['env_steps']:,} per seed, {plural(summary['num_seeds'], 'seed')}")
     rows.add_row("steps per second", f"{summary['steps_per_second']:,.0f}, all seeds, on {summary['device']}")
     rows.add_row("seconds", f"{summary['compile_seconds']:.1f} compiling, {summary['run_seconds']:.1f} running")
     rows.add_row("files", str(out))

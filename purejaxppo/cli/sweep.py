@@ -13,7 +13,7 @@ from rich.console import Console
 from purejaxppo.cli.command import exit_code
 from purejaxppo.cli.flags import parse_resume, parse_with, value_of
 from purejaxppo.config import Config
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
 from purejaxppo.sweeps.axes import Settings, grid, parse_axis, parse_sampler
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
         progress.show(plan_table(sweep, steps, len(devices)))
         summaries = run_sweep(sweep, steps, devices, progress, debug)
         write_results(out / "results.csv", sweep, summaries)
-        title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {len(sweep.record.seeds)} seeds"
+        title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {plural(len(sweep.record.seeds), 'seed')}"
         draw(out / "results.png", title, sweep.settings, summaries)
         progress.show(results_table(sweep, summaries))
         progress.say(

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from purejaxppo.report import figures, statistics
+from purejaxppo import statistics
+from purejaxppo.report import figures
 from purejaxppo.report.html import Markup, escape, figure, listed, paragraph
 from purejaxppo.report.sections import Entry, Groups, seeds_of, series_of
 
@@ -55,7 +56,7 @@ def diagnostics_on(env: str, entries: list[Entry]) -> str:
 
 def panel_figure(panel: Panel, env: str, entries: list[Entry]) -> str:
     """One diagnostic; nothing if no run has it, or no seed ever died."""
-    series = [(e, s) for e in entries if (s := series_of(e, panel.column, statistics.middle_half)) is not None]
+    series = [(e, s) for e in entries if (s := series_of(e, panel.column, statistics.quartiles_over_seeds)) is not None]
     if not series or (panel.column == "alive" and all((s.y.point == 1).all() for _, s in series)):
         return ""
     drawn = [e for e, _ in series]
@@ -78,7 +79,7 @@ def calibration(env: str, entries: list[Entry]) -> str:
     """The KL that the quadratic model predicts against the KL that the step had."""
     series = []
     for e in entries:
-        predicted, actual = (series_of(e, name, statistics.middle_half) for name in ("predicted_kl", "kl"))
+        predicted, actual = (series_of(e, name, statistics.quartiles_over_seeds) for name in ("predicted_kl", "kl"))
         if predicted is None or actual is None:
             continue
         _, i, j = np.intersect1d(predicted.x, actual.x, return_indices=True)

@@ -13,7 +13,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from purejaxppo.report.runs import Run
-from purejaxppo.report.statistics import Estimate, evenly
+from purejaxppo.statistics import Estimate
 
 # Okabe and Ito (2008), without yellow, which is too faint on white: told apart by colour-blind readers
 _COLOURS = {
@@ -84,7 +84,7 @@ class Interval(NamedTuple):
 
     label: str
     look: Look
-    value: Estimate  # [1]
+    value: Estimate  # of a number
     dots: np.ndarray  # [seeds] what it is an aggregate of; may be empty
 
 
@@ -147,8 +147,8 @@ def intervals(rows: Sequence[Interval], xlabel: str, *, reference: float | None 
         for i, (_, look, value, dots) in enumerate(rows):
             some = np.sort(dots)[evenly(len(dots), _STRIP_AT_MOST)]
             axes.plot(some, np.full(len(some), i + 0.24), "|", color=look.colour, alpha=0.55, markersize=5)
-            axes.plot([value.low[0], value.high[0]], [i, i], color=look.colour, linewidth=4, alpha=0.35)
-            axes.plot(value.point, [i], look.marker, color=look.colour, markersize=6.5, markeredgecolor="white")
+            axes.plot([value.low, value.high], [i, i], color=look.colour, linewidth=4, alpha=0.35)
+            axes.plot([value.point], [i], look.marker, color=look.colour, markersize=6.5, markeredgecolor="white")
         axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 28, max_lines=2, placeholder="…") for row in rows])
         axes.set(ylim=(len(rows) - 0.4, -0.5), xlabel=xlabel, xlim=xlim)
         axes.tick_params(axis="y", length=0)
@@ -189,6 +189,11 @@ def short(x: float) -> str:
         if abs(x) >= unit:
             return f"{x / unit:g}{suffix}"
     return f"{x:g}"
+
+
+def evenly(count: int, at_most: int) -> np.ndarray:
+    """Indices of `count` entries, or of `at_most` of them from first to last."""
+    return np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(int))
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from purejaxppo.report.statistics import Estimate
+from purejaxppo.statistics import Estimate
 
 
 class Markup(str):
@@ -28,14 +28,14 @@ def decimals(values: Sequence[float]) -> int:
     return int(np.clip(3 - math.floor(math.log10(largest)), 0, 6)) if largest > 0 else 1
 
 
-def fixed(value: float, digits: int) -> str:
+def fixed(value: float | np.ndarray, digits: int) -> str:
     """A number with a real minus sign; "–" for NaN."""
     return "–" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def interval(value: Estimate, digits: int) -> str:
-    """ "[low, high]"; "–" where one seed gives none."""
-    return "–" if np.isnan(value.low[0]) else f"[{fixed(value.low[0], digits)}, {fixed(value.high[0], digits)}]"
+    """ "[low, high]"; "–" where there is none."""
+    return "–" if np.isnan(value.low) else f"[{fixed(value.low, digits)}, {fixed(value.high, digits)}]"
 
 
 def escape(text: str) -> Markup:

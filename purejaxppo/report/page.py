@@ -16,7 +16,7 @@ from purejaxppo.report.figures import looks
 from purejaxppo.report.html import decimals, escape, fixed, interval, listed
 from purejaxppo.report.runs import Run, labels, read_run
 from purejaxppo.report.sections import Entry, Groups, seeds_of
-from purejaxppo.report.statistics import iqm_of_scores, require_rliable
+from purejaxppo.statistics import iqm_over_seeds
 
 
 def write_report(directories: list[Path], out: Path) -> None:
@@ -25,13 +25,12 @@ def write_report(directories: list[Path], out: Path) -> None:
     The same directories give the same bytes. They are only read; nothing but `out` is written, and it only whole.
 
     Raises:
-        UsageError: a directory does not hold what a run leaves, `out` cannot be written, or rliable is not installed.
+        UsageError: a directory does not hold what a run leaves or `out` cannot be written.
     """
     if not directories:
         raise UsageError("no run directory is given, and a report needs at least one; name the --out of a run.")
     if out.suffix.lower() not in {".html", ".htm"} or out.is_dir():
         raise UsageError(f"out = {str(out)!r} must be the name of an .html file; write --out report.html.")
-    require_rliable()
     content = page([read_run(directory) for directory in directories])
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -45,7 +44,7 @@ def write_report(directories: list[Path], out: Path) -> None:
 def page(runs: list[Run]) -> str:
     """The report as HTML."""
     names = labels(runs)
-    scores = [iqm_of_scores(run.scores) for run in runs]
+    scores = [iqm_over_seeds(run.scores) for run in runs]
     entries = [Entry(*entry) for entry in zip(runs, names, looks(runs, names), scores, strict=True)]
     groups: Groups = {}
     for entry in entries:
@@ -91,14 +90,14 @@ def _best(entries: list[Entry]) -> str:
     rated = [(e.label, e.score) for e in ended if not np.isnan(e.run.scores).all()]
     if not rated:
         return "there is no score yet"
-    top = max(value.point[0] for _, value in rated)
-    best = [(label, value) for label, value in rated if value.point[0] == top]
+    top = max(value.point for _, value in rated)
+    best = [(label, value) for label, value in rated if value.point == top]
     digits = decimals([x for e in entries for x in e.run.scores])
     score = f"{fixed(top, digits)} {interval(best[0][1], digits)}".removesuffix(" –")
     if len(rated) == 1:
         return f"{rated[0][0]} has a final IQM of {score}"
     among = " among the runs that have ended" if len(ended) < len(entries) else ""
     names = f"{listed(label for label, _ in best)} {'share' if best[1:] else 'has'}"
-    close = [label for label, value in rated if value.point[0] < top and value.high[0] >= best[0][1].low[0]]
+    close = [label for label, value in rated if value.point < top and value.high >= best[0][1].low]
     those = f", an interval that overlaps with {'those' if close[1:] else 'that'} of {listed(close)}" if close else ""
     return f"{names} the highest final IQM{among}, {score}{those}"

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from purejaxppo.report import figures, statistics
+from purejaxppo import statistics
+from purejaxppo.report import figures
 from purejaxppo.report.html import Markup, decimals, escape, figure, fixed, interval, listed, paragraph, table
 from purejaxppo.report.runs import Run, differing, seed_range
 
@@ -69,7 +70,7 @@ def learning_curves(groups: Groups) -> str:
 
 def curve(env: str, entries: list[Entry], column: str, kind: str) -> str:
     """One environment's learning curves."""
-    series = [(e, s) for e in entries if (s := series_of(e, column, statistics.iqm_of_curve)) is not None]
+    series = [(e, s) for e in entries if (s := series_of(e, column, statistics.iqm_over_seeds)) is not None]
     if not series:
         return paragraph(f"{env}: no run has finished an episode yet.")
     drawn = [e for e, _ in series]
@@ -77,7 +78,7 @@ def curve(env: str, entries: list[Entry], column: str, kind: str) -> str:
     missing = {e.label for e in entries} - {e.label for e in drawn} if column == "episode_return" else set()
     caption = Markup(
         f"<b>{escape(env)}.</b> {kind.capitalize()}: IQM over seeds ({escape(seeds_of(drawn))}) and its pointwise "
-        f"95% stratified bootstrap interval{escape(_alone(drawn))}."
+        f"95% bootstrap interval{escape(_alone(drawn))}."
         + (f" Nothing to draw yet: {escape(listed(sorted(missing)))}." if missing else "")
     )
     image = figures.lines([s for _, s in series], "environment steps per seed", kind)
@@ -100,7 +101,7 @@ def scores_on(env: str, entries: list[Entry]) -> str:
             [
                 e.name,
                 f"{e.run.env_steps:,}",
-                fixed(e.score.point[0], digits),
+                fixed(e.score.point, digits),
                 interval(e.score, digits),
                 f"{fixed(known.mean(), digits)}{spread}" if known.size else "–",
                 _extreme(e.run, np.nanargmin, digits),
@@ -118,9 +119,9 @@ def scores_on(env: str, entries: list[Entry]) -> str:
     if any(len(e.run.seeds) == 1 for e in entries):
         notes.append("One seed gives no interval.")
     bars = [bar for bar in bars if bar.dots.size]
-    text = "; ".join(f"{row.label} {fixed(row.value.point[0], digits)} {interval(row.value, digits)}" for row in bars)
+    text = "; ".join(f"{row.label} {fixed(row.value.point, digits)} {interval(row.value, digits)}" for row in bars)
     caption = Markup(
-        f"<b>{escape(env)}.</b> Final scores: marker, IQM; bar, its 95% stratified bootstrap interval; ticks, single "
+        f"<b>{escape(env)}.</b> Final scores: marker, IQM; bar, its 95% bootstrap interval; ticks, single "
         f"seeds ({escape(seeds_of(entries))})."
     )
     drawn = figure(figures.intervals(bars, "final return"), f"Final IQM on {env}: {text}.", caption) if bars else ""
@@ -145,11 +146,12 @@ def profiles(groups: Groups) -> str:
         scores = np.concatenate([e.run.scores[~np.isnan(e.run.scores)] for e in known])
         margin = 0.02 * (np.ptp(scores) or abs(scores[0]) or 1.0)
         taus = np.linspace(scores.min() - margin, scores.max() + margin, 121)
-        series = [figures.Series(e.drawn_label, e.look, taus, statistics.profile(e.run.scores, taus)) for e in known]
+        shares = [statistics.performance_profile(e.run.scores, taus) for e in known]
+        series = [figures.Series(e.drawn_label, e.look, taus, y) for e, y in zip(known, shares, strict=True)]
         image = figures.lines(series, "score τ", "fraction of seeds with score > τ", ylim=(-0.03, 1.03), steps=False)
         caption = Markup(
             f"<b>{escape(env)}.</b> Fraction of seeds ({escape(seeds_of(known))}) whose final score is above τ, with "
-            f"pointwise 95% stratified bootstrap bands{escape(_alone(known))}. Higher everywhere is better throughout."
+            f"pointwise 95% bootstrap bands{escape(_alone(known))}. Higher everywhere is better throughout."
         )
         found.append(figure(image, f"Performance profiles on {env}: {listed(e.label for e in known)}.", caption))
     return f'<div class="figures">{"".join(found)}</div>'
@@ -169,17 +171,17 @@ def improvements_on(env: str, entries: list[Entry], all_pairs_up_to: int = 6) ->
     pairs = [(x, y) for x, y in pairs if (x.run.outcome is None) == (y.run.outcome is None)]
     if not pairs:
         return paragraph(f"{env}: no two runs with scores of the same kind.")
-    values = [statistics.improvement(x.run.scores, y.run.scores) for x, y in pairs]
-    rows = [[x.name, y.name, fixed(p.point[0], 2), interval(p, 2)] for (x, y), p in zip(pairs, values, strict=True)]
+    values = [statistics.probability_of_improvement(x.run.scores, y.run.scores) for x, y in pairs]
+    rows = [[x.name, y.name, fixed(p.point, 2), interval(p, 2)] for (x, y), p in zip(pairs, values, strict=True)]
     bars = [
         figures.Interval(f"{x.label} > {y.label}", x.look, p, np.zeros(0))
         for (x, y), p in zip(pairs, values, strict=True)
     ]
-    text = "; ".join(f"{bar.label} {fixed(bar.value.point[0], 2)} {interval(bar.value, 2)}" for bar in bars)
+    text = "; ".join(f"{bar.label} {fixed(bar.value.point, 2)} {interval(bar.value, 2)}" for bar in bars)
     first = f" {len(known)} runs, each against the first." if len(known) > all_pairs_up_to else ""
     caption = Markup(
         f"<b>{escape(env)}.</b> Probability that a seed of X scores higher than one of Y, ties counting one half, with "
-        f"95% stratified bootstrap intervals ({escape(seeds_of(known))}).{first} An interval that holds ½ leaves the "
+        f"95% bootstrap intervals ({escape(seeds_of(known))}).{first} An interval that holds ½ leaves the "
         "order open."
     )
     image = figures.intervals(bars, "P(X > Y)", reference=0.5, xlim=(-0.03, 1.03))
@@ -218,12 +220,12 @@ def methods() -> str:
     return paragraph(
         "A score is a seed’s mean return over the evaluation episodes of its final policy. IQM, the interquartile "
         "mean, is the mean of the middle half of the seeds. Intervals are percentile intervals of "
-        f"{statistics.RESAMPLES:,} stratified bootstrap resamples of the seeds, drawn with a fixed random seed by "
-        "rliable (Agarwal et al., Deep reinforcement learning at the edge of the statistical precipice, 2021, "
-        "arXiv:2108.13264). They speak of other seeds on the same environment, not of other environments; those of "
-        "curves and profiles hold at each point, not for the whole line. ± is the standard deviation over seeds "
-        f"(n − 1). Curves are drawn at up to {POINTS} of their log intervals, without smoothing; seeds in which no "
-        "episode ended in an interval are not part of that point."
+        f"{statistics.RESAMPLES:,} bootstrap resamples of the seeds, drawn with a fixed random seed; fewer than "
+        f"{statistics.FEWEST} seeds give none. See Agarwal et al., Deep reinforcement learning at the edge of the "
+        "statistical precipice, 2021, arXiv:2108.13264. The intervals speak of other seeds on the same environment, "
+        "not of other environments; those of curves and profiles hold at each point, not for the whole line. ± is the "
+        f"standard deviation over seeds (n − 1). Curves are drawn at up to {POINTS} of their log intervals, without "
+        "smoothing; seeds in which no episode ended in an interval are not part of that point."
     )
 
 
@@ -235,7 +237,7 @@ def series_of(
     if values is None or np.isnan(values).all():
         return None
     known = np.flatnonzero(~np.isnan(values).all(axis=0))
-    rows = known[statistics.evenly(known.size, POINTS)]
+    rows = known[figures.evenly(known.size, POINTS)]
     return figures.Series(entry.label, entry.look, entry.run.log.env_steps[rows], aggregate(values[:, rows]))
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from purejaxppo.config import Config
+from purejaxppo.errors import plural
 from purejaxppo.experiment.experiment import begin_record, devices_again
 from purejaxppo.experiment.loop import Group, Run, padded
 from purejaxppo.experiment.options import HostOptions
@@ -125,7 +126,7 @@ def run_sweep(
             for members in step.batches if step.program else ():
                 if all((sweep.directories[j] / "summary.json").exists() for j in members):
                     continue
-                progress.say(f"{step.group.name}: {len(members)} settings")
+                progress.say(f"{step.group.name}: {plural(len(members), 'setting')}")
                 run = _run(sweep, step.group, members, step.at_once, step.program, devices, progress, debug)
                 for record in run.records:
                     record.directory.mkdir(exist_ok=True)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from purejaxppo.errors import plural
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir.summary import Summary
+from purejaxppo.statistics import interval_text
 from purejaxppo.sweeps.axes import show
 from purejaxppo.sweeps.execution import Step, Sweep
 
@@ -19,7 +21,8 @@ GIB = 2**30
 def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
     """Groups, runs, memory and batches, before anything is trained."""
     count, seeds = len(sweep.settings), len(sweep.record.seeds)
-    title = f"{count} settings × {seeds} seeds = {count * seeds} runs, on {devices} devices"
+    product = f"{plural(count, 'setting')} × {plural(seeds, 'seed')} = {plural(count * seeds, 'run')}"
+    title = f"{product}, on {plural(devices, 'device')}"
     rows = Table(title=title, title_justify="left")
     for heading in ("group", "settings", "runs", "GiB on each device", "batches"):
         rows.add_column(heading, justify="left" if heading == "group" else "right")
@@ -38,14 +41,15 @@ def best_first(summaries: list[Summary]) -> list[int]:
 def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Table:
     """The best settings, with the 95% bootstrap interval of each IQM."""
     order = best_first(summaries)
-    rows = Table(title=f"best of {len(order)} settings by IQM of the final returns", title_justify="left")
+    rows = Table(title=f"best of {plural(len(order), 'setting')} by IQM of the final returns", title_justify="left")
     for name in (*sweep.settings[0], "IQM", "95% interval", "mean", "sick seeds"):
         rows.add_column(name, justify="right")
     for i in order[:most]:
         final = summaries[i]["eval_return"]
-        numbers = [_shown(final[name]) for name in ("iqm", "ci_low", "ci_high", "mean")]
+        interval = interval_text(float(final["ci_low"]), float(final["ci_high"]))
         own = map(show, sweep.settings[i].values())
-        rows.add_row(*own, numbers[0], f"{numbers[1]} … {numbers[2]}", numbers[3], str(len(summaries[i]["sick_seeds"])))
+        sick = str(len(summaries[i]["sick_seeds"]))
+        rows.add_row(*own, _shown(final["iqm"]), interval, _shown(final["mean"]), sick)
     return rows
 
 

@@ -1,0 +1,142 @@
+"""Aggregates and intervals over seeds, against rliable's, scipy's and brute force."""
+
+import io
+import itertools
+import math
+import re
+import types
+
+import numpy as np
+import pytest
+import scipy.stats
+from rich.console import Console
+
+from purejaxppo.cli import evaluate, run
+from purejaxppo.statistics import (
+    bootstrap,
+    interval_text,
+    iqm,
+    iqm_interval,
+    iqm_over_seeds,
+    performance_profile,
+    probability_of_improvement,
+    quartiles_over_seeds,
+)
+from purejaxppo.sweeps.results import results_table
+
+SCORES = np.random.default_rng(1).normal(size=24)
+OTHERS = np.random.default_rng(2).normal(0.5, size=16)
+
+
+def test_iqm_is_the_mean_of_the_middle_half():
+    assert iqm([0, 1, 2, 3, 4, 5, 6, 700]) == 3.5
+    assert iqm([1.0, math.nan, 3.0]) == 2.0
+    assert math.isnan(iqm([math.nan]))
+
+
+def test_aggregates_and_intervals_are_those_of_rliable():
+    """The same resamples are not drawn: bounds agree within what so few of them leave open."""
+    library, metrics = (pytest.importorskip(f"rliable.{name}") for name in ("library", "metrics"))
+    thresholds = np.linspace(-2, 2, 9)
+    matrix, other = SCORES[:, None], OTHERS[:, None]
+    np.random.seed(0)  # rliable 1.2 draws from the global generator, whatever it is told
+    profile = library.create_performance_profile({"": matrix}, thresholds)
+
+    def interval(function, scores):
+        point, bounds = library.get_interval_estimates({"": scores}, function, reps=500)
+        return np.concatenate([np.ravel(point[""]), np.ravel(bounds[""])])
+
+    theirs = interval(lambda x: np.array([metrics.aggregate_iqm(x)]), matrix)
+    np.testing.assert_allclose(iqm_over_seeds(SCORES), theirs, atol=0.06)
+    assert iqm(SCORES) == pytest.approx(theirs[0])
+    ours = probability_of_improvement(SCORES, OTHERS)
+    theirs = interval(lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), [matrix, other])
+    np.testing.assert_allclose(ours, theirs, atol=0.03)
+    assert ours[0] == pytest.approx(theirs[0])
+    for mine, yours in zip(performance_profile(SCORES, thresholds), (profile[0][""], *profile[1][""]), strict=True):
+        np.testing.assert_allclose(mine, yours, atol=0.045)  # one seed of 24 is 0.042
+
+
+def test_interval_of_the_iqm_is_that_of_scipy():
+    other = scipy.stats.bootstrap(
+        (SCORES,), lambda x, axis: scipy.stats.trim_mean(x, 0.25, axis=axis), method="percentile", rng=2
+    ).confidence_interval
+    np.testing.assert_allclose(iqm_interval(SCORES), [other.low, other.high], atol=0.05)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = [low <= 0 <= high for low, high in (iqm_interval(rng.normal(size=24)) for _ in range(200))]
+    assert 0.85 <= np.mean(covered) <= 0.99
+
+
+def test_curves_leave_out_missing_seeds():
+    values = np.random.default_rng(0).normal(size=(9, 6))
+    values[[0, 3], 1] = values[:, 2] = values[1:, 3] = values[2:, 4] = np.nan
+    some = [0, 1, 3, 4, 5]
+    estimate, quartiles = iqm_over_seeds(values), quartiles_over_seeds(values[:, some])
+    expected = [scipy.stats.trim_mean(x[~np.isnan(x)], 0.25) for x in values.T[some]]
+    np.testing.assert_allclose(estimate.point[some], expected)
+    np.testing.assert_allclose(quartiles.point, expected)
+    assert np.isnan(estimate.low).tolist() == [False, False, True, True, True, False]  # one seed, or two
+    assert (estimate.low < estimate.point)[[0, 1, 5]].all()
+    assert (estimate.point < estimate.high)[[0, 1, 5]].all()
+    for i in (0, 1):  # whole curves are drawn, each by the same seeds as alone
+        assert (estimate.low[i], estimate.high[i]) == pytest.approx(iqm_interval(values[:, i]))
+
+
+def test_probability_of_improvement_is_brute_force():
+    x, y = [3.0, 1.0, 2.0, 2.0, 5.0], [2.0, 2.0, 0.0]
+    expected = sum((a > b) + 0.5 * (a == b) for a, b in itertools.product(x, y)) / 15
+    assert probability_of_improvement(np.array(x), np.array(y)).point == pytest.approx(expected)
+
+
+def test_groups_are_resampled_each_by_itself_whatever_fits_into_memory():
+    groups = [np.full(4, 1.0), np.full(5, 10.0), np.arange(3000.0)]
+    seen = []
+
+    def statistic(*resampled):
+        seen.append([x.shape for x in resampled])
+        return np.stack([x.mean(axis=1) for x in resampled], axis=-1)
+
+    point, low, high = bootstrap(statistic, *groups)
+    assert sum(shapes[0][0] for shapes in seen[1:]) == 2000
+    assert len(seen) > 2  # in several parts
+    np.testing.assert_array_equal(point, [1, 10, 1499.5])
+    np.testing.assert_array_equal([low[:2], high[:2]], [[1, 10]] * 2)
+    half = 1.96 * np.arange(3000).std() / np.sqrt(3000)
+    np.testing.assert_allclose([low[2], high[2]], [1499.5 - half, 1499.5 + half], atol=half / 10)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_fewer_than_three_seeds_give_no_interval(count):
+    scores = np.arange(count) + 1.0
+    low, high = iqm_interval([*scores, math.nan])
+    assert math.isnan(low) == math.isnan(high) == (count < 3)
+    assert interval_text(low, high) == ("1.0 … 3.0" if count == 3 else "–")
+    if count:
+        assert np.isnan(probability_of_improvement(scores, SCORES).low) == (count < 3)
+        assert np.isnan(performance_profile(scores, np.zeros(2)).high).all() == (count < 3)
+
+
+def test_no_table_shows_an_interval_of_two_seeds(tmp_path):
+    def text(table):
+        console = Console(file=io.StringIO(), width=200)
+        console.print(table)
+        return console.file.getvalue()
+
+    returns = {"iqm": 15.0, "ci_low": math.nan, "ci_high": math.nan, "mean": 15.0, "per_seed": [10.0, 20.0]}
+    summary = {"algo": "ppo", "env": "X", "seeds": [0, 1], "num_seeds": 1, "eval_return": returns, "sick_seeds": []}
+    summary |= {"env_steps": 64, "steps_per_second": 9.0, "compile_seconds": 1.0, "run_seconds": 1.0, "device": "cpu"}
+    assert "IQM 15.0, mean 15.0" in text(run.table(summary, tmp_path))
+    assert "64 per seed, 1 seed\n" in re.sub(" *│\n", "\n", text(run.table(summary, tmp_path)))
+    sweep = types.SimpleNamespace(settings=[{"gamma": 0.9}])
+    saved = summary | {"eval_return": returns | {"ci_low": "nan", "ci_high": "nan"}}  # as the file has it
+    assert re.search(r"best of 1 setting by.* 0\.9 │ *15\.0 │ *– │ *15\.0 ", text(results_table(sweep, [saved])), re.S)
+
+    played = [(np.array([1.0, 2.0, 4.0]), np.ones(3)), (np.array([1.0, 2.0, 6.0]), np.ones(3))]
+    result = {"algo": "ppo", "env": "X", "env_steps": 64, "episodes": 3, "policy": "greedy", "seeds": [0, 1]}
+    result |= {"gymnasium": None, "returns": {"port": evaluate.figures(played)}}
+    rows = [line.split() for line in text(evaluate.table(result)).splitlines()]
+    assert ["0", "2.333", "1.000", "…", "4.000", "1.247", "1.000", "4.000", "1.000"] in rows  # of three episodes
+    assert ["IQM", "2.667", "–"] in rows
