@@ -18,15 +18,15 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from purejaxppo.experiment.experiment import begin_record
-from purejaxppo.experiment.logging import Log
-from purejaxppo.experiment.loop import Run
+from purejaxppo.experiment.experiment import start_record
+from purejaxppo.experiment.loop import Loop
 from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.program import compile_program
 from purejaxppo.experiment.progress import ProgressLine
-from purejaxppo.experiment.signals import Signals
+from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import use_cpu_cores
 from purejaxppo.parallel.runs import over_runs
-from purejaxppo.presets import preset, settings_of
+from purejaxppo.presets import preset
 from purejaxppo.rundir.files import new_directory
 from purejaxppo.train import make_train
 
@@ -38,25 +38,27 @@ RUNS = {"ppo": 300_000, "trpo": 60_000, "a2c": 2_400_000, "a2c-short": 600_000}
 def compare(algo: str, total_steps: int, num_seeds: int, rounds: int) -> dict[str, object]:
     config, seeds, devices = preset(algo, "CartPole-v1", total_steps=total_steps), list(range(num_seeds)), jax.devices()
     work = Path(tempfile.mkdtemp(prefix="loop-cost-"))
-    record = begin_record(config, seeds, work / "run", devices, HostOptions())
-    run = Run([record], devices, ProgressLine(Console(file=io.StringIO())))
-    program = run.compile()
-    bare = over_runs(make_train(config), devices).lower(run.keys).compile()
+    runs = RunBatch([start_record(config, seeds, work / "run", devices, HostOptions())], devices)
+    program = compile_program(runs)
+    bare = over_runs(make_train(config), devices).lower(runs.keys).compile()
 
-    def loop() -> None:
-        shutil.rmtree(run.out, ignore_errors=True)
-        new_directory(run.out)
-        totals = np.zeros((len(run.runs), len(program.metrics)), np.float32)
-        with Signals() as signals, Log(run.out, seeds, run.options, settings_of(config), 0, 1) as log:
-            run.progress.stage("training", 0, config.env_steps * num_seeds)
-            run.train(program, program.init(run.keys, run.swept), totals, 0, signals, [log])
+    def loop() -> float:
+        """Seconds but for the final evaluation."""
+        shutil.rmtree(runs.directory, ignore_errors=True)
+        new_directory(runs.directory)
+        one = Loop(runs, ProgressLine(Console(file=io.StringIO())))
+        one.run(program=program)
+        return one.seconds["run"] - one.seconds["evaluation"]
+
+    def bare_train() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(bare(runs.keys))
+        return time.perf_counter() - began
 
     seconds: dict[str, list[float]] = {"bare": [], "loop": []}
     for _ in range(rounds + 1):  # the first warms up
-        for name, work_once in (("bare", lambda: jax.block_until_ready(bare(run.keys))), ("loop", loop)):
-            began = time.perf_counter()
-            work_once()
-            seconds[name].append(time.perf_counter() - began)
+        seconds["bare"].append(bare_train())
+        seconds["loop"].append(loop())
     shutil.rmtree(work)
     medians = {name: float(np.median(x[1:])) for name, x in seconds.items()}
     return medians | {

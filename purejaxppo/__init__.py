@@ -1,6 +1,6 @@
 """The trust-region family of policy-gradient methods, compiled end to end in JAX."""
 
-from pathlib import Path
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from purejaxppo._version import __version__ as __version__
@@ -16,26 +16,27 @@ from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from purejaxppo.train import init, make_train, update_step
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import jax
-    import numpy as np
-
-    from purejaxppo.policy.load import Trained
-
-
-def load(directory: str | Path, seed: int | str = "best", checkpoint: int | str = "last", env: Any = None) -> "Trained":
-    """One seed of a run directory, with its config, its state and a ready `act(obs, key=None)`; see `Trained`."""
+    from purejaxppo.experiment.experiment import resume_experiment, run_experiment
     from purejaxppo.policy.load import load
-
-    return load(directory, seed, checkpoint, env)
-
-
-def sweep(config: Config, axes: "Mapping[str, Any]", keys: "jax.Array") -> "dict[str, np.ndarray]":
-    """Train every combination of the axes' values with every key: tidy columns; see `sweeps.function.sweep`."""
     from purejaxppo.sweeps.table import sweep
 
-    return sweep(config, axes, keys)
+# What works on files or draws is imported when it is asked for: all that it stands on takes as long as JAX itself.
+_LAZY = {
+    "load": "purejaxppo.policy.load",
+    "resume_experiment": "purejaxppo.experiment.experiment",
+    "run_experiment": "purejaxppo.experiment.experiment",
+    "sweep": "purejaxppo.sweeps.table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [
@@ -59,6 +60,8 @@ __all__ = [
     "make_train",
     "over_runs",
     "preset",
+    "resume_experiment",
+    "run_experiment",
     "sweep",
     "update_step",
     "use_cpu_cores",

@@ -7,13 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import Probe
-from rich.console import Console
 
 from purejaxppo import PPO, Config, UsageError, init
 from purejaxppo.agent import make_policy
 from purejaxppo.experiment.experiment import run_experiment
-from purejaxppo.experiment.options import HostOptions
-from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.policy.export import export_policy, largest_difference, observations
 from purejaxppo.policy.load import Trained, actor, load
 from purejaxppo.policy.video import player
@@ -84,8 +81,7 @@ def test_a_wrong_action_of_one_factor_is_a_difference(kind):
 def test_a_run_is_read_back_with_its_distribution_and_entries(tmp_path):
     """And a module of one's own, which a file cannot name, is asked for in one line."""
     config = Config(env=BOX, algo=PPO(), action_distribution="beta", layer_norm=True, **SMALL)
-    quiet, options = ProgressLine(Console(), quiet=True), HostOptions(final_episodes=2)
-    run_experiment(config, [0, 1], tmp_path / "run", jax.devices()[:1], quiet, options)
+    run_experiment(config, 2, tmp_path / "run", devices=1, options={"final_episodes": 2})
     trained = load(tmp_path / "run", 1, env=BOX)
     assert (trained.config.action_distribution, trained.config.layer_norm) == ("beta", True)
     action = trained.act(jnp.ones((5, 1)))

@@ -24,12 +24,10 @@ import pytest
 from environments import Position, Walk
 from rich.console import Console
 
-from purejaxppo import A2C, Config, make_train
+from purejaxppo import A2C, Config, make_train, resume_experiment, run_experiment
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment import loop, progress
-from purejaxppo.experiment.experiment import resume_experiment, run_experiment
 from purejaxppo.experiment.logging import _values
-from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.health import CAUSES
 from purejaxppo.parallel.runs import over_runs
@@ -77,11 +75,13 @@ CONFIG = Config(
 programs = {}
 
 
-def compile_once(config, devices, keys, options, swept, vmap_size=None, compile=loop.compile_program):
+def compile_once(runs, compile=loop.compile_program):
     """`compile_program`, once per log interval; always with evaluations, which are programs of their own."""
-    if options.log_interval not in programs:
-        programs[options.log_interval] = compile(config.replace(eval_interval=1), devices, keys, options, swept)
-    return programs[options.log_interval]
+    interval, (record,) = runs.options.log_interval, runs.records
+    if interval not in programs:
+        with_evaluations = record._replace(config=record.config.replace(eval_interval=1))
+        programs[interval] = compile(dataclasses.replace(runs, records=[with_evaluations]))
+    return programs[interval]
 
 
 @pytest.fixture(autouse=True)
@@ -91,9 +91,8 @@ def compiled_once(monkeypatch):
 
 def run(out, eval_interval=0, line=None, debug=False, **options):
     """A run of all seeds on two devices; by default in silence."""
-    line = line or ProgressLine(Console(), quiet=True)
-    host = HostOptions(**({"log_interval": 3, "final_episodes": 2} | options))
-    return run_experiment(CONFIG.replace(eval_interval=eval_interval), SEEDS, out, jax.devices(), line, host, debug)
+    host, config = {"log_interval": 3, "final_episodes": 2} | options, CONFIG.replace(eval_interval=eval_interval)
+    return run_experiment(config, SEEDS, out, options=host, progress=line, debug=debug).summary
 
 
 def rows_of(out):
@@ -285,7 +284,7 @@ def test_a_crash_before_or_after_the_first_row_leaves_no_trace_in_the_log(tmp_pa
         run(out, line=Reader(out / "metrics.csv", crash), log_interval=log, checkpoint_interval=3)
     with (out / "metrics.csv").open("a") as file:
         file.write("31,9,288,0.1")  # and a line that was torn
-    resume_experiment(out, None, ProgressLine(Console(), quiet=True), env=Unlucky())
+    resume_experiment(out, env=Unlucky())
     assert (out / "metrics.csv").read_bytes() == (
         outputs[log, None, 0, 0.0 if log == 3 else math.inf][0] / "metrics.csv"
     ).read_bytes()

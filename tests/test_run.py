@@ -268,7 +268,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_compilation(flags, tmp_pat
 
 
 def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
-    def interrupted(*args):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("purejaxppo.cli.run.run_experiment", interrupted)

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from purejaxppo import Config, UsageError, over_runs
 from purejaxppo.experiment import loop, program
 from purejaxppo.experiment.options import HostOptions
+from purejaxppo.parallel import devices as devices_module
 from purejaxppo.parallel.runs import differing_replica
 
 ROOT = pathlib.Path(__file__).parent
@@ -171,9 +172,10 @@ def test_a_replica_that_differs_is_found():
         failure: tuple
 
     state = State({"w": torn}, (np.zeros(1), np.zeros(1)))
-    loop.Run._find_sick(SimpleNamespace(each=[], debug=False), state)
+    runs = SimpleNamespace(members=[])
+    loop.Loop._find_failed(SimpleNamespace(runs=runs, state=state, debug=False))
     with pytest.raises(UsageError, match=r"policy\.w differs between devices"):
-        loop.Run._find_sick(SimpleNamespace(each=[], debug=True), state)
+        loop.Loop._find_failed(SimpleNamespace(runs=runs, state=state, debug=True))
 
 
 @pytest.mark.parametrize(("runs", "together", "enough"), [(3, None, 4), (18, 8, 20)])
@@ -188,7 +190,7 @@ def test_the_memory_check_knows_what_devices_share(monkeypatch):
     """A run too large for one device fits on two that share it, but not two such runs, nor with each its own."""
     config = Config(env="CartPole-v1", num_envs=4096, num_steps=128, num_minibatches=512)
     per_run = 4096 * 128 * (4 * 16)  # four copies of each observation; states, activations are less
-    monkeypatch.setattr(program, "available_bytes", lambda devices: int(0.9 * per_run))
+    monkeypatch.setattr(devices_module, "available_bytes", lambda devices: int(0.9 * per_run))
     shared, own = HostOptions(mesh="env=2"), HostOptions()
     program.check_memory(config, 1, jax.devices(), shared)
     for runs, devices, options in ((1, jax.devices()[:1], own), (2, jax.devices(), own), (2, jax.devices(), shared)):
@@ -200,9 +202,9 @@ def test_the_memory_check_counts_the_runs_that_a_core_makes_at_once(monkeypatch)
     """Of 32 runs on a core, eight are made at a time and the others are only kept."""
     config = Config(env="CartPole-v1", num_envs=256, num_steps=128, num_minibatches=128)
     per_run = 256 * 128 * (4 * 16)
-    monkeypatch.setattr(program, "available_bytes", lambda devices: 12 * per_run)
+    monkeypatch.setattr(devices_module, "available_bytes", lambda devices: 12 * per_run)
     program.check_memory(config, 32, jax.devices()[:1], HostOptions())
-    monkeypatch.setattr(program, "available_bytes", lambda devices: 7 * per_run)
+    monkeypatch.setattr(devices_module, "available_bytes", lambda devices: 7 * per_run)
     with pytest.raises(UsageError, match="GiB"):
         program.check_memory(config, 32, jax.devices()[:1], HostOptions())
 
@@ -238,12 +240,12 @@ from purejaxppo.rundir.checkpoint import flatten, read, steps_saved
 from purejaxppo.cli.run import main
 flags = "--algo a2c --num-envs 8 --num-steps 4 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --final-episodes 1"
 flags = [*flags.split(), *"--log-interval 1 --quiet --num-seeds 8 --total-steps 64".split()]
-train = loop.Run.train
-def check_what_is_restored(self, program, state, *others):
-    placed = flatten({"state": state})
+train = loop.Loop._train
+def check_what_is_restored(self):
+    placed = flatten({"state": self.state})
     assert before is None or all(placed[name].tobytes() == before[name].tobytes() for name in placed)
-    return train(self, program, state, *others)
-loop.Run.train = check_what_is_restored
+    train(self)
+loop.Loop._train = check_what_is_restored
 out = pathlib.Path(sys.argv[1])
 jax.config.update("jax_compilation_cache_dir", str(out / "cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

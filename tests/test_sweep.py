@@ -100,6 +100,7 @@ def test_what_does_not_fit_is_done_in_equal_batches(monkeypatch, free, compiled,
 
 def test_one_setting_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(plan, "available_bytes", lambda devices: 10)
+    monkeypatch.setattr("purejaxppo.parallel.devices.available_bytes", lambda devices: 10)
     with pytest.raises(UsageError, match="lower --num-seeds"):
         plan.fit(lambda n: n, lambda n: 100 * n, 64, jax.devices())
 
@@ -152,23 +153,23 @@ def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys):
     curves = [(tmp_path / "whole" / name / "metrics.csv").read_text() for name in names]
     assert len({*curves}) == 4
 
-    drive, save, groups = loop.Run.drive, loop.Run._save, []
+    train, save, groups = loop.Loop.run, loop.Loop.save, []
 
-    def killed_in_the_second_group(self, out, *others):
-        save(self, out, *others)
-        if len(groups) == 2 and out.parent.name == ".unfinished":
+    def killed_in_the_second_group(self):
+        save(self)
+        if len(groups) == 2:
             raise KeyboardInterrupt
 
-    def count(self, snapshot=None):
-        groups.append(self.out)
-        return drive(self, snapshot)
+    def count(self, *arguments):
+        groups.append(self.runs.directory)
+        return train(self, *arguments)
 
-    monkeypatch.setattr(loop.Run, "drive", count)
-    monkeypatch.setattr(loop.Run, "_save", killed_in_the_second_group)
+    monkeypatch.setattr(loop.Loop, "run", count)
+    monkeypatch.setattr(loop.Loop, "save", killed_in_the_second_group)
     part = tmp_path / "part"
     assert main([*FLAGS, *axes, "--checkpoint-interval", "1", "--out", str(part)]) == 130
     assert sorted(path.parent.name for path in part.glob("*/summary.json")) == sorted(names[0::2])
-    monkeypatch.setattr(loop.Run, "_save", save)
+    monkeypatch.setattr(loop.Loop, "save", save)
     groups.clear()
     capsys.readouterr()
     assert main(["--resume", str(part)]) == 0

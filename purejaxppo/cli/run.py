@@ -13,7 +13,7 @@ from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine
-from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
+from purejaxppo.parallel.devices import use_cpu_cores
 from purejaxppo.rundir.files import read_json
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
@@ -62,11 +62,18 @@ def start_run(argv: list[str], console: Console) -> None:
     options.check()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out = Path(options.out or f"runs/{options.env.replace('/', '-')}-{options.algo}-seed{options.seed}-{stamp}")
-    seeds = list(range(options.seed, options.seed + options.num_seeds))
-    progress = ProgressLine(console, options.quiet)
-    summary = run_experiment(config, seeds, out, choose_devices(options.devices), progress, host, options.debug)
+    result = run_experiment(
+        config,
+        options.num_seeds,
+        out,
+        first_seed=options.seed,
+        devices=options.devices,
+        options=host,
+        debug=options.debug,
+        progress=ProgressLine(console, options.quiet),
+    )
     if not options.quiet:
-        console.print(table(summary, out))
+        console.print(table(result.summary, out))
 
 
 def resume_run(argv: list[str], console: Console) -> None:
@@ -75,12 +82,17 @@ def resume_run(argv: list[str], console: Console) -> None:
     out = Path(options.resume)
     if not out.is_dir():
         raise UsageError(f"resume = {options.resume!r} is no directory; give that of a run.")
-    progress = ProgressLine(console, options.quiet)
-    summary = resume_experiment(
-        out, options.devices, progress, options.total_steps, options.env, options.debug, options.mesh
+    result = resume_experiment(
+        out,
+        options.total_steps,
+        env=options.env,
+        devices=options.devices,
+        mesh=options.mesh,
+        debug=options.debug,
+        progress=ProgressLine(console, options.quiet),
     )
     if not options.quiet:
-        console.print(table(summary, out))
+        console.print(table(result.summary, out))
 
 
 def table(summary: Summary, out: Path) -> Table:

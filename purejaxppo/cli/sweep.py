@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
             progress, debug = ProgressLine(console, options.quiet), options.debug
             seeds = list(range(options.seed, options.seed + options.num_seeds))
             sweep, devices = begin_sweep(config, settings, seeds, out, choose_devices(options.devices), host)
-        steps = plan_sweep(sweep, devices, progress, debug)
+        steps = plan_sweep(sweep, devices, progress)
         progress.show(plan_table(sweep, steps, len(devices)))
         summaries = run_sweep(sweep, steps, devices, progress, debug)
         write_results(out / "results.csv", sweep, summaries)

@@ -1,56 +1,164 @@
-"""How an experiment begins: anew, or where it was interrupted."""
+"""Experiments from Python and from the command line: begun anew, or gone on with where they were interrupted."""
 
 import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from rich.console import Console
 
 from purejaxppo.config import Config
-from purejaxppo.errors import UsageError
-from purejaxppo.experiment.loop import Run, padded
+from purejaxppo.errors import UsageError, plural
+from purejaxppo.experiment.loop import ChunkReport, Loop
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import check_memory
 from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import choose_devices, threads
+from purejaxppo.policy.load import Trained, actor
+from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import lock, new_directory
+from purejaxppo.rundir.metrics import read_columns
 from purejaxppo.rundir.record import RunRecord, read_record, versions, write_record
 from purejaxppo.rundir.summary import Summary
+from purejaxppo.types import TrainState
+
+OnChunk = Callable[[ChunkReport], Any]
+MOST_SEEDS = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentResult:
+    """What came of an experiment."""
+
+    config: Config
+    seeds: list[int]
+    out: Path | None  # the run directory; None: nothing was kept
+    summary: Summary  # as summary.json
+    metrics: dict[str, np.ndarray]  # metrics.csv: tidy columns `seed`, `update`, `env_steps`, then metrics
+    padded_state: TrainState = dataclasses.field(repr=False)  # on the devices; see `state`
+
+    @cached_property
+    def state(self) -> TrainState:
+        """The final states [seeds], on the host: all that a checkpoint holds."""
+        return jax.tree.map(lambda x: x[: len(self.seeds)], jax.device_get(self.padded_state))
+
+    @cached_property
+    def policy(self) -> Trained:
+        """The best seed by the final evaluation, ready to act; as `purejaxppo.load` returns it."""
+        returns = np.asarray(self.summary["eval_return"]["per_seed"], np.float64)
+        best = int(np.argmax(np.where(np.isnan(returns), -np.inf, returns)))
+        state = jax.tree.map(lambda x: jax.numpy.asarray(x[best]), self.state)
+        return Trained(self.config, self.seeds[best], state, self.summary["env_steps"], actor(self.config, state))
 
 
 def run_experiment(
     config: Config,
-    seeds: list[int],
-    out: Path,
-    devices: list[jax.Device],
-    progress: ProgressLine,
-    options: HostOptions | None = None,
+    seeds: int | Sequence[int] = 8,
+    out: str | Path | None = None,
+    *,
+    first_seed: int = 0,
+    devices: int | Sequence[jax.Device] | None = None,
+    options: HostOptions | Mapping[str, Any] | None = None,
+    on_chunk: OnChunk | None = None,
     debug: bool = False,
-) -> Summary:
-    """Train all seeds, leave the run directory's files, return its summary.
+    quiet: bool = True,
+    progress: ProgressLine | None = None,
+) -> ExperimentResult:
+    """Train all seeds, as `python -m purejaxppo.run` does, and return what came of it.
 
-    The result is that of `make_train(config)` bit for bit, whatever the options but `mesh` and `seed_mode`. A seed
-    whose numbers turn non-finite is frozen and named in the summary.
+    Each seed learns what `make_train(config)(jax.random.key(seed))` learns, whatever the options; `mesh` and
+    `seed_mode` may change its last digits. A seed whose numbers turn non-finite is frozen and named in the summary.
+
+    Args:
+        seeds: how many, from `first_seed` on; or a list of them.
+        out: the run directory, which must be new or empty. None: nothing is kept on disk, and there are no checkpoints.
+        devices: how many, or which; None is all.
+        options: `log_interval`, `checkpoint_interval`, `tensorboard` and the like: the fields of `HostOptions`.
+        on_chunk: called with a `ChunkReport` every few seconds, between two chunks of updates. It can change nothing.
+            An exception in it ends the run once a checkpoint is saved, and reaches the caller.
+        debug: stop once a seed's numbers turn non-finite, and name the operation.
+        quiet: print warnings only. Otherwise the progress goes to stdout, or to `progress`.
 
     Raises:
-        UsageError: the run cannot work; with `debug`, also once a seed fails, naming the operation.
-        OSError: a file cannot be written. The last checkpoint is whole.
-        HostEnvironmentError: an environment on the host failed. The last checkpoint is whole.
-        Stopped: SIGTERM or SIGINT; everything is saved.
+        UsageError: the run cannot work; or with `debug` a seed has failed; or all seeds have.
+        OSError: a file cannot be written. The message says whether a checkpoint can be resumed.
+        HostEnvironmentError: an environment on the host failed; likewise.
+        Stopped: SIGTERM or SIGINT, a KeyboardInterrupt; everything is saved.
     """
-    options = options or HostOptions()
+    seeds = seed_list(seeds, first_seed)
+    options = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
     config.check()
     options.check()
-    devices = options.place(config, len(seeds), devices)
-    check_memory(config, padded(config, len(seeds), devices, options), devices, options)
-    new_directory(out)
-    with lock(out):
-        record = begin_record(config, seeds, out, devices, options)
+    chosen = options.place(config, len(seeds), choose_devices(devices))
+    check_memory(config, len(seeds), chosen, options)
+    progress = progress or ProgressLine(Console(highlight=False), quiet)
+    with _run_directory(out) as directory, lock(directory):
+        record = start_record(config, seeds, directory, chosen, options)
         write_record(record)
-        return Run([record], devices, progress, debug).drive()[0]
+        loop = Loop(RunBatch([record], chosen), progress, debug, on_chunk, keep=out is not None)
+        return _result(loop, loop.run(), out is not None)
 
 
-def begin_record(
+def resume_experiment(
+    out: str | Path,
+    total_steps: int | None = None,
+    *,
+    env: Any = None,
+    devices: int | Sequence[jax.Device] | None = None,
+    mesh: str | None = None,
+    on_chunk: OnChunk | None = None,
+    debug: bool = False,
+    quiet: bool = True,
+    progress: ProgressLine | None = None,
+) -> ExperimentResult:
+    """Go on exactly where a run was; from its beginning, if there is no checkpoint yet.
+
+    Args:
+        out: the run directory.
+        total_steps: train longer than was planned; not if the learning rate is annealed.
+        env: the environment, again, if it is one of your own: a file is not trusted to run code.
+        devices, mesh: None: as before, if there are as many. With others the last digits differ, which is said.
+
+    The other arguments, and what is raised, are those of `run_experiment`.
+    """
+    directory, progress = Path(out), progress or ProgressLine(Console(highlight=False), quiet)
+    record = read_record(directory, env)
+    if total_steps is not None and total_steps != record.config.total_steps:
+        record = record._replace(config=_longer(record.config, total_steps))
+    record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
+    check_memory(record.config, len(record.seeds), here, HostOptions.of(record.options))
+    with lock(directory):
+        runs = RunBatch([record], here)
+        snapshot = runs.newest_checkpoint(progress.warn)
+        progress.say(_what_is_resumed(record, snapshot.about["update"] if snapshot else 0))
+        write_record(record)
+        loop = Loop(runs, progress, debug, on_chunk)
+        return _result(loop, loop.run(snapshot), True)
+
+
+def seed_list(seeds: int | Sequence[int], first_seed: int = 0) -> list[int]:
+    """`first_seed`, `first_seed` + 1, … if `seeds` is a number. Raises: UsageError."""
+    if isinstance(seeds, int | np.integer):
+        if not 1 <= seeds <= MOST_SEEDS:
+            raise UsageError(f"num_seeds = {seeds} must be a whole number in [1, {MOST_SEEDS:,}]; the default is 8.")
+        if not 0 <= first_seed <= 2**32 - seeds:
+            raise UsageError(f"seed = {first_seed} must be within 0 … 2³² - num_seeds; the default is 0.")
+        return list(range(int(first_seed), int(first_seed + seeds)))
+    chosen = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
+    valid = all(type(seed) is int and 0 <= seed < 2**32 for seed in chosen)
+    if not valid or not 0 < len(chosen) == len({*chosen}) <= MOST_SEEDS:
+        raise UsageError(f"seeds = {chosen!r:.80} must be different whole numbers in [0, 2³²); pass range(8), say.")
+    return chosen
+
+
+def start_record(
     config: Config, seeds: list[int], out: Path, devices: list[jax.Device], options: HostOptions
 ) -> RunRecord:
     """What config.json says of a new run."""
@@ -60,65 +168,84 @@ def begin_record(
     return RunRecord(out, config, seeds, host, prng, len(devices), versions(), threads())
 
 
-def resume_experiment(
-    directory: Path,
-    devices: int | None,
-    progress: ProgressLine,
-    total_steps: int | None = None,
-    env: Any = None,
-    debug: bool = False,
-    mesh: str | None = None,
-) -> Summary:
-    """Go on exactly where a run was; from its beginning, if there is no checkpoint yet. Raises as `run_experiment`."""
-    record = read_record(directory, env)
-    if total_steps is not None and total_steps != record.config.total_steps:
-        record = record._replace(config=_longer(record.config, total_steps))
-    record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
-    options = HostOptions.of(record.options)
-    check_memory(record.config, padded(record.config, len(record.seeds), here, options), here, options)
-    with lock(directory):
-        run = Run([record], here, progress, debug)
-        snapshot = run.newest()
-        write_record(record)
-        return run.drive(snapshot)[0]
-
-
 def devices_again(
-    record: RunRecord, programs: list[tuple[Config, int]], devices: int | None, mesh: str | None, progress: ProgressLine
+    record: RunRecord,
+    programs: list[tuple[Config, int]],
+    devices: int | Sequence[jax.Device] | None,
+    mesh: str | None,
+    progress: ProgressLine,
 ) -> tuple[RunRecord, list[jax.Device]]:
     """Devices for what goes on: those asked for; else as many as before, or fewer if there are no more here.
 
     `programs` are the configs that they must fit, and how many runs each has. Says what may differ for it, and returns
     the record as it now is.
     """
-    options = HostOptions.of(record.options)
-    everything = choose_devices(devices)
+    before = HostOptions.of(record.options)
+    options, everything = before, choose_devices(devices)
     if mesh is not None:
         options = dataclasses.replace(options, mesh=mesh)
         options.check()
     elif options.mesh and len(everything) < record.devices:
         progress.warn(f"mesh = {options.mesh} is more than the {len(everything)} devices here: each run gets one")
         options = dataclasses.replace(options, mesh="")
-    wanted = len(everything) if devices or mesh is not None else min(record.devices, len(everything))
-    here = choose_devices(wanted)  # and what the record says is checked
+    here = everything if devices or mesh is not None else choose_devices(min(record.devices, len(everything)))
     for config, runs in programs:
         here = options.place(config, runs, here)
     now = record._replace(
         options=dataclasses.asdict(options), devices=len(here), versions=versions(), threads=threads()
     )
-    old = HostOptions.of(record.options)
-    if options.env_shards != old.env_shards:
-        progress.warn(f"mesh = {options.mesh!r} instead of {old.mesh!r}: episodes will be others")
-    elif options.net_shards != old.net_shards:
-        progress.warn(f"mesh = {options.mesh!r} instead of {old.mesh!r}: the last digits of what follows may differ")
+    shape, old = options.mesh_shape, before.mesh_shape
+    if shape.env != old.env:
+        progress.warn(f"mesh = {options.mesh!r} instead of {before.mesh!r}: episodes will be others")
+    elif shape.net != old.net:
+        progress.warn(f"mesh = {options.mesh!r} instead of {before.mesh!r}: the last digits of what follows may differ")
     elif len(here) != record.devices:
         progress.warn(f"on {len(here)} devices instead of {record.devices}: the last digits of what follows may differ")
     elif record.threads and now.threads and now.threads != record.threads:
         progress.warn(f"{now.threads} threads instead of {record.threads}: the last digits of what follows may differ")
     for package, version in now.versions.items():
-        if (before := record.versions.get(package)) != version:
-            progress.warn(f"{package} is {version} and was {before}: the last digits of what follows may differ")
+        if (old_version := record.versions.get(package)) != version:
+            progress.warn(f"{package} is {version} and was {old_version}: the last digits of what follows may differ")
     return now, here
+
+
+@contextmanager
+def _run_directory(out: str | Path | None) -> Iterator[Path]:
+    """A new run directory, or a temporary one. If nothing was logged before the run failed, nothing of it is left."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="purejaxppo-") as temporary:
+            yield new_directory(Path(temporary))
+        return
+    directory = Path(out)
+    existed = directory.exists()
+    new_directory(directory)
+    try:
+        yield directory
+    except BaseException:
+        log = directory / "metrics.csv"
+        if not any((directory / "checkpoints").glob("[0-9]*")) and not (log.exists() and log.stat().st_size):
+            shutil.rmtree(directory, ignore_errors=True)
+            if existed:
+                directory.mkdir(exist_ok=True)
+        raise
+
+
+def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResult:
+    (record,) = loop.runs.records
+    metrics = read_columns(record.directory / "metrics.csv")
+    return ExperimentResult(
+        record.config, record.seeds, record.directory if keep else None, summaries[0], metrics, loop.state
+    )
+
+
+def _what_is_resumed(record: RunRecord, update: int) -> str:
+    config, seeds = record.config, len(record.seeds)
+    algo, env = settings_of(config)["algo"], config.env if isinstance(config.env, str) else repr(config.env)
+    steps = update * config.num_envs * config.num_steps
+    where = (
+        f"at step {steps:,} of {config.env_steps:,} per seed" if update else "from the beginning: it has no checkpoint"
+    )
+    return f"resuming {record.directory}: {algo} on {env}, {plural(seeds, 'seed')}, {where}"
 
 
 def _longer(config: Config, total_steps: int) -> Config:

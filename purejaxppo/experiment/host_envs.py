@@ -1,8 +1,7 @@
 """What a run must know of environments that are stepped by the host: they fail, end with the run, and begin anew."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -12,7 +11,7 @@ from purejaxppo.types import TrainState
 
 
 @contextlib.contextmanager
-def closing(env: BaseEnv, seeds: Sequence[int], out: Path) -> Iterator[None]:
+def closing(env: BaseEnv, seeds: Sequence[int], way_out: Callable[[], str]) -> Iterator[None]:
     """End an environment's processes with the run; `seeds` are those of its runs, one after the other.
 
     Raises:
@@ -27,8 +26,7 @@ def closing(env: BaseEnv, seeds: Sequence[int], out: Path) -> Iterator[None]:
         if (failed := env.failed) is None:
             raise
         raise HostEnvironmentError(
-            f"{failed.env}: environment {failed.place} of seed {seeds[failed.run]} {failed.how}; the last checkpoint "
-            f"is whole: mend the environment, then --resume {out}"
+            f"{failed.env}: environment {failed.place} of seed {seeds[failed.run]} {failed.how}; {way_out()}"
         ) from error
     finally:
         env.close()

@@ -1,9 +1,9 @@
-"""Experiments under way: chunks of updates, and what the host does between two of them."""
+"""The training loop on the host: compiled chunks of updates, and what is logged, saved and said between two of them."""
 
+import contextlib
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,269 +16,334 @@ from purejaxppo.experiment.host_envs import closing, with_episodes_of
 from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.nonfinite import explain
-from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import ROWS, Program, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.health import CAUSES
-from purejaxppo.parallel.runs import differing_replica, padded_count
-from purejaxppo.presets import settings_of, with_settings
+from purejaxppo.parallel.runs import differing_replica
+from purejaxppo.presets import settings_of
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.checkpoint import Snapshot
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord
 from purejaxppo.rundir.summary import Summary, write_summary
 from purejaxppo.statistics import iqm
-from purejaxppo.train import init
 from purejaxppo.types import TrainState
 
 CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
 CHECKPOINT_SECONDS = 30.0
 
 
-def padded(config: Config, runs: int, devices: list[jax.Device], options: HostOptions) -> int:
-    """Runs, equally many on all devices and in all lots: what is left over trains copies of the last one."""
-    return padded_count(runs, len(devices) // options.devices_per_run, options.vmap_size(config, devices))
+class ChunkReport(NamedTuple):
+    """What `on_chunk` is given after each chunk of updates, every few seconds. All arrays are copies."""
+
+    update: int  # updates made so far
+    num_updates: int  # planned
+    env_steps: int  # made so far, per seed
+    rows: dict[str, np.ndarray]  # new rows of metrics.csv as tidy columns, {} if there is none
+    returns: np.ndarray  # [seeds] the last known of each, NaN before the first episode has ended
+    failed_seeds: list[dict[str, Any]]  # seed, update, cause
 
 
-class Group(NamedTuple):
-    """Several run directories that are trained as one program: what a sweep tells a `Run`."""
-
-    swept: tuple[str, ...]  # the numbers in which their settings differ
-    out: Path  # where checkpoints of all of them are kept until the end
-    sweep: Path  # what is resumed
-    runs: int  # that the program is made for
-    program: Program | None = None  # compiled before
-
-
-class Run:
-    """A run under way: what its chunks share. With a `group`, all seeds of several run directories."""
+class Loop:
+    """One batch of runs on its way from the first update to the last."""
 
     def __init__(
         self,
-        records: Sequence[RunRecord],
-        devices: list[jax.Device],
+        runs: RunBatch,
         progress: ProgressLine,
         debug: bool = False,
-        group: Group | None = None,
+        on_chunk: Callable[[ChunkReport], Any] | None = None,
+        keep: bool = True,
     ) -> None:
-        first = records[0]
-        self.records, self.devices, self.progress, self.debug, self.group = records, devices, progress, debug, group
-        self.config, self.seeds, self.out = first.config, first.seeds, group.out if group else first.directory
-        self.options = HostOptions.of(first.options)
-        self.batch = self.config.num_envs * self.config.num_steps
-        self.interval = self.options.log_interval or 1
-        self.each = [(record, seed) for record in records for seed in self.seeds]
-        count = len(self.each)
-        runs = group.runs if group else padded(self.config, count, devices, self.options)
-        self.runs = np.asarray([*range(count), *[count - 1] * (runs - count)])
-        settings = [settings_of(record.config) for record in records]
-        own = {name: np.asarray([x[name] for x in settings], np.float64) for name in (group.swept if group else ())}
-        self.swept = {name: np.repeat(np.float32(x), len(self.seeds))[self.runs] for name, x in own.items()}
-        self.whole = with_settings(self.config, own)
-        seeds = np.asarray([seed for _, seed in self.each], np.uint32)
-        self.keys = jax.vmap(partial(jax.random.key, impl=first.prng))(seeds[self.runs])
-        self.scores = np.full(count, np.nan)  # last returns of each
-        self.sick: dict[int, dict[str, Any]] = {}
-        self.seconds = {"compile": 0.0, "run": 0.0}
-
-    @cached_property
-    def like(self) -> TrainState:
-        """The shapes of all states, which only a run that is resumed must know."""
-        return jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.each)])
-
-    def newest(self) -> Snapshot | None:
-        """The last checkpoint that is whole, None if none was saved. Raises: UsageError."""
-        if not (saved := checkpoint.steps_saved(self.out / "checkpoints")):
-            self.progress.say("no checkpoint was saved: beginning anew")
-            return None
-        seeds = [seed for _, seed in self.each]
-        snapshot = checkpoint.newest_whole(
-            saved, lambda found: found.check(self.whole, seeds, self.like), self.progress.warn
-        )
-        if snapshot.about["update"] > self.config.num_updates:
-            raise UsageError(
-                f"{snapshot.directory} has {snapshot.about['update']} updates already; raise --total-steps."
-            )
-        return snapshot
-
-    def compile(self) -> Program:
-        """All that the run needs."""
-        return compile_program(self.config, self.devices, self.keys, self.options, self.swept)
-
-    def drive(self, snapshot: Snapshot | None = None) -> list[Summary]:
-        """Go on from a checkpoint, or from the beginning, to the end; what came of it, by run directory."""
-        try:
-            with closing(self.config.environment, [self.each[run][1] for run in self.runs], self._again):
-                return self._drive(snapshot)
-        except OSError as error:
-            raise OSError(f"{error}; the last checkpoint is whole: make room, then --resume {self._again}") from error
+        """`keep`: write checkpoints. Raises, from all of its methods: as `run_experiment`."""
+        self.runs, self.progress, self.debug, self.on_chunk, self.keep = runs, progress, debug, on_chunk, keep
+        self.done = self.saved = 0  # updates, and those that the last checkpoint has
+        self.saved_at = 0.0
+        self.returns = np.full(len(runs.members), np.nan)  # the last known of each member
+        self.failed: dict[int, dict[str, Any]] = {}  # by member
+        self.seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0, "saving": 0.0}
+        self.logs: list[Log] = []
+        # set by `_start`
+        self.program: Program
+        self.state: TrainState  # [runs]
+        self.totals: np.ndarray  # [runs, columns] sums of what the present row of the log has so far
 
     @property
-    def _again(self) -> Path:
-        return self.group.sweep if self.group else self.out
+    def config(self) -> Config:
+        return self.runs.config
 
-    def _drive(self, snapshot: Snapshot | None) -> list[Summary]:
-        config, progress, count = self.config, self.progress, len(self.each)
-        done = snapshot.about["update"] if snapshot else 0
-        if snapshot:
-            self.seconds = dict(snapshot.about["seconds"])
-            self.scores = np.asarray(snapshot.about["scores"], np.float64)
+    @property
+    def steps_per_update(self) -> int:
+        return self.config.num_envs * self.config.num_steps
+
+    def run(self, snapshot: Snapshot | None = None, program: Program | None = None) -> list[Summary]:
+        """Train from a checkpoint, or from the beginning, to the end, evaluate, and write the summaries."""
+        runs, config = self.runs, self.config
         if config.env_steps != config.total_steps:
-            progress.say(
+            self.progress.say(
                 f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
-                f"updates of {self.batch:,} steps."
+                f"updates of {self.steps_per_update:,} steps."
             )
         if not config.environment.has_time_limit:
-            progress.say(
+            self.progress.say(
                 f"{config.env} declares no time limit: evaluations cut episodes off after eval_max_steps = "
                 f"{config.eval_max_steps:,}"
             )
-        with Signals() as signals, progress, ExitStack() as stack:
-            logs = [
-                stack.enter_context(
-                    Log(x.directory, self.seeds, self.options, settings_of(x.config), done, done * self.batch + 1)
-                )
-                for x in self.records
-            ]
-            program = self.group.program if self.group else None
-            if program is None:
-                progress.stage("compiling")
-                program = signals.wait(self.compile, give_up=True)
-            self.seconds["compile"] += program.compile_seconds
-            progress.stage("training", done * self.batch * count, config.env_steps * count)
-            starts = jax.vmap(jax.random.fold_in, (0, None))(self.keys, done) if config.on_host and done else self.keys
-            state, totals = (
-                program.init(starts, self.swept),
-                np.zeros((len(self.runs), len(program.metrics)), np.float32),
-            )
-            if snapshot:
-                fresh, restored = state, checkpoint.unflatten(snapshot, self.like, "state.")
-                state = jax.tree.map(lambda new, old: jax.device_put(old[self.runs], new.sharding), fresh, restored)
-                if config.on_host:
-                    progress.say("environments on the host cannot be restored: all begin new episodes")
-                    state = with_episodes_of(fresh, state)
-                totals = snapshot.arrays["totals"][self.runs]
-                if totals.shape[1] != len(program.metrics):
-                    raise UsageError(
-                        f"{snapshot.directory} logs {totals.shape[1]} metrics and this version {len(program.metrics)}; "
-                        "resume with the version that began the run."
-                    )
-                progress.say(f"going on from update {done:,} of {config.num_updates:,}")
-            self._find_sick(state)
-            state, totals = self.train(program, state, totals, done, signals, logs)
-            progress.stage("evaluating")
-            evaluation = signals.wait(lambda: jax.device_get(program.final(state)), give_up=True)
-        if cut := int(np.sum(evaluation.cut[:count])):
-            progress.warn(
-                f"{cut:,} of {evaluation.cut[:count].size:,} episodes of the final evaluation were cut off after "
-                f"eval_max_steps = {config.eval_max_steps:,}"
-            )
-        returns = np.asarray(evaluation.returns[:count]).mean(axis=1)
-        if self.group:
-            state = jax.device_get(state)  # once, for the checkpoints of all run directories
-        return [self._conclude(i, returns, state, totals) for i in range(len(self.records))]
+        seeds = [runs.members[row][1] for row in runs.rows]
+        try:
+            with (
+                closing(config.environment, seeds, lambda: self.way_out("mend the environment")),
+                Signals() as self.signals,
+                self.progress,
+                contextlib.ExitStack() as stack,
+            ):
+                self.done = snapshot.about["update"] if snapshot else 0
+                begin = self.done * self.steps_per_update + 1
+                for x in runs.records:
+                    log = Log(x.directory, x.seeds, runs.options, settings_of(x.config), self.done, begin)
+                    self.logs.append(stack.enter_context(log))
+                self._start(snapshot, program)
+                self._train()
+                returns = self._final_returns()
+            if runs.out:  # the members' checkpoints are together, and now each gets its own
+                self.state = jax.device_get(self.state)
+                for i, record in enumerate(runs.records):
+                    self._write_checkpoint(record.directory, runs.members_of(i), record.config)
+            self._count_seconds()
+            return [self._finish(i, record, returns[runs.members_of(i)]) for i, record in enumerate(runs.records)]
+        except OSError as error:
+            raise OSError(f"{error}; {self.way_out(_remedy(error, runs))}") from error
 
-    def _conclude(self, i: int, returns: np.ndarray, state: TrainState, totals: Any) -> Summary:
-        """What came of the i-th run directory. Of the seconds of a group it gets its share."""
-        record, size = self.records[i], len(self.seeds)
-        own = range(i * size, (i + 1) * size)
-        if self.group:
-            self._save(
-                record.directory, slice(own.start, own.stop), record.config, state, totals, self.config.num_updates
-            )
-        seconds = {name: x / len(self.records) for name, x in self.seconds.items()}
-        sick = [found for j, found in self.sick.items() if j in own]
-        summary = write_summary(record, returns[own.start : own.stop], sick, seconds, self.devices)
-        curve = read_metrics(record.directory / "metrics.csv", "episode_return", size)
-        learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
-        return summary
+    def way_out(self, remedy: str = "") -> str:
+        """How to go on after a failure."""
+        if not self.keep:
+            return f"{remedy + ', then ' if remedy else ''}begin anew: without out=DIR, nothing is kept"
+        whole = "the last checkpoint is whole" if self.saved else "no checkpoint was saved yet"
+        return f"{whole}: {remedy + ', then ' if remedy else ''}--resume {self.runs.resume_directory}"
 
-    def train(
-        self, program: Program, state: TrainState, totals: Any, done: int, signals: Signals, logs: list[Log]
-    ) -> tuple[TrainState, Any]:
-        """Make all updates after `done`, log and save; `totals` [runs, columns] are what the present row has so far."""
-        config, runs, pace, saved_at = self.config, len(self.each), 1, time.monotonic()
-        while done < config.num_updates:
-            began = time.monotonic()
-            count = min(self._next_stop(done) - done, pace, ROWS * self.interval - done % self.interval)
-            chunk = program.advance(state, self.swept, totals, np.int32(done), np.int32(count))
-            state, rows = signals.wait(partial(jax.block_until_ready, chunk))
-            filled, rows = (done % self.interval + count) // self.interval, np.asarray(rows)
-            ends = [(done // self.interval + 1 + i) * self.interval for i in range(filled)]
-            done += count
-            last = done == config.num_updates
-            evaluate = config.eval_interval and (done % config.eval_interval == 0 or last)
-            if (evaluate or last) and done % self.interval:  # a row that ends early
-                filled, ends = filled + 1, [*ends, done]
-            totals = rows[:, filled] if filled < ROWS else np.zeros_like(totals)
-            for i, end in enumerate(ends):
-                row = means(program.metrics, rows[:runs, i])
-                if config.eval_interval:
-                    now = evaluate and end == done
-                    measured = program.evaluate(state).means() if now else dict.fromkeys(("eval_return", "eval_length"))
-                    row |= {
-                        name: np.full(runs, np.nan) if x is None else np.asarray(x)[:runs]
-                        for name, x in measured.items()
-                    }
-                for j, log in enumerate(logs):
-                    own = slice(j * len(self.seeds), (j + 1) * len(self.seeds))
-                    log.write(end, end * self.batch, {name: x[own] for name, x in row.items()})
-                returns = row.get("eval_return", row["episode_return"])
-                self.scores = np.where(np.isnan(returns), self.scores, returns)
-            self._find_sick(state)
+    def _start(self, snapshot: Snapshot | None, program: Program | None) -> None:
+        """Compile, if that was not done before, and make or restore the state."""
+        runs, config = self.runs, self.config
+        if program is None:
+            self.progress.stage("compiling")
+            program = self.signals.wait(partial(compile_program, runs), give_up=True)
+        self.program = program
+        if snapshot:
+            self.seconds |= snapshot.about["seconds"]
+            self.returns = np.asarray(snapshot.about["scores"], np.float64)
+            self.saved = self.done
+        self.seconds["compile"] += program.compile_seconds
+        self.began = time.monotonic() - self.seconds["run"]
+        per_update = self.steps_per_update * len(runs.members)
+        self.progress.stage("training", self.done * per_update, config.num_updates * per_update)
+        keys = runs.keys
+        if config.on_host and self.done:  # other episodes than at the beginning
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.done)
+        self.state = self.signals.wait(lambda: program.init(keys, runs.swept))
+        self.totals = np.zeros((len(runs.rows), len(program.metrics)), np.float32)
+        if snapshot:
+            self._restore(snapshot)
+            self.progress.say(f"going on from update {self.done:,} of {config.num_updates:,}")
+        self._find_failed()
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Put a checkpoint in the place of the fresh state."""
+        runs, fresh = self.runs, self.state
+        self.totals = snapshot.arrays["totals"][runs.rows]
+        if self.totals.shape[1] != len(self.program.metrics):
+            raise UsageError(
+                f"{snapshot.directory} logs {self.totals.shape[1]} metrics and this version "
+                f"{len(self.program.metrics)}; resume with the version that began the run."
+            )
+        restored = checkpoint.unflatten(snapshot, runs.state_shapes, "state.")
+        self.state = jax.tree.map(lambda new, old: jax.device_put(old[runs.rows], new.sharding), fresh, restored)
+        if self.config.on_host:
+            self.progress.say("environments on the host cannot be restored: all begin new episodes")
+            self.state = with_episodes_of(fresh, self.state)
+
+    def _train(self) -> None:
+        """Make all updates, or as many as it takes until all members have failed."""
+        runs, members, pace = self.runs, len(self.runs.members), 1
+        self.saved_at = time.monotonic()
+        while self.done < self.config.num_updates and len(self.failed) < members:
+            began, before = time.monotonic(), self.done
+            new_rows = self._advance(pace)
+            self._find_failed()
             elapsed = time.monotonic() - began
-            self.seconds["run"] += elapsed
-            pace = int(max(1, min(config.num_updates, CHUNK_SECONDS * count / elapsed)))
-            self.progress.advance(done * self.batch * runs, self.scores, runs - len(self.sick))
+            pace = int(max(1, min(self.config.num_updates, CHUNK_SECONDS * (self.done - before) / elapsed)))
+            alive = members - len(self.failed)
+            self.progress.advance(self.done * self.steps_per_update * members, self.returns, alive)
+            if self._save_is_due():
+                self.save()
+            if self.on_chunk:
+                self._report(self.on_chunk, new_rows)
+            if self.signals.received:
+                saved = f"saved at update {self.done:,}; --resume {runs.resume_directory} goes on from there"
+                raise Stopped(self.signals.received, saved if self.keep else "nothing is kept without out=DIR")
+        if len(self.failed) == members and not runs.out:  # in a sweep, others may be better
+            first = min(self.failed.values(), key=lambda found: found["update"])
+            raise UsageError(
+                f"all {members} seeds have turned non-finite, seed {first['seed']} first: {first['cause']} in update "
+                f"{first['update']}; check the environment, or lower --learning-rate. --debug names the operation."
+            )
 
-            every, young = self.options.checkpoint_interval, time.monotonic() - saved_at < CHECKPOINT_SECONDS
-            if last or signals.received or len(self.sick) == runs or (done % every == 0 if every else not young):
-                self._save(self.out, slice(runs), self.whole, state, totals, done)
-                saved_at = time.monotonic()
-            if len(self.sick) == runs and not self.group:
-                first = min(self.sick.values(), key=lambda found: found["update"])
-                raise UsageError(
-                    f"all {runs} seeds have turned non-finite, seed {first['seed']} first: {first['cause']} in update "
-                    f"{first['update']}; check the environment, or lower --learning-rate. --debug names the operation."
-                )
-            if signals.received:
-                raise Stopped(signals.received, f"saved at update {done:,}; --resume {self._again} goes on from there")
-        return state, totals
+    def _advance(self, at_most: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """Make a chunk of updates and log its rows, which are returned: the update that each ends with, and metrics."""
+        runs, config, done, program = self.runs, self.config, self.done, self.program
+        members, interval = len(runs.members), runs.options.log_interval or 1
+        count = min(self._next_stop() - done, at_most, ROWS * interval - done % interval)
 
-    def _next_stop(self, done: int) -> int:
+        def chunk() -> Any:
+            given = (self.state, runs.swept, self.totals, np.int32(done), np.int32(count))
+            return jax.block_until_ready(program.advance(*given))
+
+        self.state, sums = self.signals.wait(chunk)
+        filled, sums = (done % interval + count) // interval, np.asarray(sums)
+        ends = [(done // interval + 1 + i) * interval for i in range(filled)]
+        self.done = done = done + count
+        last = done == config.num_updates
+        evaluate = bool(config.eval_interval) and (done % config.eval_interval == 0 or last)
+        if (evaluate or last) and done % interval:  # a row that ends early
+            filled, ends = filled + 1, [*ends, done]
+        self.totals = sums[:, filled] if filled < ROWS else np.zeros_like(self.totals)
+        rows = []
+        for i, end in enumerate(ends):
+            row = means(program.metrics, sums[:members, i])
+            if config.eval_interval:
+                row |= self._evaluate(evaluate and end == done)
+            for j, log in enumerate(self.logs):
+                own = runs.members_of(j)
+                log.write(end, end * self.steps_per_update, {name: x[own] for name, x in row.items()})
+            returns = row.get("eval_return", row["episode_return"])
+            self.returns = np.where(np.isnan(returns), self.returns, returns)
+            rows.append((end, row))
+        return rows
+
+    def _evaluate(self, now: bool) -> dict[str, np.ndarray]:
+        """Means over the episodes of an evaluation at an interval, [members] each; NaN if there is none now."""
+        members = len(self.runs.members)
+        if not now:
+            return {name: np.full(members, np.nan) for name in ("eval_return", "eval_length")}
+        with self._timed("evaluation"):
+            measured = self.signals.wait(lambda: jax.device_get(self.program.evaluate(self.state).means()))
+        return {name: np.asarray(x)[:members] for name, x in measured.items()}
+
+    def _final_returns(self) -> np.ndarray:
+        """[members] Mean returns of the evaluation after training."""
+        self.progress.stage("evaluating")
+        with self._timed("evaluation"):
+            played = self.signals.wait(lambda: jax.device_get(self.program.final(self.state)), give_up=True)
+        members = len(self.runs.members)
+        if cut := int(np.sum(played.cut[:members])):
+            self.progress.warn(
+                f"{cut:,} of {played.cut[:members].size:,} episodes of the final evaluation were cut off after "
+                f"eval_max_steps = {self.config.eval_max_steps:,}"
+            )
+        return np.asarray(played.returns[:members]).mean(axis=1)
+
+    def _next_stop(self) -> int:
         """The update at which an evaluation or a checkpoint is due next, or the last."""
-        intervals = (self.config.eval_interval, self.options.checkpoint_interval)
-        return min([(done // i + 1) * i for i in intervals if i] + [self.config.num_updates])
+        intervals = (self.config.eval_interval, self.runs.options.checkpoint_interval)
+        return min([(self.done // i + 1) * i for i in intervals if i] + [self.config.num_updates])
 
-    def _find_sick(self, state: TrainState) -> None:
-        """Name the seeds that failed since the last look."""
-        updates, causes = (x[: len(self.each)] for x in jax.device_get(state.failure))
-        for i in (int(i) for i in np.flatnonzero(updates) if i not in self.sick):
-            record, seed = self.each[i]
+    def _save_is_due(self) -> bool:
+        if self.done == self.config.num_updates or self.signals.received or len(self.failed) == len(self.runs.members):
+            return True
+        if interval := self.runs.options.checkpoint_interval:
+            return self.done % interval == 0
+        return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
+
+    def _find_failed(self) -> None:
+        """Name the members that failed since the last look. Raises: UsageError, with `debug`, for the first."""
+        members = self.runs.members
+        updates, causes = (x[: len(members)] for x in jax.device_get(self.state.failure))
+        for i in (int(i) for i in np.flatnonzero(updates) if i not in self.failed):
+            record, seed = members[i]
             found = {"seed": seed, "update": int(updates[i]), "cause": CAUSES[causes[i] - 1]}
-            self.sick[i] = found
-            who = f"{record.directory.name}, seed {seed}" if self.group else f"seed {seed}"
+            self.failed[i] = found
+            who = f"{record.directory.name}, seed {seed}" if self.runs.out else f"seed {seed}"
             self.progress.say(
                 f"{who}: {found['cause']} not finite in update {found['update']:,}; frozen as it was before"
             )
             if self.debug:
-                raise UsageError(explain(record.config, jax.tree.map(lambda x, i=i: x[i], state), found))
-        if self.debug and (name := differing_replica(state)):
+                own = jax.tree.map(lambda x, i=i: x[i], self.state)
+                raise UsageError(self.signals.wait(partial(explain, record.config, own, found), give_up=True))
+        if self.debug and (name := differing_replica(self.state)):
             raise UsageError(f"{name} differs between devices that share a run; without --debug, it would not be told.")
 
-    def _save(self, out: Path, runs: slice, config: Config, state: TrainState, totals: np.ndarray, done: int) -> None:
-        """A checkpoint of some runs in `out`."""
+    def _report(self, on_chunk: Callable[[ChunkReport], Any], rows: list[tuple[int, dict[str, np.ndarray]]]) -> None:
+        """Call back. What that raises ends the run, once all is saved."""
+        seeds = [seed for _, seed in self.runs.members]
+        tables = [
+            {"seed": seeds, "update": [end] * len(seeds), "env_steps": [end * self.steps_per_update] * len(seeds)} | row
+            for end, row in rows
+        ]
+        columns = {name: np.concatenate([table[name] for table in tables]) for name in (tables[0] if tables else ())}
+        failed = [dict(found) for found in self.failed.values()]
+        steps = self.done * self.steps_per_update
+        try:
+            on_chunk(ChunkReport(self.done, self.config.num_updates, steps, columns, self.returns.copy(), failed))
+        except BaseException:
+            if self.saved < self.done:
+                self.save()
+            raise
+
+    def save(self) -> None:
+        """A checkpoint of all members."""
+        if self.keep:
+            with self._timed("saving"):
+                self._count_seconds()
+                everyone = slice(len(self.runs.members))
+                self._write_checkpoint(self.runs.directory, everyone, self.runs.full_config)
+            self.saved, self.saved_at = self.done, time.monotonic()
+
+    def _write_checkpoint(self, directory: Path, members: slice, config: Config) -> None:
+        """A checkpoint of some members."""
+        steps = self.done * self.steps_per_update
         about = {
-            "update": done,
-            "env_steps": done * self.batch,
-            "score": iqm(self.scores[runs]),
-            "scores": self.scores[runs],
+            "update": self.done,
+            "env_steps": steps,
+            "score": iqm(self.returns[members]),
+            "scores": self.returns[members],
             "seconds": self.seconds,
-            "seeds": [seed for _, seed in self.each[runs]],
+            "seeds": [seed for _, seed in self.runs.members[members]],
             "settings": settings_of(config),
         }
-        here = jax.device_get(state)  # cut on a device, each shape would need a kernel compiled for it
-        kept = {"state": jax.tree.map(lambda x: x[runs], here), "totals": totals[runs]}
-        checkpoint.save(out / "checkpoints" / str(done * self.batch), kept, about)
-        checkpoint.prune(out / "checkpoints", self.options.keep_checkpoints)
+        here = jax.device_get(self.state)  # cut on a device, each shape would need a kernel compiled for it
+        kept = {"state": jax.tree.map(lambda x: x[members], here), "totals": self.totals[members]}
+        checkpoint.save(directory / "checkpoints" / str(steps), kept, about)
+        checkpoint.prune(directory / "checkpoints", self.runs.options.keep_checkpoints)
+
+    def _finish(self, i: int, record: RunRecord, returns: np.ndarray) -> Summary:
+        """Write the summary and the learning curve of the i-th run directory, which gets its share of the seconds."""
+        members = range(len(self.runs.members))[self.runs.members_of(i)]
+        seconds = {name: x / len(self.runs.records) for name, x in self.seconds.items()}
+        failed = [found for member, found in self.failed.items() if member in members]
+        summary = write_summary(record, returns, failed, seconds, self.runs.devices)
+        curve = read_metrics(record.directory / "metrics.csv", "episode_return", len(record.seeds))
+        learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
+        return summary
+
+    def _count_seconds(self) -> None:
+        self.seconds["run"] = time.monotonic() - self.began
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - began
+
+
+def _remedy(error: BaseException | None, runs: RunBatch) -> str:
+    """What to do about a file that could not be written."""
+    if not runs.directory.is_dir():
+        return f"{runs.directory} is not there any more; move it back"
+    while error:
+        if "No space left" in str(error) or "are free" in str(error):
+            return "make room"
+        error = error.__cause__
+    return ""

@@ -1,15 +1,17 @@
 """How the host runs an experiment; nothing here changes what is learnt, `mesh` and `seed_mode` only its last digits."""
 
 import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
 import tyro
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.parallel.runs import best_vmap_size
+from purejaxppo.parallel.runs import best_vmap_size, padded_count
 
 SeedMode = Literal["vmap", "map"]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -21,6 +23,36 @@ Checkpoint = Annotated[
 EnvAgain = Annotated[
     str | None, tyro.conf.arg(help="needed again where it is module:Class: a file is not trusted to run code")
 ]
+
+
+class MeshShape(NamedTuple):
+    """`run=N,env=M,net=2`: how devices are shared out."""
+
+    run: int | None = None  # groups of devices that the runs lie on; None: as many as there are
+    env: int = 1  # devices that share the environments of each run
+    net: int = 1  # 2 if the policy and the critic of each run have devices of their own
+
+    @property
+    def devices_per_run(self) -> int:
+        return self.env * self.net
+
+    @classmethod
+    def parse(cls, text: str) -> "MeshShape":
+        """Raises: UsageError."""
+        sizes: dict[str, int] = {}
+        for part in text.split(",") if text else ():
+            name, _, size = part.partition("=")
+            if name not in cls._fields or name in sizes or not (size.isdecimal() and 0 < int(size) < 2**20):
+                raise UsageError(
+                    f"mesh = {text!r:.80} must be run=N,env=M,net=2, N and M whole numbers in [1, inf); leave out what "
+                    "is 1."
+                )
+            sizes[name] = int(size)
+        if sizes.get("net", 1) > 2:
+            raise UsageError(
+                f"mesh = {text!r:.80}: net must be 1 or 2, one for the policy and one for the critic; pass net=2."
+            )
+        return cls(**sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,42 +97,21 @@ class HostOptions:
 
         if self.seed_mode not in get_args(SeedMode):
             raise UsageError(f"seed_mode = {self.seed_mode!r} is not one of: vmap, map; the default is vmap.")
-        self._axes()
+        _ = self.mesh_shape  # refuses what it cannot read
 
-    def _axes(self) -> dict[str, int]:
-        axes: dict[str, int] = {}
-        for part in self.mesh.split(",") if self.mesh else ():
-            name, _, size = part.partition("=")
-            if name not in ("run", "env", "net") or name in axes or not (size.isdecimal() and 0 < int(size) < 2**20):
-                raise UsageError(
-                    f"mesh = {self.mesh!r:.80} must be run=N,env=M,net=2, N and M whole numbers in [1, inf); leave "
-                    "out what is 1."
-                )
-            axes[name] = int(size)
-        if axes.get("net", 1) > 2:
-            raise UsageError(
-                f"mesh = {self.mesh!r:.80}: net must be 1 or 2, one for the policy and one for the critic; pass net=2."
-            )
-        return axes
-
-    @property
-    def env_shards(self) -> int:
-        """Devices that share each run's environments."""
-        return self._axes().get("env", 1)
-
-    @property
-    def net_shards(self) -> int:
-        """2 if policy and critic have devices of their own."""
-        return self._axes().get("net", 1)
-
-    @property
-    def devices_per_run(self) -> int:
-        """That share each run in any way."""
-        return self.env_shards * self.net_shards
+    @cached_property
+    def mesh_shape(self) -> "MeshShape":
+        """What `mesh` says. Raises: UsageError."""
+        return MeshShape.parse(self.mesh)
 
     def vmap_size(self, config: Config, devices: list[jax.Device]) -> int | None:
         """Runs of a device that are made at once, None being all; see `over_runs`."""
         return 1 if self.seed_mode == "map" else best_vmap_size(config.on_host, devices)
+
+    def padded(self, config: Config, runs: int, devices: list[jax.Device]) -> int:
+        """Runs, equally many on all devices and in all lots: what is left over trains copies of the last one."""
+        groups = len(devices) // self.mesh_shape.devices_per_run
+        return padded_count(runs, groups, self.vmap_size(config, devices))
 
     def place(self, config: Config, runs: int, devices: list[jax.Device]) -> list[jax.Device]:
         """The devices to take, of those there are.
@@ -113,20 +124,22 @@ class HostOptions:
                 f"seed_mode = 'map' makes one run at a time, and the host steps {config.env!r} for all at once; leave "
                 "--seed-mode out."
             )
-        each = self.devices_per_run
-        run = self._axes().get("run", max(1, min(runs, len(devices) // each)))
-        if run * each > len(devices):
+        shape = self.mesh_shape
+        rows = shape.run or max(1, min(runs, len(devices) // shape.devices_per_run))
+        needed = rows * shape.devices_per_run
+        if needed > len(devices):
             raise UsageError(
-                f"mesh = {self.mesh!r} takes {run * each} devices, and {len(devices)} are in use; pass a smaller "
-                "--mesh."
+                f"mesh = {self.mesh!r} takes {needed} devices, and {len(devices)} are in use; pass a smaller --mesh."
             )
-        if "run" in self._axes() and runs % run:
-            raise UsageError(f"mesh = {self.mesh!r}: run = {run} must divide the {runs} runs; pass one that does.")
-        config.check_mesh(self.env_shards, self.net_shards)
-        return devices[: run * each]
+        if shape.run and runs % shape.run:
+            raise UsageError(
+                f"mesh = {self.mesh!r}: run = {shape.run} must divide the {runs} runs; pass one that does."
+            )
+        config.check_mesh(shape.env, shape.net)
+        return devices[:needed]
 
     @classmethod
-    def of(cls, options: dict[str, Any]) -> "HostOptions":
+    def of(cls, options: Mapping[str, Any]) -> "HostOptions":
         """As config.json keeps them.
 
         Raises:

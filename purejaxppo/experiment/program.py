@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import Config
-from purejaxppo.errors import UsageError
 from purejaxppo.evaluation import evaluate
 from purejaxppo.experiment.options import HostOptions
-from purejaxppo.parallel.devices import available_bytes
+from purejaxppo.experiment.run_batch import RunBatch
+from purejaxppo.parallel.devices import require_memory
 from purejaxppo.parallel.runs import abstract_args, over_runs
 from purejaxppo.presets import with_settings
 from purejaxppo.train import evaluation_key, init, update_step
@@ -39,23 +39,23 @@ class Program(NamedTuple):
     final: Callable[..., Any]  # state -> Evaluation, after training
 
 
-def compile_program(
-    config: Config, devices: list[jax.Device], keys: jax.Array, options: HostOptions, swept: Mapping[str, np.ndarray]
-) -> Program:
-    """Compile everything that a run needs, side by side: XLA releases the interpreter while it works.
+def compile_program(runs: RunBatch) -> Program:
+    """Compile everything that the runs need, side by side: XLA releases the interpreter while it works.
 
     `advance` makes `count` updates after `done` ones. It takes the sums of what the present row of the log has so far,
     and returns those of this row and of the rows after it, one more at each multiple of `log_interval`. So rows do not
     depend on how updates are divided into calls. The state that it is given is used up. `swept` are settings of which
     each run has its own, [runs].
     """
-    began, log_interval = time.monotonic(), options.log_interval or 1
-    env, net = options.env_shards, options.net_shards
+    began, config, options, devices = time.monotonic(), runs.config, runs.options, runs.devices
+    log_interval = options.log_interval or 1
+    env, net = options.mesh_shape.env, options.mesh_shape.net
     vmap_size = options.vmap_size(config, devices)
     lay = partial(over_runs, devices=devices, env_shards=env, net_shards=net, vmap_size=vmap_size)
     place = partial(abstract_args, devices=devices, env_shards=env, net_shards=net)
     start = lay(lambda key, own: init(with_settings(config, own), key))
-    keys, own = place(keys), place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in swept.items()})
+    keys = place(runs.keys)
+    own = place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in runs.swept.items()})
     state = place(jax.eval_shape(start, keys, own))
 
     @jax.jit  # traced once, as its names are asked for where its work is done, on the same mesh
@@ -130,7 +130,7 @@ def means(names: list[str], totals: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def check_memory(config: Config, runs: int, devices: list[jax.Device], options: HostOptions) -> None:
-    """Refuse a run whose states and rollouts alone would not fit.
+    """Refuse runs whose states and rollouts alone would not fit.
 
     Counted are, on each device: the state twice (the update's input and output), four copies of each observation (as
     recorded, as reached, normalised, gathered), and the activations that a backward pass keeps of one minibatch; or,
@@ -145,25 +145,21 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
     def size(tree: Any) -> int:
         return sum(math.prod(x.shape) * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(tree))
 
+    runs = options.padded(config, runs, devices)
     one = jax.eval_shape(lambda key: init(config.replace(num_envs=1), key), jax.random.key(0))
-    num_envs = config.num_envs // options.env_shards
+    num_envs = config.num_envs // options.mesh_shape.env
     batch = num_envs * config.num_steps
     remembered = 8 * config.recurrent_size if config.is_recurrent else 0  # gates and hidden states of a cell
     activations = 4 * (sum(config.hidden_sizes) + remembered + 16) // config.num_minibatches
     state = size(one) + size(one.rollout) * num_envs
     episodes = max(options.final_episodes, config.eval_episodes if config.eval_interval else 0)
     update = 2 * state + batch * (4 * size(one.rollout.obs) + activations)
-    on_one = runs * options.devices_per_run // len(devices)
+    on_one = runs * options.mesh_shape.devices_per_run // len(devices)
     vmap_size = min(on_one, options.vmap_size(config, devices) or on_one)
     waiting = (on_one - vmap_size) * state
     need = vmap_size * max(update, state + 2 * size(one.rollout) * episodes) + waiting
-    free = available_bytes(devices)
-    if free is not None and need > free:
-        what = f"num_seeds × num_envs × num_steps = {runs * config.num_envs * config.num_steps:,} samples"
-        way = "--num-seeds, --num-envs or --num-steps"
-        if need > vmap_size * update + waiting:
-            what, way = f"{vmap_size * episodes:,} episodes at once", "--final-episodes or --eval-episodes"
-        raise UsageError(
-            f"{what} need about {need / 2**30:,.1f} GiB on each of {len(devices)} devices and {free / 2**30:,.1f} GiB "
-            f"are free; lower {way}."
-        )
+    what = f"num_seeds × num_envs × num_steps = {runs * config.num_envs * config.num_steps:,} samples"
+    way = "--num-seeds, --num-envs or --num-steps"
+    if need > vmap_size * update + waiting:
+        what, way = f"{vmap_size * episodes:,} episodes at once", "--final-episodes or --eval-episodes"
+    require_memory(need, devices, what, way)

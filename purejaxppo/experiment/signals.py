@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -9,8 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Stopped(BaseException):  # as KeyboardInterrupt is: no `except Exception` is to swallow it
-    """A run that a signal ended; `code` is the exit code, 128 + the signal's number."""
+class Stopped(KeyboardInterrupt):
+    """A run that SIGTERM or SIGINT ended; `code` is the exit code, 128 + the signal's number."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -18,9 +19,10 @@ class Stopped(BaseException):  # as KeyboardInterrupt is: no `except Exception` 
 
 
 class Signals:
-    """While entered, `received` is the first signal that came (0 is none); a second one exits at once.
+    """While entered, `received` is the first signal that came (0 is none); a second one ends the process at once.
 
-    Only the main thread may handle signals; elsewhere nothing changes.
+    But in an interactive session, where it would take everything else along: there it is a KeyboardInterrupt. Only the
+    main thread may handle signals; elsewhere nothing changes.
     """
 
     def __init__(self) -> None:
@@ -29,7 +31,7 @@ class Signals:
         self._waiting = ThreadPoolExecutor(1, "waits-for-devices")
 
     def wait(self, work: Callable[[], Any], give_up: bool = False) -> Any:
-        """`work()` in another thread, so that signals are heard meanwhile.
+        """`work()` in another thread: handlers run only between two steps of the main thread's own Python code.
 
         Raises:
             Stopped: with `give_up`, as soon as a signal comes: there is nothing to save.
@@ -48,6 +50,8 @@ class Signals:
         return self
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received and (hasattr(sys, "ps1") or "ipykernel" in sys.modules):
+            raise KeyboardInterrupt
         if self.received:
             os._exit(128 + signum)
         self.received = signum

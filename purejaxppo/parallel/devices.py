@@ -1,14 +1,21 @@
 """The devices that there are: how many, with how many threads, with how much memory."""
 
 import importlib.util
+import math
 import os
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import UsageError, reason
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 def use_cpu_cores(alone: bool = False) -> None:
@@ -17,25 +24,32 @@ def use_cpu_cores(alone: bool = False) -> None:
     XLA hands operations to threads that are idle, and a run alone wanders between cores: most small ones take 1.1 to
     1.4 times as long with a second thread. Last digits depend on the number of threads.
 
-    Has an effect only before JAX's first use, and if the user has not chosen: by XLA_FLAGS, NPROC or PJRT_NPROC.
+    Has an effect only before JAX's first use, after which it warns; and if the user has not chosen: by XLA_FLAGS,
+    NPROC or PJRT_NPROC.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     accelerated = os.environ.get("JAX_PLATFORMS") != "cpu" and importlib.util.find_spec("jax_plugins") is not None
-    alone = alone and not accelerated and _chosen_threads() is None
+    alone, cores = alone and not accelerated and _chosen_threads() is None, cpu_cores()
     try:
-        jax.config.update("jax_num_cpu_devices", 1 if alone else _cores())
+        jax.config.update("jax_num_cpu_devices", 1 if alone else cores)
     except RuntimeError:  # JAX is already in use in this process, with the devices that it has
+        if jax.default_backend() == "cpu" and jax.local_device_count() == 1 < cores and not alone:
+            warnings.warn(
+                f"use_cpu_cores() came after JAX's first use and changes nothing: 1 of {cores} CPU cores is a device; "
+                "call it before anything else that uses JAX.",
+                stacklevel=2,
+            )
         return
-    if alone:
-        os.environ["PJRT_NPROC"] = "1"
+    if alone or (cores < _schedulable_cores() and _chosen_threads() is None):
+        os.environ["PJRT_NPROC"] = "1" if alone else str(cores)
 
 
 def threads() -> int | None:
     """How many XLA divides the CPU's work among; None where work is done elsewhere."""
     if jax.default_backend() != "cpu":
         return None
-    return max(_chosen_threads() or _cores(), jax.local_device_count())
+    return max(_chosen_threads() or _schedulable_cores(), jax.local_device_count())
 
 
 def _chosen_threads() -> int | None:
@@ -44,13 +58,38 @@ def _chosen_threads() -> int | None:
     return next((int(value) for value in values if value.isdecimal()), None)
 
 
-def _cores() -> int:
+def _schedulable_cores() -> int:
+    """As XLA counts them, which knows of no quota."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_devices(wanted: int | None) -> list[jax.Device]:
-    """The first `wanted` devices, or all."""
-    devices = jax.devices()
+def cpu_cores(root: Path = Path("/")) -> int:
+    """How many this process may use: those it may be scheduled on, or the quota of its control group if that is less.
+
+    `root` holds `proc` and `sys`.
+    """
+    quotas = [math.inf]
+    for group in _control_groups("cpu", root):
+        if "max" in (limit := _words(group / "cpu.max")) or len(limit) != 2:  # version 2; else version 1
+            limit = [*_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")]
+        if len(limit) == 2 and int(limit[0]) > 0 < int(limit[1]):
+            quotas.append(int(limit[0]) / int(limit[1]))
+    return max(1, int(min(_schedulable_cores(), *quotas)))
+
+
+def choose_devices(wanted: int | Sequence[jax.Device] | None) -> list[jax.Device]:
+    """The first `wanted` devices, or all. Raises: UsageError, there are not so many, or JAX cannot find any."""
+    if not isinstance(wanted, int | None):
+        return list(wanted)
+    try:
+        devices = jax.devices()
+    except (AssertionError, RuntimeError) as error:  # as JAX says it
+        asked = str(jax.config.values["jax_platforms"])
+        extra = "jax[tpu]" if "tpu" in asked else "purejaxppo[cuda]"
+        raise UsageError(
+            f"JAX_PLATFORMS = {asked!r} cannot be used here ({reason(error):.200}); pip install '{extra}' where there "
+            "is such a device, or unset it."
+        ) from error
     if wanted is not None and not 1 <= wanted <= len(devices):
         raise UsageError(f"devices = {wanted} must be within 1 … {len(devices)}, the number of devices here.")
     return devices[:wanted]
@@ -61,8 +100,59 @@ def available_bytes(devices: Sequence[jax.Device]) -> int | None:
     if devices[0].platform != "cpu":
         stats = devices[0].memory_stats()
         return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
+    free = free_memory()
+    return None if free is None else free // len(devices)
+
+
+def require_memory(need: int, devices: Sequence[jax.Device], what: str, way: str) -> None:
+    """Raises: UsageError: `what` needs so many bytes on each device, more than are free; lower `way`."""
+    free = available_bytes(devices)
+    if free is not None and need > free:
+        raise UsageError(
+            f"{what} need about {need / 2**30:,.1f} GiB on each of {len(devices)} devices and {free / 2**30:,.1f} GiB "
+            f"are free; lower {way}."
+        )
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take of the machine's, its control groups' and its own limit (RLIMIT_AS)."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"))
+    free = [int(found[1]) * 1024] if found else []
+    for group in _control_groups("memory", root):
+        for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            most, now = (_words(group / name) for name in names)
+            if most and now and most[0].isdecimal():
+                cache = re.search(r"^(?:total_)?inactive_file (\d+)", _text(group / "memory.stat"), re.MULTILINE)
+                free.append(max(0, int(most[0]) - int(now[0]) + (int(cache[1]) if cache else 0)))
+    pages = _words(root / "proc/self/statm")
+    if resource and pages and (most_virtual := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        free.append(max(0, most_virtual - int(pages[0]) * resource.getpagesize()))
+    return min(free, default=None)
+
+
+def _control_groups(controller: str, root: Path) -> Iterator[Path]:
+    """The directories of this process's control group and of all above it, version 2 (no controllers) or 1.
+
+    A container may see its own group as the topmost, though its path says otherwise.
+    """
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        group = top / path.lstrip("/")
+        while group != top:
+            yield group
+            group = group.parent
+        yield top
+
+
+def _words(path: Path) -> list[str]:
+    return _text(path).split()
+
+
+def _text(path: Path) -> str:
     try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        return path.read_text()
     except OSError:
-        return None
-    return int(found[1]) * 1024 // len(devices) if found else None
+        return ""

@@ -71,3 +71,12 @@ def read_metrics(path: Path, name: str, num_seeds: int) -> tuple[list[int], list
             steps.append(int(row["env_steps"]))
             values.append(float(row[name] or "nan"))
     return steps[::num_seeds], list(np.asarray(values).reshape(-1, num_seeds))
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """All of a metrics.csv as tidy columns; NaN where a cell is empty."""
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    table = np.asarray([[float(cell or "nan") for cell in row] for row in rows], np.float64).reshape(-1, len(header))
+    whole = ("seed", "update", "env_steps")
+    return {name: x.astype(np.int64) if name in whole else x for name, x in zip(header, table.T, strict=True)}

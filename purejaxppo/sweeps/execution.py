@@ -11,11 +11,12 @@ import jax
 
 from purejaxppo.config import Config
 from purejaxppo.errors import plural
-from purejaxppo.experiment.experiment import begin_record, devices_again
-from purejaxppo.experiment.loop import Group, Run, padded
+from purejaxppo.experiment.experiment import devices_again, start_record
+from purejaxppo.experiment.loop import Loop
 from purejaxppo.experiment.options import HostOptions
-from purejaxppo.experiment.program import Program
+from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.rundir.files import json_text, lock, new_directory, read_json, refuse_links, to_json
 from purejaxppo.rundir.manifest import refusing
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
@@ -71,7 +72,7 @@ def begin_sweep(
         devices = options.place(one, runs, devices)
     new_directory(out)
     (out / "checkpoints").rmdir()
-    record = begin_record(config, seeds, out, devices, options)
+    record = start_record(config, seeds, out, devices, options)
     write_record(record, RECORD, {"sweep": settings})
     return Sweep(record, settings, configs, _names(settings)), devices
 
@@ -100,7 +101,7 @@ def read_sweep(
     return sweep, here
 
 
-def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine, debug: bool = False) -> list[Step]:
+def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) -> list[Step]:
     """Compile the program of every group that is not finished. Raises: UsageError, one setting alone does not fit."""
     groups, steps = plan.group_settings(sweep.record.config, sweep.settings), []
     for i, group in enumerate(groups):
@@ -110,7 +111,7 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine, 
         progress.say(f"compiling group {i + 1} of {len(groups)}: {group.name}")
 
         def compiled(count: int, group: plan.Group = group) -> Program:
-            return _run(sweep, group, group.members[:count], count, None, devices, progress, debug).compile()
+            return compile_program(_batch(sweep, group, group.members[:count], count, devices))
 
         program, count, need = plan.fit(compiled, lambda program: program.device_bytes, len(group.members), devices)
         steps.append(Step(group, program, count, need))
@@ -127,32 +128,24 @@ def run_sweep(
                 if all((sweep.directories[j] / "summary.json").exists() for j in members):
                     continue
                 progress.say(f"{step.group.name}: {plural(len(members), 'setting')}")
-                run = _run(sweep, step.group, members, step.at_once, step.program, devices, progress, debug)
-                for record in run.records:
+                runs = _batch(sweep, step.group, members, step.at_once, devices)
+                for record in runs.records:
                     record.directory.mkdir(exist_ok=True)
                     write_record(record)
-                run.drive(run.newest() if run.out.exists() else None)
-                shutil.rmtree(run.out)
+                Loop(runs, progress, debug).run(runs.newest_checkpoint(progress.warn), step.program)
+                shutil.rmtree(runs.directory)
         shutil.rmtree(sweep.record.directory / ".unfinished", ignore_errors=True)
     return [read_json(directory / "summary.json") for directory in sweep.directories]
 
 
-def _run(
-    sweep: Sweep,
-    group: plan.Group,
-    members: list[int],
-    count: int,
-    program: Program | None,
-    devices: list[jax.Device],
-    progress: ProgressLine,
-    debug: bool,
-) -> Run:
+def _batch(sweep: Sweep, group: plan.Group, members: list[int], count: int, devices: list[jax.Device]) -> RunBatch:
+    """Some settings of a group, filled up with copies to the size of a program for `count`."""
     record = sweep.record
     records = [record._replace(directory=sweep.directories[i], config=sweep.configs[i]) for i in members]
-    runs = padded(records[0].config, count * len(record.seeds), devices, HostOptions.of(record.options))
+    size = HostOptions.of(record.options).padded(records[0].config, count * len(record.seeds), devices)
     digest = hashlib.sha256(json_text(to_json([sweep.settings[i] for i in members])).encode()).hexdigest()[:16]
     unfinished = record.directory / ".unfinished" / digest
-    return Run(records, devices, progress, debug, Group(group.swept, unfinished, record.directory, runs, program))
+    return RunBatch(records, devices, group.swept, size, unfinished, record.directory)
 
 
 def _programs(

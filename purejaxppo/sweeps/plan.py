@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from purejaxppo.config import Config
-from purejaxppo.errors import UsageError
-from purejaxppo.parallel.devices import available_bytes
+from purejaxppo.parallel.devices import available_bytes, require_memory
 from purejaxppo.sweeps.axes import Settings, label, traced
 
 Compiled = TypeVar("Compiled")
@@ -62,9 +61,8 @@ def fit(
         if free is None or _MARGIN * need <= free:
             return program, at_once, need
         if at_once == 1:
-            raise UsageError(
-                f"one setting takes {need / 2**30:,.1f} GiB on each of {len(devices)} devices and "
-                f"{free / 2**30:,.1f} GiB are free; lower --num-seeds, --num-envs or --num-steps."
+            require_memory(
+                int(_MARGIN * need), devices, "all seeds of one setting", "--num-seeds, --num-envs or --num-steps"
             )
         fewer = max(1, min(at_once - 1, int(at_once * free / (_MARGIN * need))))
         at_once = batch_size(count, fewer)

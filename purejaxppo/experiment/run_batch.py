@@ -1,0 +1,110 @@
+"""What one program trains together: all seeds of a run, or of several runs of a sweep whose numbers differ."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.presets import settings_of, with_settings
+from purejaxppo.rundir import checkpoint
+from purejaxppo.rundir.checkpoint import Snapshot
+from purejaxppo.rundir.record import RunRecord
+from purejaxppo.train import init
+from purejaxppo.types import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class RunBatch:
+    """All seeds of one run directory; or, given `out`, of several that a sweep trains as one program.
+
+    The program trains equally many runs on each device: copies of the last member fill it up.
+    """
+
+    records: Sequence[RunRecord]  # config.json of each run directory; only the settings `differing` differ
+    devices: list[jax.Device]
+    differing: tuple[str, ...] = ()
+    size: int = 0  # runs that the program is made for; 0: as few as these members need
+    out: Path | None = None  # where checkpoints of all of them are kept until the end; None: the run directory
+    resumed_as: Path | None = None  # what `--resume` takes; None: the run directory
+
+    @property
+    def config(self) -> Config:
+        return self.records[0].config
+
+    @cached_property
+    def options(self) -> HostOptions:
+        return HostOptions.of(self.records[0].options)
+
+    @property
+    def directory(self) -> Path:
+        return self.out or self.records[0].directory
+
+    @property
+    def resume_directory(self) -> Path:
+        return self.resumed_as or self.records[0].directory
+
+    @cached_property
+    def members(self) -> list[tuple[RunRecord, int]]:
+        """Run directory and seed of each."""
+        return [(record, seed) for record in self.records for seed in record.seeds]
+
+    def members_of(self, record: int) -> slice:
+        """Which members the n-th run directory has."""
+        size = len(self.records[0].seeds)
+        return slice(record * size, (record + 1) * size)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """[runs] Which member each run of the program is."""
+        count = len(self.members)
+        runs = self.size or self.options.padded(self.config, count, self.devices)
+        return np.minimum(np.arange(runs), count - 1)
+
+    @cached_property
+    def keys(self) -> jax.Array:
+        """[runs]"""
+        seeds = np.asarray([seed for _, seed in self.members], np.uint32)
+        return jax.vmap(partial(jax.random.key, impl=self.records[0].prng))(seeds[self.rows])
+
+    @cached_property
+    def swept(self) -> dict[str, np.ndarray]:
+        """The settings `differing`, each [runs]."""
+        return {
+            name: np.repeat(np.float32(x), len(self.records[0].seeds))[self.rows]
+            for name, x in self._differing_values.items()
+        }
+
+    @cached_property
+    def full_config(self) -> Config:
+        """The config with all values, one for each run directory, of the settings `differing`."""
+        return with_settings(self.config, self._differing_values)
+
+    @cached_property
+    def _differing_values(self) -> dict[str, np.ndarray]:
+        settings = [settings_of(record.config) for record in self.records]
+        return {name: np.asarray([own[name] for own in settings], np.float64) for name in self.differing}
+
+    @cached_property
+    def state_shapes(self) -> TrainState:
+        """The shapes of all members' states, which only a run that is resumed must know."""
+        return jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.members)])
+
+    def newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:
+        """The last checkpoint that is whole, None if none was saved. Raises: UsageError."""
+        if not (saved := checkpoint.steps_saved(self.directory / "checkpoints")):
+            return None
+        seeds = [seed for _, seed in self.members]
+        snapshot = checkpoint.newest_whole(
+            saved, lambda found: found.check(self.full_config, seeds, self.state_shapes), warn
+        )
+        if snapshot.about["update"] > self.config.num_updates:
+            raise UsageError(
+                f"{snapshot.directory} has {snapshot.about['update']} updates already; raise --total-steps."
+            )
+        return snapshot
