@@ -21,14 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.agent import make_policy
+from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import preset
 from purejaxppo.rollout import rollout
-from purejaxppo.train import init, learning_batch, policy_update, update_step, value_loss
+from purejaxppo.train import init, learning_batch, update_rule, update_step, value_loss
 from purejaxppo.types import Batch, TrainState, Transition
 
 Shape = tuple[int, int, int]  # a matmul [m, k] × [k, n]
@@ -82,13 +82,13 @@ def phases(config: Config) -> dict[str, Callable[[Data], Data]]:
         state, _, batch = data
         key = jax.random.fold_in(state.key, 0)
         episodes, transitions, _ = rollout(
-            key, config.environment, make_policy(config, state), state.rollout, config.num_steps
+            key, config.environment, Agent.of(config).make_policy(state), state.rollout, config.num_steps
         )
         return state.replace(rollout=episodes, key=key), transitions, batch
 
     def estimate(data: Data) -> Data:
         state, transitions, _ = data
-        batch, normalizer, _ = learning_batch(config, state, transitions)
+        batch, normalizer, _ = learning_batch(Agent.of(config), state, transitions)
         return state.replace(reward_normalizer=normalizer), transitions, batch
 
     def adam(state: TrainState) -> MinibatchAdam:
@@ -98,7 +98,7 @@ def phases(config: Config) -> dict[str, Callable[[Data], Data]]:
 
     def move_policy(data: Data) -> Data:
         state, transitions, batch = data
-        params, algorithm, _ = policy_update(config)(
+        params, algorithm, _ = update_rule(Agent.of(config))(
             config.algo, state.key, state.policy, state.algorithm, batch, adam(state)
         )
         still = jax.tree.map(lambda old, new: jnp.where(jnp.isnan(new), new, old), state.policy, params)
@@ -107,7 +107,7 @@ def phases(config: Config) -> dict[str, Callable[[Data], Data]]:
     def fit_critic(data: Data) -> Data:
         state, transitions, batch = data
         params, moments, _ = adam(state).minimize(
-            state.key, value_loss(config), state.critic, state.critic_optimizer, batch
+            state.key, value_loss(Agent.of(config)), state.critic, state.critic_optimizer, batch
         )
         return state.replace(critic=params, critic_optimizer=moments), transitions, batch
 
@@ -159,10 +159,10 @@ def bound(config: Config, num_seeds: int, rounds: int, least: float) -> dict[str
     def begin(key: jax.Array) -> Data:
         state = init(config, key)
         _, transitions, _ = rollout(
-            key, config.environment, make_policy(config, state), state.rollout, config.num_steps
+            key, config.environment, Agent.of(config).make_policy(state), state.rollout, config.num_steps
         )
         state = update_step(config, state)[0]
-        return state, transitions, learning_batch(config, state, transitions)[0]
+        return state, transitions, learning_batch(Agent.of(config), state, transitions)[0]
 
     data = over_runs(begin, devices)(jax.random.split(jax.random.key(0), num_seeds))
     needed = matmuls(config, jax.eval_shape(functools.partial(init, config), jax.random.key(0)))

@@ -25,7 +25,7 @@ from purejaxppo.parallel.runs import best_vmap_size, over_runs
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir.record import versions
 from purejaxppo.statistics import iqm, iqm_interval
-from purejaxppo.train import evaluation_key, make_train
+from purejaxppo.train import make_train
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -77,7 +77,7 @@ def measure(claim: Claim) -> dict[str, Any]:
 
     def run(key: jax.Array) -> Any:
         state, metrics = train(key)
-        return evaluate(config, state, evaluation_key(state), 100).returns.mean(), metrics
+        return evaluate(config, state, state.key, 100).returns.mean(), metrics
 
     devices = jax.devices()
     devices = devices[: max(n for n in range(1, len(devices) + 1) if claim.seeds % n == 0)]

@@ -84,5 +84,9 @@ def standardize_advantages(batch: Batch) -> Batch:
 
 
 def explained_variance(values: jax.Array, targets: jax.Array) -> jax.Array:
-    """1 - Var(targets - values) / Var(targets): 1 is a perfect critic, 0 as good as a constant. Scalar."""
-    return 1.0 - moments(targets - values)[1] / (moments(targets)[1] + 1e-8)
+    """1 - Var(targets - values) / Var(targets): 1 is a perfect critic, 0 as good as a constant. Scalar.
+
+    NaN where all targets are equal.
+    """
+    variance = moments(targets)[1]
+    return jnp.where(variance > 0, 1.0 - moments(targets - values)[1] / variance, jnp.nan)

@@ -1,7 +1,7 @@
-"""What acts and what judges: a config's networks, with the parameters and statistics of a state."""
+"""What acts and what judges: a config's environment and networks, built once for each program that is traced."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,48 +11,75 @@ from purejaxppo.fields import limitless
 from purejaxppo.networks.heads import PolicyNetwork, SharedNetwork, ValueNetwork, initial_hidden, visible
 from purejaxppo.networks.recurrent import restart
 from purejaxppo.normalize import normalize_observation
-from purejaxppo.types import Observation, TrainState
+from purejaxppo.types import Env, Observation, Params, TrainState
 
 
-def networks(config: Config) -> tuple[Any, Any]:
-    """`PolicyNetwork` and `ValueNetwork`, apart: neither shares a parameter with the other; or one `SharedNetwork`."""
-    env, layers = config.environment, (config.hidden_sizes, config.activation, config.layer_norm)
-    kind, memory = config.action_distribution, (config.recurrent, config.recurrent_size)
-    for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
-    if config.shared_torso:
-        shared = SharedNetwork(env.action_space, for_policy, *layers, kind, None, *memory)
-        return shared, shared.clone(returns_value=True)
-    return (
-        PolicyNetwork(env.action_space, for_policy, *layers, kind, config.policy_network, *memory),
-        ValueNetwork(for_critic, *layers, config.critic_network, *memory),
-    )
+class Agent(NamedTuple):
+    """The parts of a run that have no state: its settings, its environment, its two networks."""
 
+    config: Config
+    env: Env
+    policy: Any  # PolicyNetwork, or the SharedNetwork that the critic is too
+    critic: Any  # ValueNetwork
 
-def normalize(config: Config, state: TrainState, obs: Observation) -> Observation:
-    """What the networks see of an observation as the environment gave it."""
-    obs = clip(config, obs)
-    return normalize_observation(state.observation_statistics, obs) if config.normalize_observations else obs
+    @classmethod
+    def of(cls, config: Config) -> "Agent":
+        """Policy and critic share no parameter, unless the config asks for one torso."""
+        env, layers = config.environment, (config.hidden_sizes, config.activation, config.layer_norm)
+        kind, memory = config.action_distribution, (config.recurrent, config.recurrent_size)
+        for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
+        if config.shared_torso:
+            shared = SharedNetwork(env.action_space, for_policy, *layers, kind, None, *memory)
+            return cls(config, env, shared, shared.clone(returns_value=True))
+        policy = PolicyNetwork(env.action_space, for_policy, *layers, kind, config.policy_network, *memory)
+        return cls(config, env, policy, ValueNetwork(for_critic, *layers, config.critic_network, *memory))
 
+    def clip(self, obs: Observation) -> Observation:
+        """Real numbers of an observation, within ±`observation_clip`."""
+        bound = self.config.observation_clip
+        if limitless(bound):
+            return obs
+        return jax.tree.map(lambda x: jnp.clip(x, -bound, bound) if jnp.issubdtype(x.dtype, jnp.floating) else x, obs)
 
-def clip(config: Config, obs: Observation) -> Observation:
-    """Real numbers of an observation, within ±`observation_clip`."""
-    bound = config.observation_clip
-    if limitless(bound):
-        return obs
-    return jax.tree.map(lambda x: jnp.clip(x, -bound, bound) if jnp.issubdtype(x.dtype, jnp.floating) else x, obs)
+    def normalize(self, state: TrainState, obs: Observation) -> Observation:
+        """What the networks see of an observation as the environment gave it."""
+        obs = self.clip(obs)
+        if not self.config.normalize_observations:
+            return obs
+        return normalize_observation(state.observation_statistics, obs)
 
+    def initial_hidden(self, obs: Observation) -> Any:
+        """The policy's hidden state [..., H] before the first of observations [..., O]; () if it has none."""
+        return initial_hidden(self.policy, obs)
 
-def make_policy(config: Config, state: TrainState) -> Callable[..., tuple[Any, Any]]:
-    """The policy of a state: (obs [..., O] as the environment gave it, hidden [..., H]) ↦ π(·|obs), hidden.
+    def make_policy(self, state: TrainState) -> Callable[..., tuple[Any, Any]]:
+        """The policy of a state: (obs [..., O] as the environment gave it, hidden [..., H]) ↦ π(·|obs), hidden.
 
-    The hidden state is () without memory. `start` [...] says where an episode begins, whatever the hidden state is;
-    before the first, `begin` of networks.py gives one.
-    """
-    policy, _ = networks(config)
+        The hidden state is () without memory. `start` [...] says where an episode begins, whatever the hidden state is;
+        before the first, `initial_hidden` gives one.
+        """
 
-    def act(obs: Observation, hidden: Any = (), start: jax.Array | None = None) -> tuple[Any, Any]:
-        if start is not None:
-            hidden = restart(start, initial_hidden(policy, obs), hidden)
-        return policy.apply(state.policy, normalize(config, state, obs), hidden, method="advance")
+        def act(obs: Observation, hidden: Any = (), start: jax.Array | None = None) -> tuple[Any, Any]:
+            if start is not None:
+                hidden = restart(start, self.initial_hidden(obs), hidden)
+            return self.policy.apply(state.policy, self.normalize(state, obs), hidden, method="advance")
 
-    return act
+        return act
+
+    # Where both networks are moved by one loss, `joined` are the parameters that it is a function of.
+
+    def join(self, policy: Params, critic: Params) -> Params:
+        """The joined parameters: those of a shared network, or of both."""
+        return policy if self.config.shared_torso else (policy, critic)
+
+    def split(self, joined: Params) -> tuple[Params, Params]:
+        """Policy and critic of joined parameters."""
+        return (joined, ()) if self.config.shared_torso else joined
+
+    def critic_params(self, policy: Params, critic: Params) -> Params:
+        """What the critic's network is applied with."""
+        return policy if self.config.shared_torso else critic
+
+    def joined_policy(self, joined: Params, obs: Any) -> Any:
+        """π(·|obs) of joined parameters, as the algorithms call a policy."""
+        return self.policy.apply(self.split(joined)[0], obs)

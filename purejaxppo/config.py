@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from purejaxppo.algorithms import ALGORITHMS, NPG, PPO, TRPO
+from purejaxppo.algorithms import ALGORITHMS, PPO
 from purejaxppo.envs.base import BaseEnv, adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
@@ -20,6 +20,7 @@ from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_p
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, select
 from purejaxppo.spaces import Box
+from purejaxppo.types import traits_of
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-4,
@@ -77,7 +78,12 @@ class Config(struct.PyTreeNode):
     activation: str = static("tanh", "activation of the hidden layers", choices=tuple(ACTIVATIONS))
     layer_norm: bool = static(False, "normalise what goes into each activation (Ba et al., 2016)")
     shared_torso: bool = static(False, "policy and critic share all layers but the last; not in NPG and TRPO")
-    value_coef: float = number(0.5, "[0, inf)", "weight of the critic's loss beside the policy's if they share layers")
+    joint_update: bool = static(
+        False, "one loss, one Adam, one gradient norm for policy and critic, as in CleanRL and SB3; not in NPG and TRPO"
+    )
+    value_coef: float = number(
+        0.5, "[0, inf)", "weight of the critic's ½ (V - target)² in the one loss of shared_torso and joint_update"
+    )
     recurrent: str = static("none", "a recurrent cell after the hidden layers, in policy and critic", choices=RECURRENT)
     recurrent_size: int = static(64, "width of the recurrent cell's hidden state", interval="[1, inf)")
     policy_network: Any = static(None, "a flax module of your own: what the policy sees ↦ its parameters")
@@ -99,9 +105,9 @@ class Config(struct.PyTreeNode):
         for name in ("hidden_sizes", "policy_obs", "critic_obs"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not isinstance(getattr(self.algo, "published", None), Mapping):
+        if not hasattr(self.algo, "update"):
             return  # JAX rebuilds the tree with placeholders for algorithms; `check` refuses what is none
-        usual = {**DEFAULTS, **self.algo.published}
+        usual = {**DEFAULTS, **traits_of(self.algo).published}
         unset = [name for name in usual if getattr(self, name) is None]
         for name in unset:
             object.__setattr__(self, name, usual[name])
@@ -130,6 +136,11 @@ class Config(struct.PyTreeNode):
         return self.num_updates * self.num_envs * self.num_steps
 
     @property
+    def is_joint(self) -> bool:
+        """Whether one loss moves policy and critic together."""
+        return self.shared_torso or self.joint_update
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether the policy or the critic has a hidden state."""
         return any(is_recurrent(self.recurrent, network) for network in (self.policy_network, self.critic_network))
@@ -140,10 +151,10 @@ class Config(struct.PyTreeNode):
         Raises:
             UsageError: one line that names the value, the rule and the fix. Traced numbers are not checked.
         """
-        if isinstance(self.algo, type) or not hasattr(self.algo, "published") or not hasattr(self.algo, "update"):
+        if isinstance(self.algo, type) or not hasattr(self.algo, "init") or not hasattr(self.algo, "update"):
             known = ", ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
             raise UsageError(f"algo = {self.algo!r} is not an algorithm; pass an instance of one: {known}.")
-        usual = {**DEFAULTS, **self.algo.published}
+        usual = {**DEFAULTS, **traits_of(self.algo).published}
         for owner in (self, self.algo):
             for field in dataclasses.fields(owner):
                 check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
@@ -178,10 +189,10 @@ class Config(struct.PyTreeNode):
                 f"mesh = {mesh!r}: env and net must be 1 for {self.env!r}, whose environments run on the host; "
                 "leave them out: seeds are spread over devices all the same."
             )
-        if net > 1 and self.shared_torso:
+        if net > 1 and self.is_joint:
             raise UsageError(
-                f"mesh = {mesh!r}: net must be 1 with shared_torso, where policy and critic are one network; "
-                "leave it out."
+                f"mesh = {mesh!r}: net must be 1 with shared_torso or joint_update, where one loss moves policy and "
+                "critic; leave it out."
             )
         kind, length = ("sequences", 1) if self.is_recurrent else ("samples", self.num_steps)
         part, rest = divmod(self.num_envs, env)
@@ -201,11 +212,12 @@ class Config(struct.PyTreeNode):
                 )
         elif kind in ("tanh-gaussian", "beta") and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
             raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
-        if self.shared_torso and isinstance(self.algo, NPG | TRPO):
-            raise UsageError(
-                f"shared_torso = True is for first-order methods: the Fisher matrix of {type(self.algo).__name__} is "
-                "that of the policy's own parameters; leave it at False."
-            )
+        for name in ("shared_torso", "joint_update"):
+            if getattr(self, name) and not traits_of(self.algo).first_order:
+                raise UsageError(
+                    f"{name} = True is for first-order methods: the Fisher matrix of {type(self.algo).__name__} is "
+                    "that of the policy's own parameters; leave it at False."
+                )
         apart = (self.policy_network, self.critic_network) != (None, None) or self.policy_obs != self.critic_obs
         if self.shared_torso and apart:
             raise UsageError(

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.agent import make_policy, networks
+from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.networks.heads import initial_hidden
+from purejaxppo.keys import EVALUATION, as_key
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.rollout import begin_episodes, step_envs
 from purejaxppo.types import Metrics, RolloutState, TrainState
@@ -41,27 +41,33 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
     Each environment plays one episode: to stop after E episodes of a few environments would favour short ones. An
     episode that has not ended after `config.eval_max_steps` is cut off there. Greedy (the policy's mode) or sampled,
     as `config.eval_greedy` says. Nothing of `state` is changed. Environments on the host play `episodes_at_once`.
+    `key` may be one that the run uses: it is tagged here.
 
     Raises:
-        UsageError: `num_episodes` is no positive whole number.
+        UsageError: `num_episodes` is no positive whole number, or `key` is not one PRNG key.
     """
     if not isinstance(num_episodes, numbers.Integral) or num_episodes < 1:
         raise UsageError(f"num_episodes = {num_episodes!r} must be a whole number in [1, inf); pass 100, say.")
-    env, policy = config.environment, make_policy(config, state)
-    at_once = env.episodes_at_once or num_episodes
-    if num_episodes > at_once:
-        keys = jax.random.split(key, -(-num_episodes // at_once))
-        parts = jax.lax.map(lambda key: evaluate(config, state, key, at_once), keys)
-        return Evaluation(*(part.reshape(-1)[:num_episodes] for part in parts))
+    agent, key = Agent.of(config), jax.random.fold_in(as_key(key), EVALUATION)
+    at_once = agent.env.episodes_at_once or num_episodes
+    if num_episodes <= at_once:
+        return _play(agent, state, key, num_episodes)
+    keys = jax.random.split(key, -(-num_episodes // at_once))
+    parts = jax.lax.map(lambda key: _play(agent, state, key, at_once), keys)
+    return Evaluation(*(part.reshape(-1)[:num_episodes] for part in parts))
+
+
+def _play(agent: Agent, state: TrainState, key: jax.Array, num_episodes: int) -> Evaluation:
+    env, policy = agent.env, agent.make_policy(state)
     start_key, play_key = jax.random.split(key)
     start = begin_episodes(start_key, env, num_episodes)
-    start = start._replace(hidden=initial_hidden(networks(config)[0], start.obs))
+    start = start._replace(hidden=agent.initial_hidden(start.obs))
 
     def step(carry: Playing) -> Playing:
         steps, episodes, playing, key = carry
         key, action_key, step_key = jax.random.split(key, 3)
         distribution, hidden = policy(episodes.obs, episodes.hidden)
-        action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
+        action = distribution.mode() if agent.config.eval_greedy else distribution.sample(action_key)
         keys = jax.random.split(step_key, num_episodes)
         env_state, obs, reward, terminated, truncated = step_envs(keys, env, episodes.env, distribution, action)
         returns = episodes.episode_return + jnp.where(playing, reward, 0.0)
@@ -70,7 +76,7 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
         return Playing(steps + 1, episodes, playing & ~(terminated | truncated), key)
 
     def unfinished(carry: Playing) -> jax.Array:
-        return (carry.steps < config.eval_max_steps) & any_run(carry.playing)
+        return (carry.steps < agent.config.eval_max_steps) & any_run(carry.playing)
 
     begun = Playing(jnp.zeros((), jnp.int32), start, jnp.ones(num_episodes, bool), play_key)
     _, episodes, playing, _ = jax.lax.while_loop(unfinished, step, begun)

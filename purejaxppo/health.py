@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.parallel.mesh import sum_over_shards
-from purejaxppo.parallel.vmapping import where_tree
 from purejaxppo.types import Batch, Failure, Metrics, TrainState, Transition
 
 CAUSES = ("observation", "reward", "advantage", "loss", "gradient", "parameters")  # Failure.cause counts them from 1
@@ -51,6 +50,6 @@ def freeze(old: TrainState, new: TrainState, metrics: Metrics, cause: jax.Array)
     """
     alive = cause == 0
     failed = Failure(update=old.update + 1, cause=cause)
-    state: TrainState = where_tree(alive, new, old.replace(failure=failed))
+    state: TrainState = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, old.replace(failure=failed))
     metrics = {name: jnp.where(alive, x, jnp.nan) for name, x in metrics.items()}
     return state, metrics | {"alive": alive.astype(jnp.float32)}

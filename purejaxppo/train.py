@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
-from purejaxppo.agent import clip, make_policy, networks, normalize
+from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
+from purejaxppo.keys import as_key
 from purejaxppo.networks.heads import initial_hidden
 from purejaxppo.networks.recurrent import swap
 from purejaxppo.networks.torso import orthogonalize
@@ -24,7 +25,7 @@ from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, on_net_axis, shards, sum_over_shards
 from purejaxppo.parallel.vmapping import opaque, run_by_run
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition
+from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition, traits_of
 
 
 def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
@@ -62,7 +63,7 @@ def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[
 
     def period(state: TrainState, length: int) -> tuple[TrainState, tuple[Metrics, Metrics]]:
         state, metrics = jax.lax.scan(update, state, None, length)
-        return state, (metrics, evaluate(config, state, evaluation_key(state), config.eval_episodes).means())
+        return state, (metrics, evaluate(config, state, state.key, config.eval_episodes).means())
 
     if not config.eval_interval:
         return jax.lax.scan(update, state, None, num_updates)
@@ -79,25 +80,28 @@ def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[
 
 
 def init(config: Config, key: jax.Array) -> TrainState:
-    """The state before the first update. Raises: UsageError, devices cannot share a run, see `Config.check_mesh`."""
+    """The state before the first update.
+
+    Raises:
+        UsageError: `key` is not one PRNG key, or devices cannot share a run, see `Config.check_mesh`.
+    """
     config.check_mesh(shards(), shards(NET_AXIS))
-    env = config.environment
-    key, policy_key, critic_key, env_key, kernel_key = jax.random.split(key, 5)
+    agent = Agent.of(config)
+    key, policy_key, critic_key, env_key, kernel_key = jax.random.split(as_key(key), 5)
     num_envs = config.num_envs // shards()
-    episodes = begin_episodes(key_of_shard(env_key), env, num_envs)
-    policy, critic = networks(config)
-    hidden, critic_hidden = initial_hidden(policy, episodes.obs), initial_hidden(critic, episodes.obs)
-    params = policy.init(policy_key, episodes.obs, hidden, method="advance")
-    critic_params = critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
+    episodes = begin_episodes(key_of_shard(env_key), agent.env, num_envs)
+    hidden, critic_hidden = agent.initial_hidden(episodes.obs), initial_hidden(agent.critic, episodes.obs)
+    params = agent.policy.init(policy_key, episodes.obs, hidden, method="advance")
+    critic_params = agent.critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
     if config.shared_torso:
         critic_params = ()  # they are the policy's own
     params, critic_params = orthogonalize(kernel_key, (params, critic_params))
     return TrainState(
         policy=params,
         critic=critic_params,
-        algorithm=config.algo.init(params),
-        critic_optimizer=MinibatchAdam.init(critic_params),
-        observation_statistics=observation_statistics(env.observation_space),
+        algorithm=config.algo.init(agent.join(params, critic_params) if config.is_joint else params),
+        critic_optimizer=MinibatchAdam.init(() if config.is_joint else critic_params),
+        observation_statistics=observation_statistics(agent.env.observation_space),
         reward_normalizer=RewardNormalizer.init(num_envs),
         rollout=episodes._replace(hidden=hidden, critic_hidden=critic_hidden),
         key=key,
@@ -111,46 +115,29 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
 
     If a number turns non-finite, the state stays as it was, but for `failure`, which says so.
     """
+    agent = Agent.of(config)
     key, rollout_key, minibatch_key = jax.random.split(state.key, 3)
-
-    env, act = config.environment, make_policy(config, state)
-    episodes, transitions, sums = rollout(key_of_shard(rollout_key), env, act, state.rollout, config.num_steps)
-    sums = sum_over_shards(sums)
-    batch, reward_normalizer, critic_hidden = learning_batch(config, state, transitions)
-
-    adam = MinibatchAdam(
-        learning_rate(config, state.update), config.max_grad_norm, config.num_epochs, config.num_minibatches
+    episodes, transitions, sums = rollout(
+        key_of_shard(rollout_key), agent.env, agent.make_policy(state), state.rollout, config.num_steps
     )
-    critic_loss = value_loss(config)
-    improve_policy = partial(policy_update(config), config.algo, minibatch_key, state.policy, state.algorithm, batch)
-    if config.shared_torso:
-        params, algorithm_state, metrics = improve_policy(adam.replace(extra_loss=critic_loss))
-        critic_params, critic_moments, critic_metrics = state.critic, state.critic_optimizer, metrics
-    else:
-        (params, algorithm_state, metrics), (critic_params, critic_moments, critic_metrics) = on_net_axis(
-            lambda: improve_policy(adam),
-            lambda: adam.minimize(  # on the policy's minibatches, if it has any
-                minibatch_key, critic_loss, state.critic, state.critic_optimizer, batch
-            ),
-        )
+    sums = sum_over_shards(sums)
+    batch, reward_normalizer, critic_hidden = learning_batch(agent, state, transitions)
 
+    rate = learning_rate(config, state.update)
+    adam = MinibatchAdam(rate, config.max_grad_norm, config.num_epochs, config.num_minibatches)
+    update = improve_jointly if config.is_joint else improve_apart
+    moved, metrics = update(agent, state, adam, minibatch_key, batch)
     metrics |= {
         "episode_return": sums.returns / sums.episodes,  # NaN where no episode ended
         "episode_length": sums.lengths / sums.episodes,
         "episodes": sums.episodes,
         "entropy": mean_over_shards(jnp.mean(batch.distribution.entropy())),
-        "value_loss": critic_metrics["value_loss"],
-        "value_grad_norm": critic_metrics["grad_norm"],
         "explained_variance": explained_variance(batch.value, batch.value_target),
-        "learning_rate": adam.learning_rate,
+        "learning_rate": rate,
     }
     statistics = state.observation_statistics
-    updated = state.replace(
-        policy=params,
-        critic=critic_params,
-        algorithm=algorithm_state,
-        critic_optimizer=critic_moments,
-        observation_statistics=update_statistics(statistics, clip(config, transitions.obs))
+    updated = moved.replace(
+        observation_statistics=update_statistics(statistics, agent.clip(transitions.obs))
         if config.normalize_observations
         else statistics,
         reward_normalizer=reward_normalizer,
@@ -161,26 +148,61 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     return freeze(state, updated, metrics, cause_of_failure(transitions, batch, metrics, updated))
 
 
-def policy_update(config: Config) -> Callable[..., Any]:
-    """The algorithm's update rule: (algorithm, key, policy, state, batch, optimizer) ↦ (policy, state, metrics)."""
-    policy, _ = networks(config)
+def improve_apart(
+    agent: Agent, state: TrainState, adam: MinibatchAdam, key: jax.Array, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """The policy moved by the algorithm; the critic fitted by Adam, on the policy's minibatches if it has any."""
+
+    rule = update_rule(agent)
+    (policy, algorithm, metrics), (critic, moments, fit) = on_net_axis(
+        partial(rule, agent.config.algo, key, state.policy, state.algorithm, batch, adam),
+        partial(adam.minimize, key, value_loss(agent), state.critic, state.critic_optimizer, batch),
+    )
+    metrics |= {"value_loss": fit["value_loss"], "value_grad_norm": fit["grad_norm"]}
+    return state.replace(policy=policy, algorithm=algorithm, critic=critic, critic_optimizer=moments), metrics
+
+
+def update_rule(agent: Agent) -> Callable[..., Any]:
+    """(algorithm, key, policy, state, batch, optimizer) ↦ (policy, state, metrics): the algorithm's own update."""
 
     def update(algo: Any, key: jax.Array, *arguments: Any) -> Any:
-        return algo.update(key, policy.apply, *arguments)
+        return algo.update(key, agent.policy.apply, *arguments)
 
-    return run_by_run(update) if getattr(config.algo, "run_by_run", False) else update
+    return run_by_run(update) if traits_of(agent.config.algo).run_by_run else update
 
 
-def learning_batch(config: Config, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer, Any]:
+def improve_jointly(
+    agent: Agent, state: TrainState, adam: MinibatchAdam, key: jax.Array, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """Policy and critic moved by one loss: one gradient, one norm, one Adam."""
+    critic_loss = value_loss(agent)
+
+    def extra_loss(joined: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        return critic_loss(agent.critic_params(*agent.split(joined)), batch)
+
+    joined, algorithm, metrics = agent.config.algo.update(
+        key,
+        agent.joined_policy,
+        agent.join(state.policy, state.critic),
+        state.algorithm,
+        batch,
+        adam.replace(extra_loss=extra_loss),
+    )
+    policy, critic = agent.split(joined)
+    metrics["value_grad_norm"] = metrics["grad_norm"]
+    return state.replace(policy=policy, algorithm=algorithm, critic=critic), metrics
+
+
+def learning_batch(agent: Agent, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer, Any]:
     """Advantages and value targets of a rollout from `state`: a batch of samples [T·B], or of sequences [B, T].
 
     Beside it the reward statistics that went into them, and the critic's hidden state [B, H] after the rollout.
     """
-    _, critic = networks(config)
+    config, critic = agent.config, agent.critic
     terminated, done = transitions.terminated, transitions.terminated | transitions.truncated
     start = jnp.concatenate([state.rollout.episode_length[None] == 0, done[:-1]])
-    obs, next_obs = (normalize(config, state, x) for x in (transitions.obs, transitions.next_obs))
-    params = state.policy if config.shared_torso else state.critic
+    obs, next_obs = (agent.normalize(state, x) for x in (transitions.obs, transitions.next_obs))
+    params = agent.critic_params(state.policy, state.critic)
     values, hidden = critic.apply(params, obs, state.rollout.critic_hidden, start, method="advance")
     next_values, _ = critic.apply(params, next_obs, hidden, method="advance")
     log_probs = transitions.distribution.log_prob(transitions.action)
@@ -214,13 +236,13 @@ def learning_batch(config: Config, state: TrainState, transitions: Transition) -
     return swap(batch)._replace(obs=sequences), normalizer, jax.tree.map(lambda x: x[-1], hidden)
 
 
-def value_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
+def value_loss(agent: Agent) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
     """½ mean (V - target)²; with `value_clip_eps`, the larger of it and that of V kept within ±ε of its old value.
 
-    Beside the policy's loss, on layers that they share, it is weighted by `value_coef`.
+    Where policy and critic are moved by one loss, it is weighted by `value_coef`.
     """
-    _, critic = networks(config)
-    weight = config.value_coef if config.shared_torso else 1.0
+    config, critic = agent.config, agent.critic
+    weight = config.value_coef if config.is_joint else 1.0
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         values = critic.apply(params, batch.obs)
@@ -237,8 +259,3 @@ def learning_rate(config: Config, update: jax.Array) -> jax.Array:
     updates = config.num_updates
     fraction = jnp.maximum(updates - update, 0) / updates if config.anneal_learning_rate else 1.0
     return jnp.asarray(config.learning_rate * fraction, jnp.float32)
-
-
-def evaluation_key(state: TrainState) -> jax.Array:
-    """A key for an evaluation at this state, which leaves the run's own keys as they are."""
-    return jax.random.fold_in(state.key, 0x6576616C)

@@ -5,7 +5,7 @@ one action.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import struct
@@ -124,15 +124,28 @@ class TrainState(struct.PyTreeNode):
 class Algorithm(Protocol):
     """A rule that moves the policy. A frozen dataclass of its hyperparameters, with pure methods.
 
-    `published` names the settings of the shared machinery (rollout, critic) that its paper or its reference
-    implementations use; a `Config` takes them where its user says nothing. A class attribute `run_by_run = True` is for
-    updates that go over the whole batch many times, see `batching.run_by_run`.
+    It may say more of itself in class attributes of the names in `Traits`.
     """
-
-    published: ClassVar[Mapping[str, Any]]
 
     def init(self, params: Params) -> AlgorithmState: ...
 
     def update(
         self, key: jax.Array, policy: Policy, params: Params, state: AlgorithmState, batch: Batch, optimizer: Any
     ) -> tuple[Params, AlgorithmState, Metrics]: ...
+
+
+class Traits(NamedTuple):
+    """What an algorithm may say of itself in class attributes; these are the values of one that says nothing.
+
+    `published` names the settings of the shared machinery (rollout, critic) that its paper or its reference
+    implementations use; a `Config` takes them where its user says nothing.
+    """
+
+    published: Mapping[str, Any] = {}
+    first_order: bool = True  # it follows gradients of any loss, so the critic's loss may be added to its own
+    run_by_run: bool = False  # it goes over the whole batch many times, see `vmapping.run_by_run`
+
+
+def traits_of(algo: Any) -> Traits:
+    """The traits of an algorithm, or of its class."""
+    return Traits(**{name: getattr(algo, name) for name in Traits._fields if hasattr(algo, name)})

@@ -13,7 +13,7 @@ from support import level_1_jit, quick_jit
 
 from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty
 from purejaxppo.advantages import explained_variance, standardize
-from purejaxppo.agent import networks
+from purejaxppo.agent import Agent
 from purejaxppo.cli.run import main
 from purejaxppo.normalize import RunningStatistics
 from purejaxppo.optimize.conjugate_gradient import conjugate_gradient
@@ -49,7 +49,7 @@ def config_of(algo, **settings):
 def problem():
     """Parameters and a batch of 128 samples, whose halves differ in scale and mean."""
     config = config_of(PPO())
-    policy, _ = networks(config)
+    policy = Agent.of(config).policy
     state = init(config, jax.random.key(0))
     rng = np.random.default_rng(1)
     obs = jnp.asarray(rng.normal(size=(128, 4)) * np.linspace(0.5, 2, 128)[:, None], jnp.float32)
@@ -80,7 +80,7 @@ def test_moments_and_statistics(problem):
 
 def test_gradient_fisher_product_and_solution(problem):
     _, params, batch = problem
-    policy, _ = networks(config_of(TRPO()))
+    policy = Agent.of(config_of(TRPO())).policy
 
     def parts(params, batch):
         advantage = standardize(batch.advantage)
@@ -105,7 +105,9 @@ def test_the_critics_gradient_before_adam(problem):
 
     def moments(critic, batch):
         adam = MinibatchAdam(1e-3, jnp.inf, 1, 1)
-        moved = adam.minimize(jax.random.key(0), value_loss(config), critic, MinibatchAdam.init(critic), batch)
+        moved = adam.minimize(
+            jax.random.key(0), value_loss(Agent.of(config)), critic, MinibatchAdam.init(critic), batch
+        )
         return moved[1].mu, moved[1].nu, moved[2]
 
     actual, expected = on_two(moments, WHOLE, SPLIT)(state.critic, batch), moments(state.critic, batch)
@@ -116,7 +118,7 @@ def test_the_critics_gradient_before_adam(problem):
 @pytest.mark.parametrize("algo", ALL, ids=lambda algo: type(algo).__name__)
 def test_an_update_of_the_policy(algo, problem):
     _, params, batch = problem
-    policy, _ = networks(config_of(algo))
+    policy = Agent.of(config_of(algo)).policy
 
     def update(params, batch):
         adam = MinibatchAdam(1e-2, 0.5, 2, 1)

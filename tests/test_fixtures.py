@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from purejaxppo.agent import make_policy
+from purejaxppo.agent import Agent
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.run import main
 from purejaxppo.policy.load import load
@@ -39,7 +39,7 @@ def test_it_acts_as_it_did(name):
         trained = load(FIXTURES[name], expected["seed"])
         assert (trained.seed, trained.env_steps) == (expected["seed"], expected["env_steps"])
         obs = np.asarray(expected["obs"], np.float32)
-        distribution, _ = make_policy(trained.config, trained.state)(obs)
+        distribution, _ = Agent.of(trained.config).make_policy(trained.state)(obs)
         np.testing.assert_allclose(trained.act(obs), expected["action"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(distribution.log_prob(distribution.mode()), expected["log_prob"], rtol=1e-4)
         np.testing.assert_allclose(distribution.entropy(), expected["entropy"], rtol=1e-4)

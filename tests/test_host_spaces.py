@@ -9,7 +9,7 @@ import pytest
 from environments import Probe
 
 from purejaxppo import PPO, Config, UsageError, init
-from purejaxppo.agent import make_policy
+from purejaxppo.agent import Agent
 from purejaxppo.experiment.experiment import run_experiment
 from purejaxppo.policy.export import export_policy, largest_difference, observations
 from purejaxppo.policy.load import Trained, actor, load
@@ -47,7 +47,7 @@ def test_act_gives_what_the_environment_receives(kind):
     for key in (None, KEY):
         actions = np.asarray(trained.act(obs, key))
         assert actions.shape == (1000, *space.shape)
-        distribution, _ = make_policy(trained.config, trained.state)(obs)
+        distribution, _ = Agent.of(trained.config).make_policy(trained.state)(obs)
         drawn = np.asarray(distribution.mode() if key is None else distribution.sample(key))
         if isinstance(space, Box):
             unit = {"gaussian": (drawn + 2) / 3, "beta": drawn, "tanh-gaussian": (np.tanh(drawn) + 1) / 2}[kind]

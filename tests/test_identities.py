@@ -11,7 +11,7 @@ from environments import Walk
 from support import assert_same_bits, largest_difference, quick_jit
 
 from purejaxppo import A2C, PPO, Config, init, make_train, update_step
-from purejaxppo.agent import make_policy, networks
+from purejaxppo.agent import Agent
 from purejaxppo.optimize.surrogate import likelihood_ratio
 from purejaxppo.rollout import rollout
 from purejaxppo.train import learning_batch, learning_rate
@@ -27,7 +27,9 @@ fresh, update = quick_jit(init), quick_jit(update_step)
 def collect(config, state):
     """The rollout that `update_step` would make of this state."""
     _, rollout_key, *_ = jax.random.split(state.key, 3)
-    return rollout(rollout_key, config.environment, make_policy(config, state), state.rollout, config.num_steps)[1]
+    return rollout(
+        rollout_key, config.environment, Agent.of(config).make_policy(state), state.rollout, config.num_steps
+    )[1]
 
 
 @functools.cache
@@ -44,14 +46,14 @@ def recorded():
 def batch_of(**options):
     """The learning batch of the recorded rollout under other options; [T, B] arrays."""
     config, state, transitions = recorded()
-    batch, *_ = learning_batch(config.replace(**options), state, transitions)
+    batch, *_ = learning_batch(Agent.of(config.replace(**options)), state, transitions)
     return {name: np.asarray(getattr(batch, name)).reshape(20, 3) for name in ("value", "advantage", "value_target")}
 
 
 def by_hand(gae_lambda, gamma=0.9):
     """λ-returns of the recorded rollout, episode by episode in double precision."""
     config, state, transitions = recorded()
-    _, critic = networks(config)
+    critic = Agent.of(config).critic
     next_values = np.asarray(critic.apply(state.critic, transitions.next_obs), np.float64)
     targets = np.zeros((20, 3))
     for b in range(3):
@@ -71,8 +73,8 @@ def test_ratio_is_1_in_the_first_minibatch(env):
     state = fresh(config, KEY)
     for _ in range(3):
         state, _ = update(config, state)
-    batch, *_ = learning_batch(config, state, collect(config, state))
-    policy, _ = networks(config)
+    batch, *_ = learning_batch(Agent.of(config), state, collect(config, state))
+    policy = Agent.of(config).policy
     ratio = likelihood_ratio(policy.apply(state.policy, batch.obs).log_prob(batch.action), batch.log_prob)
     np.testing.assert_allclose(ratio, np.ones(60), rtol=0, atol=1e-6)
     assert np.std(batch.log_prob) > 1e-3
@@ -149,7 +151,7 @@ def test_normalisers_stand_still_during_an_update():
     config = Config(env=Walk(), algo=A2C(), **options, **SMALL)
     before = fresh(config, KEY)
     first = collect(config, before)
-    batch, *_ = learning_batch(config, before, first)
+    batch, *_ = learning_batch(Agent.of(config), before, first)
     np.testing.assert_allclose(batch.obs, np.clip(first.obs.reshape(60, 2), -10, 10), rtol=1e-6)  # no statistics yet
 
     state, _ = update(config, before)
@@ -160,13 +162,13 @@ def test_normalisers_stand_still_during_an_update():
     np.testing.assert_allclose(statistics.variance, obs.var(0), rtol=1e-5)
 
     second = collect(config, state)
-    batch, rewards, _ = learning_batch(config, state, second)
+    batch, rewards, _ = learning_batch(Agent.of(config), state, second)
     normalized, normalized_next = (
         np.clip((np.asarray(x, np.float64).reshape(60, 2) - obs.mean(0)) / obs.std(0), -10, 10)
         for x in (second.obs, second.next_obs)
     )
     np.testing.assert_allclose(batch.obs, normalized, rtol=1e-4, atol=1e-5)
-    policy, critic = networks(config)
+    *_, policy, critic = Agent.of(config)
     logits = policy.apply(state.policy, jnp.asarray(normalized, jnp.float32)).logits
     np.testing.assert_allclose(second.distribution.logits.reshape(60, 2), logits, rtol=1e-4, atol=1e-5)
     bootstrap = critic.apply(state.critic, jnp.asarray(normalized_next, jnp.float32)) * ~second.terminated.reshape(60)

@@ -16,7 +16,7 @@ from support import quick_jit
 from test_networks import random_params
 
 from purejaxppo import A2C, NPG, PPO, TRPO, Config, init, make_train, update_step
-from purejaxppo.agent import make_policy, networks
+from purejaxppo.agent import Agent
 from purejaxppo.distributions import Categorical, TanhGaussian
 from purejaxppo.networks import Torso
 from purejaxppo.networks.heads import PolicyNetwork
@@ -111,7 +111,7 @@ MASKED = Probe(Discrete(4), "dict", (False, True, True, True))
 def test_networks_see_the_entries_that_they_are_told_to_and_never_the_mask():
     """Which inputs change an output; entries are flattened in the order of their names."""
     for entries, sees in (((), ["side", "noise"]), (("noise",), ["noise"]), (("side",), ["side"])):
-        policy, critic = networks(Config(env=MASKED, hidden_sizes=(8,), policy_obs=entries, critic_obs=("side",)))
+        *_, policy, critic = Agent.of(Config(env=MASKED, hidden_sizes=(8,), policy_obs=entries, critic_obs=("side",)))
         obs = {"side": jnp.ones(1), "noise": jnp.ones((2, 2)), "action_mask": jnp.ones(4, bool)}
         for network, seen in ((policy, sees), (critic, ["side"])):
             params = random_params(network, obs)
@@ -133,7 +133,7 @@ def test_entries_are_normalised_apart_and_the_mask_not_at_all():
     plain = config.replace(normalize_observations=False)
     obs = {"side": jnp.ones((3, 1)), "noise": jnp.ones((3, 2, 2)), "action_mask": jnp.asarray([[False, True] * 2] * 3)}
     scaled = obs | {name: entry.normalize(obs[name]) for name, entry in statistics.items()}
-    (ours, _), (theirs, _) = make_policy(config, state)(obs), make_policy(plain, state)(scaled)
+    (ours, _), (theirs, _) = Agent.of(config).make_policy(state)(obs), Agent.of(plain).make_policy(state)(scaled)
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-6)
 
 
@@ -259,6 +259,6 @@ def test_modules_of_ones_own_train(algo):
         assert max(jax.tree.leaves(moved)) > 1e-4
     config = Config(env=MASKED, policy_network=Logits(4), **SMALL)
     obs = {"side": jnp.ones(1), "noise": jnp.ones((2, 2)), "action_mask": jnp.asarray([False, True, True, True])}
-    distribution, _ = make_policy(config, init(config, KEY))(obs)
+    distribution, _ = Agent.of(config).make_policy(init(config, KEY))(obs)
     assert isinstance(distribution, Categorical)
     assert float(jnp.exp(distribution.log_probs[0])) == 0.0

@@ -20,14 +20,20 @@ from environments import (
 )
 from support import assert_same_bits, level_1_jit, quick_jit
 
+<<<<<<< HEAD
 from purejaxppo import A2C, REINFORCE, Config, init, make_train
 from purejaxppo.agent import make_policy, networks
 from purejaxppo.envs.gymnax import GymnaxEnv
 from purejaxppo.errors import UsageError
 from purejaxppo.evaluation import evaluate
+=======
+from purejaxppo import A2C, REINFORCE, Config, evaluate, init, make_train
+from purejaxppo.agent import Agent
+from purejaxppo.envs import GymnaxEnv
+>>>>>>> b341fb9 (An Agent (environment, policy, critic) is built once for each traced program instead of networks(config) in seven places; joint_update: one loss, one Adam, one norm; mesh axes have names of our own; jax.grad goes through an update; keys have tags by purpose; explained_variance is relative; over_runs takes functions with defaults)
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.rollout import rollout
-from purejaxppo.train import evaluation_key, learning_batch, update_step
+from purejaxppo.train import learning_batch, update_step
 
 KEY = jax.random.key(0)
 SMALL = {"hidden_sizes": (8,), "num_envs": 3, "num_steps": 20, "num_minibatches": 1, "num_epochs": 1}
@@ -40,7 +46,7 @@ evaluated = quick_jit(evaluate, static_argnames="num_episodes")
 @functools.partial(quick_jit, static_argnames="steps")
 def play(config, state, key, steps=20):
     """One rollout: (where the environments stand after it, transitions, sums)."""
-    return rollout(key, config.environment, make_policy(config, state), state.rollout, steps)
+    return rollout(key, config.environment, Agent.of(config).make_policy(state), state.rollout, steps)
 
 
 def trained_critic(env, gamma):
@@ -60,7 +66,7 @@ def trained_critic(env, gamma):
         hidden_sizes=(8,),
     )
     state, _ = quick_jit(make_train(config))(KEY)
-    _, critic = networks(config)
+    critic = Agent.of(config).critic
     return lambda obs: critic.apply(state.critic, jnp.asarray(obs))
 
 
@@ -89,11 +95,11 @@ def test_bootstrap_sees_the_observation_that_ended_the_episode(terminates):
     np.testing.assert_array_equal(transitions.terminated, terminates & (counter == 4))
     np.testing.assert_array_equal(transitions.truncated, (not terminates) & (counter == 4))
 
-    _, critic = networks(config)
+    critic = Agent.of(config).critic
     values = np.asarray(critic.apply(state.critic, jnp.arange(6.0)[:, None]), np.float64)
     assert abs(values[5] - values[0]) > 0.1  # the reset observation would be seen
     targets = 1 + 0.9 * np.where(terminates & (np.arange(5) == 4), 0.0, values[1:])
-    batch, *_ = learning_batch(config, state, transitions)
+    batch, *_ = learning_batch(Agent.of(config), state, transitions)
     np.testing.assert_allclose(batch.value_target.reshape(20, 3), targets[counter], rtol=1e-5)
 
     advantages = np.zeros(6)  # of one episode, by hand: no later episode flows into an earlier one
@@ -176,7 +182,7 @@ def test_evaluation_is_greedy_or_sampled():
     state = fresh(config, KEY)
     greedy = evaluated(config, state, jax.random.key(1), 64).returns
     sampled = evaluated(config.replace(eval_greedy=False), state, jax.random.key(1), 64).returns
-    best = jnp.argmax(make_policy(config, state)(jnp.zeros((1, 1)))[0].logits)
+    best = jnp.argmax(Agent.of(config).make_policy(state)(jnp.zeros((1, 1)))[0].logits)
     np.testing.assert_array_equal(greedy, np.full(64, best))
     assert 0.2 < np.mean(sampled) < 0.8
 
@@ -195,7 +201,7 @@ def test_evaluation_leaves_training_alone():
     assert metrics["episode_return"].shape == (7,)
     assert with_evaluations["eval_return"].shape == with_evaluations["eval_length"].shape == (3,)
     before = jax.tree.map(jnp.copy, state)
-    again = evaluated(evaluating, state, evaluation_key(state), 5)
+    again = evaluated(evaluating, state, state.key, 5)
     assert_same_bits(state, before)
     np.testing.assert_allclose(with_evaluations["eval_return"][-1], np.mean(again.returns), rtol=1e-6)
     np.testing.assert_allclose(with_evaluations["eval_length"][-1], np.mean(again.lengths), rtol=1e-6)
@@ -205,7 +211,7 @@ def test_evaluations_play_different_episodes():
     """Each run and each update has its own key for evaluation, which is none of those that training uses."""
     config = Config(env=Walk(), algo=A2C(), **SMALL)
     state, other = fresh(config, KEY), fresh(config, jax.random.key(1))
-    keys = [evaluation_key(s) for s in (state, other, update(config, state)[0])]
+    keys = [s.key for s in (state, other, update(config, state)[0])]
     keys += [state.key, *jax.random.split(state.key, 3)]
     assert np.unique([jax.random.key_data(key) for key in keys], axis=0).shape[0] == len(keys)
 
@@ -263,7 +269,7 @@ def test_continuous_actions_are_clipped_for_the_environment_only():
     assert np.mean(np.abs(transitions.action) > 0.5) > 0.3
     np.testing.assert_allclose(transitions.next_obs, np.clip(transitions.action, -0.5, 0.5), atol=1e-6)
     assert np.max(np.abs(transitions.next_obs)) == 0.5
-    batch, *_ = learning_batch(config, state, transitions)
+    batch, *_ = learning_batch(Agent.of(config), state, transitions)
     assert_same_bits(batch.action, transitions.action.reshape(-1, 2))
     z = np.asarray(transitions.action - transitions.distribution.mean, np.float64)  # σ = 1 at the start
     np.testing.assert_allclose(batch.log_prob, (-0.5 * z**2 - 0.5 * math.log(2 * math.pi)).sum(-1).ravel(), rtol=1e-5)

@@ -15,8 +15,13 @@ from jax.flatten_util import ravel_pytree
 from support import assert_same_bits, quick_jit
 from test_spaces import ALGORITHMS, MASK
 
+<<<<<<< HEAD
 from purejaxppo import A2C, TRPO, Config, init, load, make_train, preset, update_step
 from purejaxppo.agent import make_policy, networks
+=======
+from purejaxppo import A2C, TRPO, Config, evaluate, init, load, make_train, preset, update_step
+from purejaxppo.agent import Agent
+>>>>>>> b341fb9 (An Agent (environment, policy, critic) is built once for each traced program instead of networks(config) in seven places; joint_update: one loss, one Adam, one norm; mesh axes have names of our own; jax.grad goes through an update; keys have tags by purpose; explained_variance is relative; over_runs takes functions with defaults)
 from purejaxppo.cli.export import main as export
 from purejaxppo.cli.render import main as render
 from purejaxppo.cli.run import main
@@ -80,9 +85,9 @@ def stub(config, key):
 def collect(config, state, key):
     """A rollout, its batch, and the state that the next one begins with."""
     episodes, transitions, _ = rollout(
-        key, config.environment, make_policy(config, state), state.rollout, config.num_steps
+        key, config.environment, Agent.of(config).make_policy(state), state.rollout, config.num_steps
     )
-    batch, _, critic_hidden = learning_batch(config, state, transitions)
+    batch, _, critic_hidden = learning_batch(Agent.of(config), state, transitions)
     return transitions, batch, state.replace(rollout=episodes._replace(critic_hidden=critic_hidden))
 
 
@@ -90,7 +95,7 @@ def collect(config, state, key):
 def test_the_update_sees_the_policy_that_acted(kind):
     """Log-probabilities and values, replayed from the stored hidden states across episode ends, are the rollout's."""
     config = POLICIES[kind].replace(**SMALL)
-    policy, critic = networks(config)
+    *_, policy, critic = Agent.of(config)
 
     @quick_jit
     def run(key):
@@ -245,7 +250,7 @@ def test_updates_one_by_one_and_in_one_scan_give_the_same_bits():
 
 def test_act_carries_the_hidden_state(walker):
     """One observation or a batch, step by step, from the beginning of an episode where none is given."""
-    act, state, policy = walker.act, walker.state, networks(walker.config)[0]
+    act, state, policy = walker.act, walker.state, Agent.of(walker.config).policy
     obs = np.random.default_rng(0).normal(size=(6, 4, 2)).astype(np.float32)
     seen = Sequences(obs.swapaxes(0, 1), np.zeros((4, 6), bool), initial_hidden(policy, obs[0]), ())
     expected = np.clip(policy.apply(state.policy, seen).mode(), -1, 1)  # [B, T, 1]
@@ -357,12 +362,12 @@ def test_a_shared_torso_is_moved_by_both_losses():
     """Adam's first moment after A2C's one step is 0.1 · (∇ policy loss + value_coef · ∇ value loss)."""
     config = Config(env=Walk(), algo=A2C(), shared_torso=True, value_coef=0.7, max_grad_norm=np.inf, recurrent="gru")
     config = config.replace(**SMALL)
-    policy, critic = networks(config)
+    *_, policy, critic = Agent.of(config)
 
     @quick_jit
     def run(key):
         state = stub(config, key)
-        batch = learning_batch(config, state, collect(config, state, jax.random.split(state.key, 3)[1])[0])[0]
+        batch = learning_batch(Agent.of(config), state, collect(config, state, jax.random.split(state.key, 3)[1])[0])[0]
 
         def loss(params):
             distribution, values = policy.apply(params, batch.obs), critic.apply(params, batch.obs)

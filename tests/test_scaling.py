@@ -90,24 +90,24 @@ def test_with_an_env_axis_only_who_shares_a_run_talks():
 ENV_AXIS = """
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, PartitionSpec as P
-from purejaxppo.agent import networks
+from purejaxppo.agent import Agent
 from purejaxppo.advantages import standardize
 from purejaxppo.optimize.conjugate_gradient import conjugate_gradient
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.train import learning_batch, value_loss
 from purejaxppo.rollout import rollout
-from purejaxppo.agent import acting
+from purejaxppo.agent import Agent
 import functools
 
 def numbers(algo, config, state, batch):
-    policy, _ = networks(config)
+    policy = Agent.of(config).policy
     model = local_model(jax.random.key(0), policy.apply, state.policy, batch, standardize(batch.advantage), 0.1, 1)
     solution, _ = conjugate_gradient(model.product, model.gradient, 10)
     adam = MinibatchAdam(1e-2, 0.5, 1, 1)
     moved, *_ = algo.update(jax.random.key(3), policy.apply, state.policy, algo.init(state.policy), batch, adam)
     start = MinibatchAdam.init(state.critic)
-    critic, moments, _ = adam.minimize(jax.random.key(0), value_loss(config), state.critic, start, batch)
+    critic, moments, _ = adam.minimize(jax.random.key(0), value_loss(Agent.of(config)), state.critic, start, batch)
     step = jax.tree.map(lambda a, b: a - b, moved, state.policy)
     found = (model.gradient, model.product(model.theta), solution, moved, step, critic, moments.mu)
     return [ravel_pytree(x)[0] for x in found]
@@ -116,7 +116,7 @@ for name, algo in ALL.items():
     config = config_of(algo, num_envs=8)
     state = init(config, jax.random.key(1))
     _, transitions, _ = rollout(jax.random.key(2), config.environment, acting(config, state), state.rollout, 8)
-    batch, *_ = learning_batch(config, state, transitions)
+    batch, *_ = learning_batch(Agent.of(config), state, transitions)
     expected = jax.jit(functools.partial(numbers, algo, config))(state, batch)
     for count in (2, 4):
         mesh = Mesh(np.asarray(jax.devices()[:count]), ("env",), axis_types=(AxisType.Auto,))

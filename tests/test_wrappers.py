@@ -10,6 +10,7 @@ from support import quick_jit
 from test_host import CLOCK, SMALL, Always, found_by_workers  # noqa: F401
 
 from purejaxppo import Config, init, make_train, preset
+from purejaxppo.agent import Agent
 from purejaxppo.envs.base import adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
@@ -135,7 +136,7 @@ def test_rewards_are_scaled_then_clipped_for_learning_alone():
     distribution = Uniform()
     action = jnp.zeros((2, 2), jnp.int32)
     t = Transition(obs, action, jnp.asarray(rewards), ends, ~ends & False, obs, distribution)
-    batch, *_ = learning_batch(config, state, t)
+    batch, *_ = learning_batch(Agent.of(config), state, t)
     learnt = np.asarray([[1.5, -2.0], [2.0, 0.5]])
     np.testing.assert_allclose(batch.value_target, np.asarray([learnt.sum(0), learnt[1]]).ravel(), rtol=1e-5, atol=1e-5)
     config = config.replace(total_steps=16, reward_scale=0.1)

@@ -27,6 +27,7 @@ class NPG(struct.PyTreeNode):
     fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, inf)")
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
 
+    first_order: ClassVar[bool] = False
     run_by_run: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any]] = {  # TRPO's
         "num_envs": 2,

@@ -35,6 +35,7 @@ class TRPO(struct.PyTreeNode):
     region: str = static("kl", "the region: mean KL, or a Euclidean ball in the parameters", choices=("kl", "ball"))
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
 
+    first_order: ClassVar[bool] = False
     run_by_run: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any]] = {  # Stable-Baselines3-contrib's, its 2,048 steps from two environments
         "num_envs": 2,

@@ -18,7 +18,7 @@ from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import require_memory
 from purejaxppo.parallel.runs import abstract_args, over_runs
 from purejaxppo.presets import with_settings
-from purejaxppo.train import evaluation_key, init, update_step
+from purejaxppo.train import init, update_step
 from purejaxppo.types import Metrics, TrainState
 
 PER_EPISODE = ("episode_return", "episode_length")  # means over episodes; all others are means over updates
@@ -78,7 +78,7 @@ def compile_program(runs: RunBatch) -> Program:
         return jax.lax.fori_loop(0, count, body, (state, rows))
 
     def evaluation(episodes: int) -> Callable[[TrainState], Any]:
-        return lambda state: evaluate(config, state, evaluation_key(state), episodes)
+        return lambda state: evaluate(config, state, state.key, episodes)
 
     totals = place(jax.ShapeDtypeStruct((len(keys), len(names)), jnp.float32))
     number = jax.ShapeDtypeStruct((), jnp.int32)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jax.flatten_util import ravel_pytree
 
+from purejaxppo.keys import FISHER
 from purejaxppo.optimize.fisher import fisher_vector_product
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.optimize.surrogate import surrogate_and_kl
@@ -38,7 +39,7 @@ def local_model(
     gradient = mean_over_shards(jax.grad(lambda theta: evaluate(theta)[0])(theta))
     obs, size = batch.obs, len(batch.log_prob)
     if subsample > 1:
-        own_key = jax.random.fold_in(key_of_shard(key), 0x46495348)  # none of those that minibatches are drawn with
+        own_key = jax.random.fold_in(key_of_shard(key), FISHER)
         chosen = permutation(own_key, size)[: max(size // subsample, 1)]
         obs = jax.tree.map(lambda x: x[chosen], obs)
     product = fisher_vector_product(lambda theta: policy(unravel(theta), obs), theta, damping)

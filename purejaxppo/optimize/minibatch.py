@@ -48,14 +48,11 @@ class MinibatchAdam(struct.PyTreeNode):
         size = jax.tree.leaves(batch)[0].shape[0]
         adam = optax.scale_by_adam(eps=1e-5)
 
-        def total(params: Params, minibatch: Any) -> tuple[jax.Array, Metrics]:
-            value, metrics = loss(params, minibatch)
-            more, others = self.extra_loss(params, minibatch) if self.extra_loss else (0.0, {})
-            return value + more, metrics | others
+        objective = loss if self.extra_loss is None else _sum_of(loss, self.extra_loss)
 
         def step(carry: Any, minibatch: Any) -> tuple[Any, Metrics]:
             params, moments, stopped = carry
-            (_, metrics), gradient = jax.value_and_grad(total, has_aux=True)(params, minibatch)
+            (_, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(params, minibatch)
             metrics, gradient = mean_over_shards((metrics, gradient))
             if stop is not None:
                 stopped = stopped | stop(metrics)
@@ -81,3 +78,11 @@ class MinibatchAdam(struct.PyTreeNode):
         keys = jax.random.split(key_of_shard(key), self.num_epochs)
         (params, moments, _), metrics = jax.lax.scan(epoch, (params, moments, jnp.zeros((), bool)), keys)
         return params, moments, jax.tree.map(lambda x: jnp.mean(x[-1]), metrics)
+
+
+def _sum_of(first: Loss, second: Loss) -> Loss:
+    def loss(params: Params, minibatch: Any) -> tuple[jax.Array, Metrics]:
+        (value, metrics), (more, others) = first(params, minibatch), second(params, minibatch)
+        return value + more, metrics | others
+
+    return loss

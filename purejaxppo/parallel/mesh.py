@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-RUN_AXIS = "run"  # of the device mesh: on it runs are split
-ENV_AXIS = "env"  # of the device mesh: on it one run's environments are split, and everything else is replicated
-NET_AXIS = "net"  # of the device mesh: on it a policy and its critic are improved apart; both do everything else
+# Axes of the device mesh. Their names are ours alone, so that a user's `vmap(axis_name="env")` is none of them.
+RUN_AXIS = "purejaxppo.run"  # on it runs are split
+ENV_AXIS = "purejaxppo.env"  # on it one run's environments are split, and everything else is replicated
+NET_AXIS = "purejaxppo.net"  # on it a policy and its critic are improved apart; both do everything else
 
 
 def shards(axis: str = ENV_AXIS) -> int:

@@ -1,6 +1,5 @@
 """Runs laid out over devices."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,12 +33,12 @@ def over_runs(
     `net_shards=2`, two devices share it, or two sets of so many: one improves the policy, the other the critic, both do
     everything else, and only last digits differ from what one device learns.
 
-    A device vmaps so many of its runs as `together` says, None being all, one such lot after the other. With 1 there is
-    no `vmap`: each run consists of the very operations, and so has the bits, that it has alone with as many threads; as
-    is a device's only run. Otherwise its last digits depend on how many are together.
+    A device vmaps at most `vmap_size` of its runs at once, None being all, one such lot after the other. With 1 there
+    is no `vmap`: each run consists of the very operations, and so has the bits, that it has alone with as many threads;
+    so does a device's only run. Otherwise its last digits depend on how many are vmapped together.
 
     Raises:
-        UsageError: the devices cannot be shared out so; or when called, if the runs cannot, see `equally_many`.
+        UsageError: the devices cannot be shared out so; or when called, if the runs cannot, see `padded_count`.
     """
     devices = jax.devices() if devices is None else devices
     if net_shards not in (1, 2) or len(devices) % (env_shards * net_shards):
@@ -49,9 +48,9 @@ def over_runs(
         )
     mesh = _mesh(devices, env_shards, net_shards)
     rows = mesh.shape[RUN_AXIS]
-    own = len(inspect.signature(fn).parameters) - shared
 
     def mapped(*arguments: Any) -> Any:
+        own = len(arguments) - shared
         runs = len(jax.tree.leaves(arguments[:own])[0])
         if vmap_size == 1 or runs == 1:  # vmapped alone, PPO takes 1.1×: XLA turns the first layer's gradient round
             return jax.lax.map(lambda run: fn(*run, *arguments[own:]), arguments[:own])
@@ -64,6 +63,7 @@ def over_runs(
         return jax.tree.map(lambda x: x.reshape(runs, *x.shape[2:]), results)
 
     def many(*arguments: Any) -> Any:
+        own = len(arguments) - shared
         runs = len(jax.tree.leaves(arguments[:own])[0])
         if runs != (enough := padded_count(runs, rows, vmap_size)):
             where = f"{rows} devices" if rows == len(devices) else f"{rows} groups of devices"

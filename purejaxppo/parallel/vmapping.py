@@ -22,24 +22,6 @@ def _any_run_batched(axis_size: int, in_batched: list[bool], flags: jax.Array) -
     return any_run(flags), False
 
 
-@jax.custom_batching.custom_vmap
-def where_tree(first: jax.Array, a: Any, b: Any) -> Any:
-    """Of two trees with equal shapes `a` if `first` [], else `b`; under `vmap` by a select of each array.
-
-    For a run alone it is a branch, as such selects are a tenth of all that is compiled for one.
-    """
-    return jax.lax.cond(first, lambda a, b: a, lambda a, b: b, a, b)
-
-
-@where_tree.def_vmap
-def _where_tree_batched(axis_size: int, in_batched: list[Any], first: jax.Array, a: Any, b: Any) -> Any:
-    def choose(first: jax.Array, a: Any, b: Any) -> Any:
-        return jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
-
-    axes = [jax.tree.map(lambda batched: 0 if batched else None, x) for x in in_batched]
-    return jax.vmap(choose, in_axes=axes)(first, a, b), jax.tree.map(lambda _: True, a)
-
-
 def run_by_run(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, which under `vmap` works on one run after the other where the device is a CPU.
 

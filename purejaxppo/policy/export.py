@@ -11,9 +11,8 @@ import jax
 import numpy as np
 
 from purejaxppo._version import __version__
-from purejaxppo.agent import make_policy, networks
+from purejaxppo.agent import Agent
 from purejaxppo.errors import UsageError
-from purejaxppo.networks.heads import initial_hidden
 from purejaxppo.policy.load import Trained, stepper
 from purejaxppo.presets import settings_of
 from purejaxppo.rollout import rollout
@@ -74,7 +73,11 @@ def observations(trained: Trained) -> Any:
     Integers and masks are left as they are.
     """
     config, space, half = trained.config, trained.config.environment.observation_space, OBSERVATIONS // 2
-    policy, start, steps = make_policy(config, trained.state), trained.state.rollout, -(-half // config.num_envs)
+    policy, start, steps = (
+        Agent.of(config).make_policy(trained.state),
+        trained.state.rollout,
+        -(-half // config.num_envs),
+    )
     explore = jax.jit(lambda key: rollout(key, config.environment, policy, start, steps)[1].obs)
     rng = np.random.default_rng(trained.seed)
 
@@ -93,7 +96,7 @@ def observations(trained: Trained) -> Any:
 
 def hidden_states(trained: Trained, obs: Any) -> Any:
     """[1000, H] within ±1, as the policy's hidden states are but for an LSTM's cell; () if it has none."""
-    rng, initial = np.random.default_rng(trained.seed), initial_hidden(networks(trained.config)[0], obs)
+    rng, initial = np.random.default_rng(trained.seed), Agent.of(trained.config).initial_hidden(obs)
     return jax.tree.map(lambda x: rng.uniform(-1.0, 1.0, x.shape).astype(x.dtype), initial)
 
 
@@ -108,7 +111,7 @@ def largest_difference(trained: Trained, obs: Any, action: np.ndarray, carried: 
     if (action.shape, action.dtype) != (expected.shape, expected.dtype):
         return np.inf
     if not isinstance(space, Box):
-        logits = np.asarray(jax.jit(make_policy(trained.config, trained.state))(obs, hidden)[0].logits)
+        logits = np.asarray(jax.jit(Agent.of(trained.config).make_policy(trained.state))(obs, hidden)[0].logits)
         if isinstance(space, MultiBinary):
             logits = np.stack([np.zeros_like(logits), logits], axis=-1)
         chosen = np.max(np.where(action[..., None] == np.arange(logits.shape[-1]), logits, -np.inf), axis=-1)

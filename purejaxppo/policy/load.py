@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from purejaxppo.agent import make_policy, networks
+from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.networks.heads import initial_hidden
 from purejaxppo.networks.recurrent import is_recurrent
 from purejaxppo.rollout import environment_action
 from purejaxppo.rundir.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
@@ -116,12 +115,13 @@ def actor(config: Config, state: TrainState) -> Callable[..., Any]:
 
 def stepper(config: Config, state: TrainState) -> Callable[..., tuple[jax.Array, Any]]:
     """`(obs, key=None, hidden=None)` ↦ action and hidden state, which is () of a policy that has none."""
-    policy, space = make_policy(config, state), config.environment.action_space
+    agent = Agent.of(config)
+    policy, space = agent.make_policy(state), agent.env.action_space
 
     @jax.jit
     def step(obs: Observation, key: jax.Array | None = None, hidden: Any = None) -> tuple[jax.Array, Any]:
         obs = jax.tree.map(jax.numpy.asarray, obs)
-        distribution, hidden = policy(obs, initial_hidden(networks(config)[0], obs) if hidden is None else hidden)
+        distribution, hidden = policy(obs, agent.initial_hidden(obs) if hidden is None else hidden)
         action = distribution.mode() if key is None else distribution.sample(key)
         return environment_action(space, distribution, action), hidden
 

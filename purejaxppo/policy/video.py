@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.agent import make_policy, networks
+from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.envs.base import BaseEnv
 from purejaxppo.errors import UsageError, reason
-from purejaxppo.networks.heads import initial_hidden
 from purejaxppo.policy.gymnasium_play import for_gymnasium, open_env
 from purejaxppo.rollout import environment_action
 from purejaxppo.types import TrainState
@@ -50,11 +49,12 @@ class Episode(NamedTuple):
 
 def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], Episode]:
     """`(state, key) ↦ Episode`, compiled; greedy or sampled, as `config.eval_greedy` says."""
-    env = config.environment
+    agent = Agent.of(config)
+    env = agent.env
 
     @jax.jit
     def play(state: TrainState, key: jax.Array) -> Any:
-        policy, (start_key, play_key) = make_policy(config, state), jax.random.split(key)
+        policy, (start_key, play_key) = agent.make_policy(state), jax.random.split(key)
         start = env.reset(start_key)
 
         def step(carry: tuple[Any, Any, Any], key: jax.Array) -> Any:
@@ -66,7 +66,7 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
             env_state, obs, reward, terminated, truncated = env.step(step_key, env_state, bounded)
             return (env_state, obs, hidden), (env_state, reward, terminated | truncated)
 
-        begun = (*start, initial_hidden(networks(config)[0], start[1]))
+        begun = (*start, agent.initial_hidden(start[1]))
         _, (states, rewards, done) = jax.lax.scan(step, begun, jax.random.split(play_key, max_steps))
         states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start[0], states)
         return states, rewards, done

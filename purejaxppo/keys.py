@@ -1,0 +1,36 @@
+"""PRNG keys: what counts as one, and tags that keep keys for different purposes apart.
+
+With JAX's partitionable Threefry, `fold_in(key, i)` is `split(key, n)[i]` for every n > i. A small number folded in
+would therefore repeat a key that a split has given away. Every other purpose folds in a tag of its own, larger than
+any number of keys that is split off.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purejaxppo.errors import UsageError
+
+EVALUATION = 0x6576616C  # of the episodes that measure a policy
+FISHER = 0x46495348  # of the samples that the Fisher matrix is estimated from
+RENDERING = 0x72656E64  # of the episodes that are filmed
+ACTIONS = 0x61637473  # of sampled actions in an environment that has seeds of its own
+RESUMED = 0x72657375  # of host environments' episodes after a resume
+
+
+def as_key(key: Any) -> jax.Array:
+    """One key []; the words of `jax.random.PRNGKey` are accepted too.
+
+    Raises:
+        UsageError: it is no key, or an array of several.
+    """
+    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
+        key = jax.random.wrap_key_data(key)
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
+        given = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
+        raise UsageError(
+            f"key = {given:.80} is not one PRNG key; pass jax.random.key(0), or for several runs "
+            "vmap over jax.random.split(jax.random.key(0), n)."
+        )
+    return key
