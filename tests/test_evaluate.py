@@ -12,15 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
-from purejaxppo import load, make_train, preset
-=======
 from purejaxppo import evaluate, load, make_train, preset
->>>>>>> b341fb9 (An Agent (environment, policy, critic) is built once for each traced program instead of networks(config) in seven places; joint_update: one loss, one Adam, one norm; mesh axes have names of our own; jax.grad goes through an update; keys have tags by purpose; explained_variance is relative; over_runs takes functions with defaults)
 from purejaxppo.cli.run import main as run
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
-from purejaxppo.evaluation import evaluate
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.policy import gymnasium_play as gymnasium_env
 

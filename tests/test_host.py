@@ -15,18 +15,13 @@ import numpy as np
 import pytest
 from support import quick_jit
 
-<<<<<<< HEAD
-from purejaxppo import init, make_train, over_runs, preset, update_step
-=======
 from purejaxppo import evaluate, init, make_train, over_runs, preset, update_step
->>>>>>> b341fb9 (An Agent (environment, policy, critic) is built once for each traced program instead of networks(config) in seven places; joint_update: one loss, one Adam, one norm; mesh axes have names of our own; jax.grad goes through an update; keys have tags by purpose; explained_variance is relative; over_runs takes functions with defaults)
 from purejaxppo.cli.run import main
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.host.env import _seed
 from purejaxppo.envs.host.pool import EnvironmentBrokenError
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
-from purejaxppo.evaluation import evaluate
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.spaces import Discrete, MultiBinary, MultiDiscrete
 

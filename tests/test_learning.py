@@ -8,13 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from support import level_1_jit
 
-<<<<<<< HEAD
 from purejaxppo import PPO, TRPO, Config, make_train
 from purejaxppo.evaluation import evaluate
-from purejaxppo.train import evaluation_key
-=======
-from purejaxppo import PPO, TRPO, Config, evaluate, make_train
->>>>>>> b341fb9 (An Agent (environment, policy, critic) is built once for each traced program instead of networks(config) in seven places; joint_update: one loss, one Adam, one norm; mesh axes have names of our own; jax.grad goes through an update; keys have tags by purpose; explained_variance is relative; over_runs takes functions with defaults)
 
 SEEDS = 8
 TUNED = {"learning_rate": 2e-3, "gamma": 0.98, "value_clip_eps": math.inf}  # 32 of 32 other seeds reached 500, too

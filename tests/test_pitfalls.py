@@ -20,17 +20,11 @@ from environments import (
 )
 from support import assert_same_bits, level_1_jit, quick_jit
 
-<<<<<<< HEAD
 from purejaxppo import A2C, REINFORCE, Config, init, make_train
-from purejaxppo.agent import make_policy, networks
+from purejaxppo.agent import Agent
 from purejaxppo.envs.gymnax import GymnaxEnv
 from purejaxppo.errors import UsageError
 from purejaxppo.evaluation import evaluate
-=======
-from purejaxppo import A2C, REINFORCE, Config, evaluate, init, make_train
-from purejaxppo.agent import Agent
-from purejaxppo.envs import GymnaxEnv
->>>>>>> b341fb9 (An Agent (environment, policy, critic) is built once for each traced program instead of networks(config) in seven places; joint_update: one loss, one Adam, one norm; mesh axes have names of our own; jax.grad goes through an update; keys have tags by purpose; explained_variance is relative; over_runs takes functions with defaults)
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.rollout import rollout
 from purejaxppo.train import learning_batch, update_step

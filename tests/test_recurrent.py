@@ -15,13 +15,8 @@ from jax.flatten_util import ravel_pytree
 from support import assert_same_bits, quick_jit
 from test_spaces import ALGORITHMS, MASK
 
-<<<<<<< HEAD
 from purejaxppo import A2C, TRPO, Config, init, load, make_train, preset, update_step
-from purejaxppo.agent import make_policy, networks
-=======
-from purejaxppo import A2C, TRPO, Config, evaluate, init, load, make_train, preset, update_step
 from purejaxppo.agent import Agent
->>>>>>> b341fb9 (An Agent (environment, policy, critic) is built once for each traced program instead of networks(config) in seven places; joint_update: one loss, one Adam, one norm; mesh axes have names of our own; jax.grad goes through an update; keys have tags by purpose; explained_variance is relative; over_runs takes functions with defaults)
 from purejaxppo.cli.export import main as export
 from purejaxppo.cli.render import main as render
 from purejaxppo.cli.run import main

@@ -6,12 +6,8 @@ import pytest
 from environments import Probe
 from support import quick_jit
 
-<<<<<<< HEAD
 from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, make_train
 from purejaxppo.evaluation import evaluate
-=======
-from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, evaluate, make_train
->>>>>>> b341fb9 (An Agent (environment, policy, critic) is built once for each traced program instead of networks(config) in seven places; joint_update: one loss, one Adam, one norm; mesh axes have names of our own; jax.grad goes through an update; keys have tags by purpose; explained_variance is relative; over_runs takes functions with defaults)
 from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 ALGORITHMS = {
