@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.config import Config
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.fields import limitless
 from purejaxppo.networks.heads import PolicyNetwork, SharedNetwork, ValueNetwork, initial_hidden, visible
 from purejaxppo.networks.recurrent import restart
 from purejaxppo.normalize import normalize_observation
-from purejaxppo.types import Env, Observation, Params, TrainState
+from purejaxppo.types import Observation, Params, TrainState
 
 
 class Agent(NamedTuple):
     """The parts of a run that have no state: its settings, its environment, its two networks."""
 
     config: Config
-    env: Env
+    env: BaseEnv
     policy: Any  # PolicyNetwork, or the SharedNetwork that the critic is too
     critic: Any  # ValueNetwork
 
