@@ -25,6 +25,7 @@ from purejaxppo.types import traits_of
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 3e-4,
     "anneal_learning_rate": False,
+    "max_grad_norm": 0.5,
     "gae_lambda": 0.95,
     "value_clip_eps": math.inf,
     "advantage_estimator": "gae",
@@ -69,7 +70,7 @@ class Config(struct.PyTreeNode):
 
     learning_rate: float = number(None, "(0, inf)", "Adam's step size")
     anneal_learning_rate: bool = static(None, "anneal the learning rate linearly towards 0")
-    max_grad_norm: float = number(0.5, "(0, inf]", "clip gradients to this global norm; inf does not")
+    max_grad_norm: float = number(None, "(0, inf]", "clip gradients to this global norm; inf does not")
     num_epochs: int = static(None, "passes of Adam over each rollout", interval="[1, inf)")
     num_minibatches: int = static(None, "minibatches per pass", interval="[1, inf)")
     value_clip_eps: float = number(None, "(0, inf]", "clip the critic's change per update, as PPO does; inf does not")

@@ -10,7 +10,14 @@ from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 
-_MINATAR = {  # purejaxrl's settings for MinAtar
+_ZOO_TRPO, _ZOO_PPO = "rl-baselines3-zoo, hyperparams/trpo.yml", "rl-baselines3-zoo, hyperparams/ppo.yml"
+_CLEANRL = "CleanRL, ppo_continuous_action.py"
+_PUREJAXRL = "purejaxrl, examples/brax_minatar.ipynb; but the network, which begins with MinAtar's own convolution"
+_OURS = "ours"
+_OUR_STEPS = "as published for the method; the number of steps is ours"
+_OUR_BRAX = "ours: {}, for MuJoCo, with brax's environments"
+
+_MINATAR = {
     "num_envs": 64,
     "num_minibatches": 8,
     "learning_rate": 5e-3,
@@ -20,13 +27,13 @@ _MINATAR = {  # purejaxrl's settings for MinAtar
 _SPARSE_REWARD = {"gamma": 0.999, "normalize_observations": True, "normalize_rewards": True, "total_steps": 300_000}
 
 _NORMALIZED = {"normalize_observations": True, "normalize_rewards": True, "total_steps": 1_000_000}
-_TRPO_MUJOCO = {  # rl-baselines3-zoo's; Stable-Baselines3-contrib clips no gradient of the critic
-    **_NORMALIZED,
-    "num_epochs": 20,
-    "cg_iterations": 25,
-    "max_grad_norm": math.inf,
+_TRPO_MUJOCO = {**_NORMALIZED, "num_epochs": 20, "cg_iterations": 25}
+_TRPO_MUJOCO_OWN: dict[str, dict[str, Any]] = {
+    "HalfCheetah": {"max_kl": 0.04},
+    "Swimmer": {"gamma": 0.9999},
+    "Humanoid": {"total_steps": 2_000_000},
 }
-_PPO_MUJOCO = {  # CleanRL's ppo_continuous_action.py, after table 3 of the paper
+_PPO_MUJOCO = {
     **_NORMALIZED,
     "num_envs": 1,
     "num_steps": 2048,
@@ -36,67 +43,81 @@ _PPO_MUJOCO = {  # CleanRL's ppo_continuous_action.py, after table 3 of the pape
     "entropy_coef": 0.0,
 }
 _PPO_BRAX = {**_PPO_MUJOCO, "num_envs": 8, "num_steps": 256}  # the same batch, from environments side by side
-_BRAX = [
-    f"brax/{name}" for name in ("ant", "halfcheetah", "hopper", "humanoid", "inverted_pendulum", "reacher", "walker2d")
-]
-_MUJOCO = [f"gymnasium/{name}-v5" for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")]
+_BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "inverted_pendulum", "reacher", "walker2d")
+_MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")
 
-PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("npg", "CartPole-v1"): {"total_steps": 100_000},
-    ("trpo", "CartPole-v1"): {"total_steps": 100_000},
-    ("ppo-penalty", "CartPole-v1"): {"total_steps": 100_000},
-    ("trpo", "Acrobot-v1"): {"total_steps": 100_000},
-    ("trpo", "Pendulum-v1"): {"total_steps": 300_000},
-    ("ppo", "Pendulum-v1"): {
-        "num_steps": 512,
-        "gamma": 0.97,
-        "learning_rate": 1e-3,
-        "num_epochs": 10,
-        "num_minibatches": 32,
-        "value_clip_eps": math.inf,
-        "normalize_rewards": True,
-        "entropy_coef": 0.0,
-        "total_steps": 300_000,
+_TABLE: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {  # (algo, env) → where the settings are from, settings
+    ("npg", "CartPole-v1"): (_OUR_STEPS, {"total_steps": 100_000}),
+    ("trpo", "CartPole-v1"): (_OUR_STEPS, {"total_steps": 100_000}),
+    ("ppo-penalty", "CartPole-v1"): (_OUR_STEPS, {"total_steps": 100_000}),
+    ("trpo", "Acrobot-v1"): (_OUR_STEPS, {"total_steps": 100_000}),
+    ("trpo", "Pendulum-v1"): (_OUR_STEPS, {"total_steps": 300_000}),
+    ("ppo", "Pendulum-v1"): (
+        _OURS,
+        {
+            "num_steps": 512,
+            "gamma": 0.97,
+            "learning_rate": 1e-3,
+            "num_epochs": 10,
+            "num_minibatches": 32,
+            "value_clip_eps": math.inf,
+            "normalize_rewards": True,
+            "entropy_coef": 0.0,
+            "total_steps": 300_000,
+        },
+    ),
+    ("trpo", "MountainCarContinuous-v0"): (_OURS, _SPARSE_REWARD),
+    ("ppo", "MountainCarContinuous-v0"): (
+        _OURS,
+        {
+            **_SPARSE_REWARD,
+            "num_envs": 8,
+            "num_steps": 256,
+            "learning_rate": 3e-4,
+            "num_epochs": 10,
+            "num_minibatches": 16,
+        },
+    ),
+    **{
+        ("ppo", f"{name}-MinAtar"): (_PUREJAXRL, _MINATAR)
+        for name in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
     },
-    ("trpo", "MountainCarContinuous-v0"): _SPARSE_REWARD,
-    ("ppo", "MountainCarContinuous-v0"): {
-        **_SPARSE_REWARD,
-        "num_envs": 8,
-        "num_steps": 256,
-        "learning_rate": 3e-4,
-        "num_epochs": 10,
-        "num_minibatches": 16,
+    ("ppo", "gymnasium/LunarLander-v3"): (
+        _ZOO_PPO,
+        {
+            "num_envs": 16,
+            "num_steps": 1024,
+            "gamma": 0.999,
+            "gae_lambda": 0.98,
+            "learning_rate": 3e-4,
+            "anneal_learning_rate": False,
+            "num_minibatches": 256,
+            "value_clip_eps": math.inf,
+            "total_steps": 1_000_000,
+        },
+    ),
+    ("trpo", "gymnasium/LunarLander-v3"): (
+        _ZOO_TRPO,
+        {
+            "num_steps": 512,
+            "gae_lambda": 0.98,
+            "damping": 0.01,
+            "num_epochs": 15,
+            "num_minibatches": 8,
+            "total_steps": 200_000,
+        },
+    ),
+    ("trpo", "gymnasium/BipedalWalker-v3"): (_ZOO_TRPO, _TRPO_MUJOCO),
+    **{
+        ("trpo", f"gymnasium/{name}-v5"): (_ZOO_TRPO, {**_TRPO_MUJOCO, **_TRPO_MUJOCO_OWN.get(name, {})})
+        for name in _MUJOCO
     },
-    ("ppo", "Asterix-MinAtar"): _MINATAR,
-    ("ppo", "Breakout-MinAtar"): _MINATAR,
-    ("ppo", "Freeway-MinAtar"): _MINATAR,
-    ("ppo", "Seaquest-MinAtar"): _MINATAR,
-    ("ppo", "SpaceInvaders-MinAtar"): _MINATAR,
-    ("ppo", "gymnasium/LunarLander-v3"): {  # rl-baselines3-zoo's
-        "num_envs": 16,
-        "num_steps": 1024,
-        "gamma": 0.999,
-        "gae_lambda": 0.98,
-        "learning_rate": 3e-4,
-        "anneal_learning_rate": False,
-        "num_minibatches": 256,
-        "value_clip_eps": math.inf,
-        "total_steps": 1_000_000,
-    },
-    ("trpo", "gymnasium/LunarLander-v3"): {  # rl-baselines3-zoo's
-        "num_steps": 512,
-        "gae_lambda": 0.98,
-        "damping": 0.01,
-        "num_epochs": 15,
-        "num_minibatches": 8,
-        "max_grad_norm": math.inf,
-        "total_steps": 200_000,
-    },
-    ("trpo", "gymnasium/BipedalWalker-v3"): _TRPO_MUJOCO,
-    **{("trpo", name): _TRPO_MUJOCO for name in (*_MUJOCO, *_BRAX)},
-    **{("ppo", name): _PPO_MUJOCO for name in _MUJOCO},
-    **{("ppo", name): _PPO_BRAX for name in _BRAX},
+    **{("ppo", f"gymnasium/{name}-v5"): (_CLEANRL, _PPO_MUJOCO) for name in _MUJOCO},
+    **{("trpo", f"brax/{name}"): (_OUR_BRAX.format(_ZOO_TRPO), _TRPO_MUJOCO) for name in _BRAX},
+    **{("ppo", f"brax/{name}"): (_OUR_BRAX.format(_CLEANRL), _PPO_BRAX) for name in _BRAX},
 }
+PRESETS = {which: settings for which, (_, settings) in _TABLE.items()}
+SOURCES = {which: source for which, (source, _) in _TABLE.items()}  # of what goes beyond the algorithm's `published`
 
 
 def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:

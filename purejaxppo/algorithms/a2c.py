@@ -22,7 +22,9 @@ class A2C(struct.PyTreeNode):
     entropy_coef: float = number(0.01, "[0, inf)", "weight of the entropy bonus")
     normalize_advantages: bool = static(False, "standardise the advantages over the batch")
 
-    published: ClassVar[Mapping[str, Any]] = {  # 16 actors × 5 steps, as in A3C; Adam where it has RMSProp
+    # The paper's 16 actors × 5 steps; learning rate and entropy bonus are OpenAI Baselines'. Both have RMSProp in place
+    # of Adam, and lower its step size as they go.
+    published: ClassVar[Mapping[str, Any]] = {
         "num_envs": 16,
         "num_steps": 5,
         "learning_rate": 7e-4,

@@ -1,5 +1,6 @@
 """Natural policy gradient."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -29,12 +30,13 @@ class NPG(struct.PyTreeNode):
 
     first_order: ClassVar[bool] = False
     run_by_run: ClassVar[bool] = True
-    published: ClassVar[Mapping[str, Any]] = {  # TRPO's
+    published: ClassVar[Mapping[str, Any]] = {  # TRPO's: the method's papers name few
         "num_envs": 2,
         "num_steps": 1024,
         "learning_rate": 1e-3,
         "num_epochs": 10,
         "num_minibatches": 16,
+        "max_grad_norm": math.inf,
     }
 
     def init(self, params: Params) -> tuple[()]:

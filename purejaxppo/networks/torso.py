@@ -123,7 +123,9 @@ class Torso(nn.Module):
 
     Vectors and matrices are flattened; integers are embedded (as wide as the first hidden layer). Images [H, W, C] of
     at least 36 × 36 go through the network of Mnih et al. (2015, Nature 518; dense 512 included, bytes divided by
-    255), smaller ones through 16 filters, 3×3 (Young and Tian, 2019, arXiv:1903.03176); ReLU in both.
+    255), smaller ones through 16 filters, 3×3 (Young and Tian, 2019, arXiv:1903.03176); ReLU in both. The layers of
+    `hidden_sizes` after that are ours: Mnih et al. (and CleanRL's Atari PPO) have none, `hidden_sizes=()`; Young and
+    Tian have one of 128 units.
     """
 
     space: ObservationSpace  # what it sees
