@@ -84,7 +84,7 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     return bootstrap(probability, known(x), known(y))
 
 
-def interval_text(low: float, high: float, digits: int = 1) -> str:
+def interval_text(low: float | np.ndarray, high: float | np.ndarray, digits: int = 1) -> str:
     """ "low … high"; "–" where there is none."""
     return "–" if np.isnan(low) else f"{low:,.{digits}f} … {high:,.{digits}f}"
 

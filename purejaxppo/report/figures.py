@@ -1,56 +1,22 @@
 """The report's figures, as SVG."""
 
 import io
-import math
 import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.markers import MarkerStyle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
+from purejaxppo import plotting
 from purejaxppo.report.runs import Run
 from purejaxppo.statistics import Estimate
 
-# Okabe and Ito (2008), without yellow, which is too faint on white: told apart by colour-blind readers
-_COLOURS = {
-    "trpo": "#D55E00",
-    "ppo": "#0072B2",
-    "npg": "#009E73",
-    "a2c": "#E69F00",
-    "ppo-penalty": "#CC79A7",
-    "reinforce": "#56B4E9",
-    "": "#000000",
-}
+_COLOURS = dict(zip(("trpo", "ppo", "npg", "a2c", "ppo-penalty", "reinforce", ""), plotting.COLOURS, strict=True))
 _DASHES = [(), (5, 1.6), (1.2, 1.4), (6, 1.5, 1.2, 1.5), (8, 2, 2, 2, 2, 2)]  # in line widths
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
-_STYLE: Any = {
-    "svg.fonttype": "path",  # the same letters everywhere
-    "svg.hashsalt": "purejaxppo",  # the same bytes every time
-    "text.parse_math": False,  # a "$" of a file is a "$"
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#222222",
-    "axes.axisbelow": True,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-    "axes.grid": True,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5.5,
-    "lines.markeredgewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.handlelength": 3.2,
-}
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STRIP_AT_MOST = 128  # scores drawn one by one
 
 
@@ -67,7 +33,7 @@ class Look(NamedTuple):
     def line(self) -> dict[str, Any]:
         """Matplotlib's arguments for a line."""
         style = (0, self.dashes) if self.dashes else "solid"
-        return {"color": self.colour, "linestyle": style, "marker": self.marker, "markeredgecolor": "white"}
+        return {"colour": self.colour, "linestyle": style, "marker": self.marker, "markeredgecolor": "white"}
 
 
 class Series(NamedTuple):
@@ -117,22 +83,21 @@ def lines(
     steps: bool = True,
 ) -> bytes:
     """Lines with bands. `log`: logarithmic where the values call for it. `steps`: x counts environment steps."""
-    with matplotlib.rc_context(_STYLE):
-        rows = -(-len(series) // _columns(series)) if legend else 0
-        figure, axes = _figure(size[0], size[1] + 0.18 * rows)
+    rows = -(-len(series) // _columns(series)) if legend else 0
+    with plotting.new_figure(size[0], size[1] + 0.18 * rows) as figure:
+        axes = figure.subplots()
         for i, (label, look, x, y) in enumerate(series):
             every = max(1, len(x) // 6)
-            axes.fill_between(x, y.low, y.high, color=look.colour, alpha=0.16, linewidth=0)
-            axes.plot(x, y.point, label=_text(label), markevery=(i % every, every), zorder=3, **look.line())
+            plotting.line_with_band(axes, x, y, **look.line(), label=_text(label), markevery=(i % every, every))
         if log:
-            _logarithmic(axes, "y", np.concatenate([y.point for *_, y in series]))
+            _log_if_wide(axes, "y", np.concatenate([y.point for *_, y in series]))
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if ylim:
             bottom, top = axes.get_ylim()
             axes.set_ylim(max(bottom, ylim[0]) if ylim[1] is None else ylim[0], ylim[1] or top)
         if steps:
             axes.set_xlim(left=0)
-            axes.xaxis.set_major_formatter(lambda x, _: short(x))
+            plotting.whole_ticks(axes.xaxis)
         if legend:
             figure.legend(loc="outside lower center", ncols=_columns(series))
         return _svg(figure)
@@ -140,8 +105,8 @@ def lines(
 
 def intervals(rows: Sequence[Interval], xlabel: str, *, reference: float | None = None, xlim: Limits = None) -> bytes:
     """A marker and its interval in each row, above the dots that it aggregates."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(5.0, 0.6 + 0.38 * len(rows))
+    with plotting.new_figure(5.0, 0.6 + 0.38 * len(rows)) as figure:
+        axes = figure.subplots()
         if reference is not None:
             axes.axvline(reference, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
         for i, (_, look, value, dots) in enumerate(rows):
@@ -158,51 +123,33 @@ def intervals(rows: Sequence[Interval], xlabel: str, *, reference: float | None 
 
 def calibration(series: Sequence[Series], xlabel: str, ylabel: str, *, size: tuple[float, float]) -> bytes:
     """Positive points against the diagonal."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(*size)
+    with plotting.new_figure(*size) as figure:
+        axes = figure.subplots()
         for _, look, x, y in series:
             axes.plot(x, y.point, look.marker, color=look.colour, alpha=0.7, markeredgewidth=0)
         drawn = np.concatenate([np.concatenate([x, y.point]) for _, _, x, y in series])
         ends = np.array([drawn.min() / 1.1, drawn.max() * 1.1])
         axes.plot(ends, ends, color="#888888", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        _logarithmic(axes, "xy", drawn)
+        _log_if_wide(axes, "xy", drawn)
         return _svg(figure)
 
 
 def swatch(look: Look) -> str:
     """A sample of a look, as an SVG element for a page's text."""
-    with matplotlib.rc_context(_STYLE):
-        dashes = f' stroke-dasharray="{" ".join(f"{2 * d:g}" for d in look.dashes)}"' if look.dashes else ""
-        marker = MarkerStyle(look.marker)
-        corners = np.asarray(marker.get_path().transformed(marker.get_transform()).to_polygons()[0])
-        points = " ".join(f"{14 + 7.5 * x:.1f},{6 - 7.5 * y:.1f}" for x, y in corners)
+    dashes = f' stroke-dasharray="{" ".join(f"{2 * d:g}" for d in look.dashes)}"' if look.dashes else ""
+    marker = MarkerStyle(look.marker)
+    corners = np.asarray(marker.get_path().transformed(marker.get_transform()).to_polygons()[0])
+    points = " ".join(f"{14 + 7.5 * x:.1f},{6 - 7.5 * y:.1f}" for x, y in corners)
     return (
         f'<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true"><path d="M0 6H28" stroke="{look.colour}" '
         f'stroke-width="2"{dashes}/><polygon points="{points}" fill="{look.colour}" stroke="#fff"/></svg>'
     )
 
 
-def short(x: float) -> str:
-    """A count of steps for an axis: 50k, 1.5M."""
-    for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(x) >= unit:
-            return f"{x / unit:g}{suffix}"
-    return f"{x:g}"
-
-
 def evenly(count: int, at_most: int) -> np.ndarray:
     """Indices of `count` entries, or of `at_most` of them from first to last."""
     return np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(int))
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.subplots()
 
 
 def _svg(figure: Any) -> bytes:
@@ -213,18 +160,14 @@ def _svg(figure: Any) -> bytes:
     return file.getvalue()
 
 
-def _logarithmic(axes: Any, names: str, values: np.ndarray) -> None:
+def _log_if_wide(axes: Any, names: str, values: np.ndarray) -> None:
     """Make the axes logarithmic if all values are positive and more than a decade apart."""
     wide = (values > 0).all() and values.max() > 10 * values.min()
     for name in names:
-        axis = getattr(axes, f"{name}axis")
         if wide:
-            axes.set(**{f"{name}scale": "log"})
-            axis.set_major_locator(LogLocator(numticks=6))
-            axis.set_major_formatter(lambda x, _: f"10{str(round(math.log10(x))).translate(_SUPERSCRIPT)}")
-            axis.set_minor_formatter(NullFormatter())
+            plotting.log_scale(axes, name)
         else:
-            axis.set_major_locator(MaxNLocator(5))
+            getattr(axes, f"{name}axis").set_major_locator(MaxNLocator(5))
 
 
 def _columns(series: Iterable[Series]) -> int:

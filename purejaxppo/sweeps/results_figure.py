@@ -6,36 +6,37 @@ from typing import Any
 import numpy as np
 
 from purejaxppo.rundir.summary import Summary
+from purejaxppo.statistics import interval_text
 from purejaxppo.sweeps.axes import Settings, show
 
-_BLUE, _ORANGE = "#0072B2", "#D55E00"
 Scores = tuple[np.ndarray, np.ndarray, np.ndarray]  # IQM and the ends of its 95% interval, [settings] each
 
 
 def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summary]) -> None:
     """results.png."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from purejaxppo import plotting
 
     final = [[float(x["eval_return"][name]) for x in summaries] for name in ("iqm", "ci_low", "ci_high")]
     scores = (np.asarray(final[0]), np.asarray(final[1]), np.asarray(final[2]))
     values = {name: sorted({own[name] for own in settings}, key=_order) for name in settings[0]}
     varying = [name for name, x in values.items() if len(x) > 1] or list(values)[:1]
     full = len(varying) == 2 and len(settings) == len(values[varying[0]]) * len(values[varying[1]])
-    figure = Figure(dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     if full:
         rows, columns = (values[name] for name in varying)
-        figure.set_size_inches(2.6 + 1.1 * len(columns), 1.8 + 0.7 * len(rows))
-        _heat_map(figure.subplots(), varying, rows, columns, settings, scores)
+        size = 2.6 + 1.1 * len(columns), 1.8 + 0.7 * len(rows)
     else:
-        figure.set_size_inches(max(6.4, 3.6 * len(varying)), 4.0)
-        panels = np.atleast_1d(figure.subplots(1, len(varying), sharey=True))
-        for axes, name in zip(panels, varying, strict=True):
-            _points(axes, name, values[name], settings, scores, joined=len(varying) == 1)
-        panels[0].set_ylabel("IQM of final returns, 95% interval")
-    figure.suptitle(title, fontsize="medium")
-    figure.savefig(path)
+        size = max(6.4, 3.6 * len(varying)), 4.0
+    with plotting.new_figure(*size) as figure:
+        if full:
+            _heat_map(figure.subplots(), varying, rows, columns, settings, scores)
+        else:
+            panels = np.atleast_1d(figure.subplots(1, len(varying), sharey=True))
+            for axes, name in zip(panels, varying, strict=True):
+                _points(axes, name, values[name], settings, scores, joined=len(varying) == 1)
+            interval = "" if np.isnan(scores[1]).all() else ", 95% interval"
+            panels[0].set_ylabel(f"IQM of final returns{interval}")
+        figure.suptitle(title)
+        figure.savefig(path)
 
 
 def _heat_map(
@@ -48,9 +49,11 @@ def _heat_map(
     image = axes.imshow(iqm, cmap="viridis", aspect="auto", origin="lower")
     middle = (np.nanmin(iqm) + np.nanmax(iqm)) / 2 if np.isfinite(iqm).any() else 0.0
     for (i, j), score in np.ndenumerate(iqm):
-        text = "–" if np.isnan(score) else f"{score:,.1f}\n[{low[i, j]:,.1f}, {high[i, j]:,.1f}]"
+        interval = "" if np.isnan(low[i, j]) else f"\n{interval_text(low[i, j], high[i, j])}"
+        text = "–" if np.isnan(score) else f"{score:,.1f}{interval}"
         dark = np.isnan(score) or score > middle
         axes.text(j, i, text, ha="center", va="center", fontsize="x-small", color="black" if dark else "white")
+    axes.grid(visible=False)
     axes.set(xlabel=names[1], ylabel=names[0])
     axes.set_xticks(range(len(columns)), [show(x) for x in columns])
     axes.set_yticks(range(len(rows)), [show(x) for x in rows])
@@ -58,25 +61,27 @@ def _heat_map(
 
 
 def _points(axes: Any, name: str, values: list[Any], settings: list[Settings], scores: Scores, joined: bool) -> None:
+    from purejaxppo import plotting
+
     numeric = all(isinstance(x, int | float) and not isinstance(x, bool) and np.isfinite(x) for x in values)
     x = np.asarray([own[name] if numeric else values.index(own[name]) for own in settings], float)
     iqm, low, high = scores
     order = np.argsort(x, kind="stable")
-    spread = np.nan_to_num([iqm - low, high - iqm])[:, order]
-    line = "-" if joined else "none"
-    axes.errorbar(x[order], iqm[order], np.abs(spread), fmt="o", linestyle=line, color=_BLUE, capsize=2, ms=4, lw=1)
+    spread = np.abs([iqm - low, high - iqm])[:, order]
+    style: Any = {"linestyle": "-" if joined else "none", "color": plotting.BLUE, "capsize": 2, "ms": 4, "lw": 1}
+    axes.errorbar(x[order], iqm[order], spread, fmt="o", **style)
     if np.isfinite(iqm).any():
         best = int(np.nanargmax(iqm))
-        axes.plot(x[best], iqm[best], "o", color=_ORANGE, label="best")
-        axes.legend(frameon=False)
+        axes.plot(x[best], iqm[best], "o", color=plotting.VERMILION, label="best", zorder=4)
+        axes.legend()
     if numeric and min(values) > 0 and max(values) >= 10 * min(values):
-        axes.set_xscale("log")
-    if not numeric or (joined and len(values) <= 8):
+        plotting.log_scale(axes, "x")
+    elif numeric and all(isinstance(x, int) for x in values):
+        plotting.whole_ticks(axes.xaxis)
+    if not numeric or len(values) <= (8 if joined else 5):
         axes.set_xticks(values if numeric else range(len(values)), [show(x) for x in values])
         axes.minorticks_off()
     axes.set_xlabel(name)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
 
 
 def _order(value: Any) -> Any:

@@ -1,0 +1,92 @@
+"""What all figures share: style, colours, axes that count, a line and its band."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from purejaxppo.statistics import Estimate
+
+# Okabe and Ito (2008), without yellow, which is too faint on white: told apart by colour-blind readers
+VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK = COLOURS = (
+    "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000",
+)  # fmt: skip
+_STYLE: Any = {
+    "svg.fonttype": "path",  # the same letters everywhere
+    "svg.hashsalt": "purejaxppo",  # the same bytes every time
+    "savefig.dpi": 150,
+    "text.parse_math": False,  # a "$" of a file is a "$"
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "figure.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#222222",
+    "axes.axisbelow": True,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+    "lines.markeredgewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 3.2,
+}
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@contextlib.contextmanager
+def new_figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure in our style, so many inches wide and high. It is to be saved before the context ends."""
+    with matplotlib.rc_context(_STYLE):
+        yield Figure((width, height), layout="constrained")
+
+
+def line_with_band(
+    axes: Axes, x: Sequence[float] | np.ndarray, y: Estimate, colour: str, label: str = "", **style: Any
+) -> None:
+    """A line [points] in its band; no band where y has none."""
+    axes.fill_between(x, y.low, y.high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(x, y.point, color=colour, label=label, zorder=3, **style)
+
+
+def whole_ticks(axis: Axis) -> None:
+    """Ticks of an axis that counts: at whole numbers only, as 500, 50k, 1.5M."""
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    axis.set_major_formatter(lambda x, _: short(x))
+
+
+def log_scale(axes: Axes, name: str) -> None:
+    """Make the axis "x" or "y" logarithmic, once all is drawn in it; ticks at 2 and 5 too where it is short."""
+    axes.set(**{f"{name}scale": "log"})
+    axis: Axis = getattr(axes, f"{name}axis")
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 200 * low else (1, 2, 5), numticks=6))
+    axis.set_major_formatter(lambda x, _: _power(x))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _power(x: float) -> str:
+    exponent = math.floor(math.log10(x) + 1e-9)
+    factor = "" if round(x / 10**exponent) == 1 else f"{x / 10**exponent:.0f}·"
+    return f"{factor}10{str(exponent).translate(_SUPERSCRIPT)}"
+
+
+def short(x: float) -> str:
+    """A count for an axis: 50k, 1.5M."""
+    for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(x) >= unit:
+            return f"{x / unit:g}{suffix}"
+    return f"{x:g}"
