@@ -113,7 +113,8 @@ def init(config: Config, key: jax.Array) -> TrainState:
 def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]:
     """One update: rollout → advantages → policy and critic. The normalisers stand still while it lasts.
 
-    If a number turns non-finite, the state stays as it was, but for `failure`, which says so.
+    If a number turns non-finite, the state stays as it was, but for `failure`, which says so. `jax.grad` goes through
+    it in the first-order methods; TRPO's line search is a loop that only forward mode goes through.
     """
     agent = Agent.of(config)
     key, rollout_key, minibatch_key = jax.random.split(state.key, 3)

@@ -210,6 +210,10 @@ def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_a_constant(
     assert float(explained_variance(-targets, targets)) == pytest.approx(-3.0, abs=1e-5)
 
 
-def test_explained_variance_of_constant_targets_is_finite():
-    values = np.random.default_rng(3).standard_normal(100).astype(np.float32)
-    assert np.isfinite(explained_variance(values, np.full_like(values, 2.0)))
+def test_explained_variance_has_no_scale_and_none_where_targets_do_not_vary():
+    values, targets = np.asarray([1.0, 2.0, 4.0], np.float32), np.asarray([2.0, 1.0, 5.0], np.float32)
+    expected = explained_variance(values, targets)
+    for scale in (1e-5, 1e5):
+        np.testing.assert_allclose(explained_variance(scale * values, scale * targets), expected, rtol=1e-4)
+    assert float(explained_variance(np.full_like(targets, 3.0), 1e-5 * targets)) == pytest.approx(0.0, abs=1e-2)
+    assert np.isnan(explained_variance(values, np.full_like(values, 2.0)))

@@ -25,7 +25,6 @@ from purejaxppo.agent import Agent
 from purejaxppo.envs.gymnax import GymnaxEnv
 from purejaxppo.errors import UsageError
 from purejaxppo.evaluation import evaluate
-from purejaxppo.keys import EVALUATION
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.rollout import rollout
 from purejaxppo.train import learning_batch, update_step
@@ -200,15 +199,6 @@ def test_evaluation_leaves_training_alone():
     assert_same_bits(state, before)
     np.testing.assert_allclose(with_evaluations["eval_return"][-1], np.mean(again.returns), rtol=1e-6)
     np.testing.assert_allclose(with_evaluations["eval_length"][-1], np.mean(again.lengths), rtol=1e-6)
-
-
-def test_evaluations_play_different_episodes():
-    """Each run and each update has its own key for evaluation, which is none of those that training uses."""
-    config = Config(env=Walk(), algo=A2C(), **SMALL)
-    state, other = fresh(config, KEY), fresh(config, jax.random.key(1))
-    keys = [jax.random.fold_in(s.key, EVALUATION) for s in (state, other, update(config, state)[0])]
-    keys += [state.key, *jax.random.split(state.key, 3)]
-    assert np.unique([jax.random.key_data(key) for key in keys], axis=0).shape[0] == len(keys)
 
 
 def test_decisions_for_all_runs_stay_scalar_under_vmap():

@@ -1,0 +1,122 @@
+"""`train` as a function: what transformations of JAX it takes, how deep it is, and the joint update by hand."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from environments import Walk
+from support import arrays, assert_same_bits, quick_jit
+
+import purejaxppo
+from purejaxppo import A2C, PPO, TRPO, Config, init, make_train, over_runs, update_step
+from purejaxppo.agent import Agent
+from purejaxppo.errors import UsageError
+from purejaxppo.rollout import rollout
+from purejaxppo.train import learning_batch
+
+SMALL = {"num_envs": 4, "num_steps": 4, "hidden_sizes": (4,), "num_minibatches": 2, "num_epochs": 2}
+KEY = jax.random.key(3)
+
+
+@pytest.mark.parametrize("name", ["run", "env", "net"])
+def test_a_vmap_with_a_name_of_ones_own_is_like_any_other(name):
+    """No axis of a user's is taken for one of the device mesh."""
+    train = make_train(Config(env=Walk(), algo=A2C(), total_steps=16, **SMALL))
+    keys = jax.random.split(KEY, 2)
+    plain, named = (jax.make_jaxpr(jax.vmap(train, axis_name=axis))(keys) for axis in ("anything", name))
+    assert str(named).replace(name, "anything") == str(plain).replace(name, "anything")
+
+
+def test_gradients_go_through_an_update():
+    """Meta-gradients: of a loss after two updates in numbers of the config; backward equals forward."""
+    config = Config(env=Walk(continuous=True), algo=PPO(), learning_rate=1e-2, **SMALL)
+    start = init(config, KEY)
+
+    def outcome(rate):
+        own = config.replace(learning_rate=rate, anneal_learning_rate=False)
+        state = update_step(own, update_step(own, start)[0])[0]
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves((state.policy, state.critic)))
+
+    backward, (_, forward) = quick_jit(lambda x: (jax.grad(outcome)(x), jax.jvp(outcome, (x,), (1.0,))))(1e-2)
+    assert np.isfinite(backward)
+    assert abs(backward) > 1e-3
+    np.testing.assert_allclose(backward, forward, rtol=1e-3)
+
+
+def test_one_call_of_ppos_loss_is_at_most_14_calls_deep():
+    """From `make_train`'s function to the line that clips the ratio: a reader follows each of them."""
+    package, depths = str(Path(purejaxppo.__file__).parent), []
+
+    def profile(frame, event, _):
+        if event == "call" and frame.f_code.co_name == "clipped_surrogate":
+            frames = []
+            while frame:
+                frames.append(frame.f_code.co_filename)
+                frame = frame.f_back
+            depths.append(sum(name.startswith(package) for name in frames))
+
+    train = make_train(Config(env=Walk(), algo=PPO(), total_steps=16, **SMALL))
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        jax.eval_shape(train, KEY)
+    finally:
+        sys.setprofile(before)
+    assert 0 < min(depths) <= max(depths) <= 14
+
+
+def test_the_joint_update_by_hand():
+    """One step of Adam on policy loss + value_coef · ½ (V - target)², its gradient clipped by one norm, in NumPy."""
+    one_step = SMALL | {"num_minibatches": 1, "num_epochs": 1}
+    config = Config(
+        env=Walk(continuous=True),
+        algo=PPO(entropy_coef=0.01, normalize_advantages="none"),
+        joint_update=True,
+        value_coef=0.7,
+        max_grad_norm=0.05,
+        learning_rate=1e-2,
+        value_clip_eps=jnp.inf,
+        anneal_learning_rate=False,
+        **one_step,
+    )
+    agent, before = Agent.of(config), init(config, KEY)
+    after, metrics = quick_jit(partial(update_step, config))(before)
+    _, rollout_key, _ = jax.random.split(before.key, 3)
+    _, transitions, _ = rollout(rollout_key, agent.env, agent.make_policy(before), before.rollout, config.num_steps)
+    batch, *_ = learning_batch(agent, before, transitions)
+
+    def loss(params):
+        policy = agent.policy.apply(params[0], batch.obs)
+        ratio = jnp.exp(policy.log_prob(batch.action) - batch.log_prob)
+        errors = (agent.critic.apply(params[1], batch.obs) - batch.value_target) ** 2
+        return -jnp.mean(ratio * batch.advantage) - 0.01 * jnp.mean(policy.entropy()) + 0.7 * 0.5 * jnp.mean(errors)
+
+    gradient = [np.float64(x) for x in arrays(jax.grad(loss)((before.policy, before.critic)))]
+    norm = np.sqrt(sum(np.sum(x**2) for x in gradient))
+    assert norm > 0.05
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    np.testing.assert_allclose(metrics["value_grad_norm"], norm, rtol=1e-4)
+    moved = zip(arrays((before.policy, before.critic)), arrays((after.policy, after.critic)), gradient, strict=True)
+    for old, new, g in moved:
+        clipped = g * 0.05 / norm  # Adam's first step has m̂ = g, v̂ = g²
+        np.testing.assert_allclose(new, old - 1e-2 * clipped / (np.abs(clipped) + 1e-5), rtol=2e-4, atol=2e-5)
+
+
+def test_what_cannot_be_updated_jointly_is_told():
+    with pytest.raises(UsageError, match=r"^joint_update = True is for first-order methods: .*; leave it at False.$"):
+        make_train(Config(env=Walk(), algo=TRPO(), joint_update=True, **SMALL))
+    config = Config(env=Walk(), algo=PPO(), joint_update=True, **SMALL)
+    with pytest.raises(UsageError, match="net must be 1 with shared_torso or joint_update"):
+        over_runs(make_train(config), net_shards=2)(jax.random.split(KEY, 1))
+
+
+def test_over_runs_takes_functions_with_defaults():
+    """What is passed counts, not what could be."""
+    scaled, keyword = lambda x, scale=2.0: x * scale, partial(lambda x, *, scale: x * scale, scale=2.0)
+    x = jnp.arange(4.0)
+    for fn in (scaled, keyword):
+        assert_same_bits(over_runs(fn)(x), 2.0 * x)
