@@ -38,8 +38,8 @@ def cause_of_failure(transitions: Transition, batch: Batch, metrics: Metrics, st
         (metrics["grad_norm"], metrics["value_grad_norm"]),
         (state.policy, state.critic, state.algorithm, state.critic_optimizer),
     )
-    sick = sum_over_shards(jnp.stack([~finite(part) for part in parts]).astype(jnp.int32)) > 0
-    cause = jnp.where(jnp.any(sick), jnp.argmax(sick) + 1, 0).astype(jnp.int32)
+    failed = sum_over_shards(jnp.stack([~finite(part) for part in parts]).astype(jnp.int32)) > 0
+    cause = jnp.where(jnp.any(failed), jnp.argmax(failed) + 1, 0).astype(jnp.int32)
     return jnp.where(state.failure.cause > 0, state.failure.cause, cause)
 
 

@@ -291,7 +291,6 @@ OPTIONS = {  # what only a run that goes on reads
     "a figure that leads out": link("learning_curve.png", "../outside/precious"),
     "TensorBoard's folder that leads out": link("tensorboard", "../outside"),
     "a run of TensorBoard that leads out": link("tensorboard/iqm", "../../outside"),
-    "a draft that leads out": link(".config.json.saving", "../outside/precious"),
 }
 FILES = {  # what cannot be read at all
     "an empty config": content(""),
@@ -427,7 +426,7 @@ def test_load_refuses_a_summary(place, case):
 
 
 REPORTED = FILES | SUMMARIES | TABLES
-MISSING = {"a summary of objects", "metrics of zeros"}  # what the report takes as not known, and draws nothing of
+MISSING = {"metrics of zeros"}  # what the report takes as not known, and draws nothing of
 
 
 @pytest.mark.parametrize("case", [case for case in REPORTED if case not in MISSING])

@@ -215,7 +215,7 @@ def test_rows_that_an_evaluation_ends_early_hold_their_own_updates_only(outputs)
     assert {end for (end, _), row in rows.items() if row["eval_length"] > 0} == {4, 8, 12, 16, 20}
 
 
-def test_sick_seeds_are_in_the_log_and_the_summary_of_every_schedule(outputs):
+def test_failed_seeds_are_in_the_log_and_the_summary_of_every_schedule(outputs):
     """Seed, update and cause are those of the bare training; other seeds are alive in every row."""
     failure = measured()[0]
     sick = [
@@ -226,7 +226,7 @@ def test_sick_seeds_are_in_the_log_and_the_summary_of_every_schedule(outputs):
     assert [found["cause"] for found in sick] == ["reward"]
     assert sick[0]["update"] == 8
     for (log, *_), (out, summary) in outputs.items():
-        assert summary["sick_seeds"] == json.loads((out / "summary.json").read_text())["sick_seeds"] == sick
+        assert summary["failed_seeds"] == json.loads((out / "summary.json").read_text())["failed_seeds"] == sick
         for (update, seed), row in rows_of(out).items():
             ill = seed == sick[0]["seed"]
             assert (row["alive"] == 1.0) == (not ill or update < sick[0]["update"])
@@ -303,9 +303,9 @@ def test_a_log_without_a_whole_row_is_begun_anew(tmp_path, content):
 
 def test_a_damaged_log_is_told_in_one_line(tmp_path):
     path = tmp_path / "metrics.csv"
-    for content in ("seed,update,env_steps\n4,one,32\n", "seed,update,env_steps\n" + "x" * 200_000):
+    for content in ("seed,update,env_steps\n4,one,32\n", "seed,update,env_steps\n" + "x" * 200_000 + "\n"):
         path.write_text(content)
-        with pytest.raises(UsageError, match="is damaged"):
+        with pytest.raises(UsageError, match="is not what a run leaves"):
             MetricsFile(path, [4], done=2)
 
 
@@ -512,12 +512,12 @@ def test_on_a_terminal_all_of_it_fits(clock, width):
     assert "seed 3: [reward] not finite" in shown
 
 
-def test_a_run_tells_of_its_stages_and_of_sick_seeds_or_of_nothing(tmp_path, monkeypatch):
+def test_a_run_tells_of_its_stages_and_of_failed_seeds_or_of_nothing(tmp_path, monkeypatch):
     """Off a terminal: the stages, who fell sick, how it went. Quiet, also on a terminal: nothing."""
     told, quiet = io.StringIO(), io.StringIO()
     run(tmp_path / "told", line=ProgressLine(Console(file=told)))
     summary = run(tmp_path / "quiet", line=ProgressLine(Console(file=quiet, force_terminal=True), quiet=True))
-    (sick,) = summary["sick_seeds"]
+    (sick,) = summary["failed_seeds"]
     lines = told.getvalue().splitlines()
     assert lines[:2] == ["compiling", "training"]
     assert f"seed {sick['seed']}: reward not finite in update {sick['update']}; frozen as it was before" in lines

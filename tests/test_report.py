@@ -5,6 +5,7 @@ import csv
 import html.parser
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,8 +15,10 @@ import pytest
 import scipy.stats
 
 from purejaxppo.errors import UsageError
+from purejaxppo.report.labels import labels
 from purejaxppo.report.page import write_report
-from purejaxppo.report.runs import labels, read_log, read_run
+from purejaxppo.rundir.contents import read_contents
+from purejaxppo.rundir.metrics import read_metrics
 
 HOSTILE = "<script>alert(1)</script>\"'&$x_1$ _{}\n\u202e"
 OWN = {"ppo": {"clip_eps": 0.2}, "trpo": {"max_kl": 0.01, "damping": 0.1}, "npg": {"max_kl": 0.01}, "a2c": {}}
@@ -26,7 +29,7 @@ COLUMNS = {
 }
 
 
-def make_run(path, algo="ppo", env="CartPole-v1", seeds=range(4), rows=9, scores=None, ended=True, sick=None, **more):
+def make_run(path, algo="ppo", env="CartPole-v1", seeds=range(4), rows=9, scores=None, ended=True, failed=None, **more):
     """A run directory like those of `purejaxppo.run`, from random numbers."""
     rng, seeds = np.random.default_rng([len(algo), len(env), *seeds]), list(seeds)
     path.mkdir(parents=True)
@@ -49,7 +52,7 @@ def make_run(path, algo="ppo", env="CartPole-v1", seeds=range(4), rows=9, scores
         returns = rng.normal(100, 20, len(seeds)).tolist() if scores is None else list(scores)
         summary = {"algo": algo, "env": env, "num_seeds": len(seeds), "env_steps": 512 * rows, "device": "2 × cpu"}
         summary |= {"steps_per_second": 1234.5, "compile_seconds": 3.25, "run_seconds": 8.0}
-        summary |= {"eval_return": {"per_seed": returns}} | ({} if sick is None else {"sick_seeds": sick})
+        summary |= {"eval_return": {"per_seed": returns}} | ({} if failed is None else {"failed_seeds": failed})
         (path / "summary.json").write_text(json.dumps(summary))
     return path
 
@@ -106,10 +109,10 @@ def refuses(*directories, out, match):
 def many(tmp_path_factory):
     """Runs of every kind."""
     root = tmp_path_factory.mktemp("runs")
-    sick = [{"seed": 3, "update": 17, "cause": "reward " + HOSTILE}]
+    failed = [{"seed": 3, "update": 17, "cause": "reward " + HOSTILE}]
     return [
-        make_run(root / "trpo", "trpo", seeds=range(8), sick=sick),
-        make_run(root / "wide", "trpo", seeds=range(8), max_kl=0.05, rows=90, sick=[]),
+        make_run(root / "trpo", "trpo", seeds=range(8), failed=failed),
+        make_run(root / "wide", "trpo", seeds=range(8), max_kl=0.05, rows=90, failed=[]),
         make_run(root / "ppo", scores=[100.0, 90.0, "nan", 80.0]),
         make_run(root / "one", "a2c", seeds=[7], scores=[55.5]),
         make_run(root / "running", "npg", ended=False),
@@ -126,7 +129,7 @@ def page(many, tmp_path_factory):
 def test_iqm_of_scores_is_scipys(page, many):
     rows = {row[0]: row for row in page.table("IQM", "95% interval")}
     assert len(rows) == len(many)
-    scores = read_run(many[1]).scores
+    scores = read_contents(many[1]).scores
     assert rows["trpo · max_kl=0.05"][2] == f"{scipy.stats.trim_mean(scores, 0.25):.1f}"
     assert rows["trpo · max_kl=0.05"][4] == f"{scores.mean():.1f} ± {scores.std(ddof=1):.1f}"
     assert rows["trpo · max_kl=0.05"][5] == f"{scores.min():.1f} (seed {scores.argmin()})"
@@ -164,7 +167,7 @@ def test_settings_that_differ(page):
     assert "hidden_sizes64, 64" in page.text
 
 
-def test_in_progress_and_sick_seeds_are_told(page):
+def test_in_progress_and_failed_seeds_are_told(page):
     rows = page.table("IQM")
     assert [row[0] for row in rows if "in progress" in row[0]] == ["npg in progress"]
     assert "7 runs, one of them in progress" in page.text
@@ -175,8 +178,8 @@ def test_in_progress_and_sick_seeds_are_told(page):
     assert row[4].startswith("reward <script>alert(1)</script>")
 
 
-def test_no_sick_seeds_and_one_run(tmp_path):
-    page = report(tmp_path, make_run(tmp_path / "run", sick=[]))
+def test_no_failed_seeds_and_one_run(tmp_path):
+    page = report(tmp_path, make_run(tmp_path / "run", failed=[]))
     assert "None." in page.text
     assert "One run: nothing to compare." in page.text
 
@@ -207,7 +210,7 @@ def test_same_runs_same_bytes(many, page, tmp_path):
 
 def test_labels_tell_runs_apart(tmp_path):
     def named(*runs):
-        return labels([read_run(run) for run in runs])
+        return labels([read_contents(run) for run in runs])
 
     a = make_run(tmp_path / "a", "trpo", max_kl=0.01)
     b = make_run(tmp_path / "b", "trpo", max_kl=0.02)
@@ -232,9 +235,9 @@ def test_a_run_that_only_just_began(tmp_path, content):
 def test_a_line_that_is_being_written_is_left_out(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("seed,update,env_steps,kl\r\n5,1,8,0.5\r\n2,1,8,\r\n5,2,16,inf\r\n2,2,16,0.7\r\n5,3,24,0.12")
-    log = read_log(path, [2, 5])
+    log = read_metrics(path, [5, 2])
     np.testing.assert_array_equal(log.env_steps, [8, 16])
-    np.testing.assert_array_equal(log.columns["kl"], [[np.nan, 0.7], [0.5, np.nan]])
+    np.testing.assert_array_equal(log.columns["kl"], [[0.5, np.nan], [np.nan, 0.7]])
 
 
 def test_refuses_directories_and_names(tmp_path):
@@ -247,31 +250,34 @@ def test_refuses_directories_and_names(tmp_path):
     refuses(run, out=tmp_path / "no" / "report.html", match=r"cannot be written \(No such file or directory\)")
     (run / "metrics.csv").unlink()
     refuses(run, out=out, match=r"holds no metrics\.csv")
+    large = make_run(tmp_path / "large")
+    os.truncate(large / "config.json", 2**26 + 1)
+    refuses(large, out=out, match="67,108,865 bytes, and at most 67,108,864 are read")
 
 
 @pytest.mark.parametrize(
     ("file", "content", "match"),
     [
-        ("config.json", "", "the file is empty"),
+        ("config.json", "", "it is empty"),
         ("config.json", "{", "JSONDecodeError"),
         ("config.json", "[" * 200_000, "RecursionError"),
-        ("config.json", "[]", "not an object"),
-        ("config.json", "\xff", "not UTF-8"),
-        ("config.json", '{"settings": 3}', "'settings' is missing or no object"),
-        ("config.json", '{"settings": {"algo": "ppo", "env": 3}, "seeds": [0, 1, 2, 3]}', "'env' is missing"),
-        ("config.json", '{"settings": {"algo": "ppo", "env": "X"}, "seeds": [true]}', "seeds = 'true'"),
-        ("config.json", '{"settings": {"algo": "ppo", "env": "X"}, "seeds": [1, 1]}', "seeds = '1, 1'"),
-        ("config.json", '{"settings": {"algo": "ppo", "env": "X"}, "seeds": []}', "seeds = ''"),
-        ("config.json", " " * 10_000_001, "at most 10,000,000 are read"),
-        ("summary.json", "null", "not an object"),
-        ("summary.json", '{"eval_return": {"per_seed": [1]}}', "holds 1 returns"),
-        ("summary.json", '{"eval_return": {"per_seed": [1, 2, 3, 4]}, "sick_seeds": [3]}', "sick_seeds"),
+        ("config.json", "[]", "no JSON object"),
+        ("config.json", "\xff", "UnicodeDecodeError"),
+        ("config.json", '{"settings": 3, "seeds": [1]}', "TypeError"),
+        ("config.json", '{"settings": {"algo": "ppo", "env": 3}, "seeds": [0, 1, 2, 3]}', "env = 3 is not a name"),
+        ("config.json", '{"settings": {"algo": "ppo", "env": "X"}, "seeds": [true]}', r"seeds = \[True\]"),
+        ("config.json", '{"settings": {"algo": "ppo", "env": "X"}, "seeds": [1, 1]}', r"seeds = \[1, 1\]"),
+        ("config.json", '{"settings": {"algo": "ppo", "env": "X"}, "seeds": []}', r"seeds = \[\]"),
+        ("summary.json", "null", "no JSON object"),
+        ("summary.json", '{"eval_return": {"per_seed": [1]}}', "one return for each of 4 seeds"),
+        ("summary.json", '{"eval_return": {"per_seed": [1, 2, 3, 4]}, "sick_seeds": [3]}', "TypeError"),
+        ("summary.json", '{"eval_return": {"per_seed": [1, 2, 3, 4]}, "failed_seeds": {}}', "failed_seeds"),
         ("metrics.csv", "a,b\n", "its first line is 'a, b'"),
         ("metrics.csv", "seed,update,env_steps,kl,kl\n", "its first line"),
         ("metrics.csv", "seed,update,env_steps,kl\n0,1,8\n", "line 2 has 3 cells and the first 4"),
-        ("metrics.csv", "seed,update,env_steps,kl\n0,1,8,=cmd()\n", r"line 2 holds '=cmd\(\)'"),
-        ("metrics.csv", "seed,update,env_steps,kl\n9,1,8,1\n", "seed 9 is not among"),
-        ("metrics.csv", "seed,update,env_steps,kl\n0,,8,1\n", "is not a number of at least 0"),
+        ("metrics.csv", "seed,update,env_steps,kl\n0,1,8,=cmd()\n", r"line 2: .*'=cmd\(\)'"),
+        ("metrics.csv", "seed,update,env_steps,kl\n9,1,8,1\n", "line 2, of seed 9 and update 1, does not follow"),
+        ("metrics.csv", "seed,update,env_steps,kl\n0,,8,1\n", "ValueError: invalid literal"),
         ("metrics.csv", f"seed,update,env_steps,{'k' * 200_000}\n", "field larger"),
         ("metrics.csv", 'seed,update,env_steps,"kl\n0,1,8,1\n', "unexpected end"),
     ],

@@ -106,8 +106,9 @@ def table(summary: Summary, out: Path) -> Table:
     rows.add_row(
         "per seed", "  ".join(shown[:16]) + (f"  … {len(shown) - 16} more in summary.json" if shown[16:] else "")
     )
-    for sick in summary["sick_seeds"][:8]:
-        rows.add_row("sick seed", f"{sick['seed']}: {sick['cause']} not finite in update {sick['update']:,}; frozen")
+    for failed in summary["failed_seeds"][:8]:
+        what = f"{failed['cause']} not finite in update {failed['update']:,}; frozen"
+        rows.add_row("failed seed", f"{failed['seed']}: {what}")
     rows.add_row("steps", f"{summary['env_steps']:,} per seed, {plural(summary['num_seeds'], 'seed')}")
     rows.add_row("steps per second", f"{summary['steps_per_second']:,.0f}, all seeds, on {summary['device']}")
     rows.add_row("seconds", f"{summary['compile_seconds']:.1f} compiling, {summary['run_seconds']:.1f} running")

@@ -24,7 +24,7 @@ from purejaxppo.parallel.devices import choose_devices, threads
 from purejaxppo.policy.load import Trained, actor
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import lock, new_directory
-from purejaxppo.rundir.metrics import read_columns
+from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord, read_record, versions, write_record
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.types import TrainState
@@ -232,7 +232,7 @@ def _run_directory(out: str | Path | None) -> Iterator[Path]:
 
 def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResult:
     (record,) = loop.runs.records
-    metrics = read_columns(record.directory / "metrics.csv")
+    metrics = read_metrics(record.directory / "metrics.csv", record.seeds).tidy(record.seeds)
     return ExperimentResult(
         record.config, record.seeds, record.directory if keep else None, summaries[0], metrics, loop.state
     )

@@ -27,7 +27,7 @@ from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.checkpoint import Snapshot
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord
-from purejaxppo.rundir.summary import Summary, write_summary
+from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
 from purejaxppo.statistics import iqm
 from purejaxppo.types import TrainState
 
@@ -43,7 +43,7 @@ class ChunkReport(NamedTuple):
     env_steps: int  # made so far, per seed
     rows: dict[str, np.ndarray]  # new rows of metrics.csv as tidy columns, {} if there is none
     returns: np.ndarray  # [seeds] the last known of each, NaN before the first episode has ended
-    failed_seeds: list[dict[str, Any]]  # seed, update, cause
+    failed_seeds: list[FailedSeed]
 
 
 class Loop:
@@ -62,7 +62,7 @@ class Loop:
         self.done = self.saved = 0  # updates, and those that the last checkpoint has
         self.saved_at = 0.0
         self.returns = np.full(len(runs.members), np.nan)  # the last known of each member
-        self.failed: dict[int, dict[str, Any]] = {}  # by member
+        self.failed: dict[int, FailedSeed] = {}  # by member
         self.seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0, "saving": 0.0}
         self.logs: list[Log] = []
         # set by `_start`
@@ -261,7 +261,7 @@ class Loop:
         updates, causes = (x[: len(members)] for x in jax.device_get(self.state.failure))
         for i in (int(i) for i in np.flatnonzero(updates) if i not in self.failed):
             record, seed = members[i]
-            found = {"seed": seed, "update": int(updates[i]), "cause": CAUSES[causes[i] - 1]}
+            found = FailedSeed(seed=seed, update=int(updates[i]), cause=CAUSES[causes[i] - 1])
             self.failed[i] = found
             who = f"{record.directory.name}, seed {seed}" if self.runs.out else f"seed {seed}"
             self.progress.say(
@@ -281,7 +281,7 @@ class Loop:
             for end, row in rows
         ]
         columns = {name: np.concatenate([table[name] for table in tables]) for name in (tables[0] if tables else ())}
-        failed = [dict(found) for found in self.failed.values()]
+        failed = [found.copy() for found in self.failed.values()]
         steps = self.done * self.steps_per_update
         try:
             on_chunk(ChunkReport(self.done, self.config.num_updates, steps, columns, self.returns.copy(), failed))
@@ -322,7 +322,8 @@ class Loop:
         seconds = {name: x / len(self.runs.records) for name, x in self.seconds.items()}
         failed = [found for member, found in self.failed.items() if member in members]
         summary = write_summary(record, returns, failed, seconds, self.runs.devices)
-        curve = read_metrics(record.directory / "metrics.csv", "episode_return", len(record.seeds))
+        table = read_metrics(record.directory / "metrics.csv", record.seeds)
+        curve = table.env_steps.tolist(), [*table.columns["episode_return"].T]
         learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
         return summary
 

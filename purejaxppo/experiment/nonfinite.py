@@ -1,7 +1,6 @@
 """Which operation made the first number that is not finite."""
 
 import os
-from typing import Any
 
 import flax
 import jax
@@ -10,6 +9,7 @@ from jax.experimental import checkify
 
 from purejaxppo import train
 from purejaxppo.config import Config
+from purejaxppo.rundir.summary import FailedSeed
 from purejaxppo.train import update_step
 from purejaxppo.types import TrainState
 
@@ -17,7 +17,7 @@ _OURS = os.path.join(os.path.dirname(train.__file__), "")
 _LIBRARIES = tuple(os.path.join(os.path.dirname(str(module.__file__)), "") for module in (jax, flax, optax))
 
 
-def explain(config: Config, state: TrainState, failed: dict[str, Any]) -> str:
+def explain(config: Config, state: TrainState, failed: FailedSeed) -> str:
     """Make the update that a frozen seed could not make once more, every operation checked for NaN.
 
     What the environment gave is not blamed on those whom it was given to, nor anything on the mean over no episodes.

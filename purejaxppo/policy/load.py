@@ -1,6 +1,5 @@
 """What a run has learnt, read back from its directory."""
 
-import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -16,9 +15,8 @@ from purejaxppo.errors import UsageError
 from purejaxppo.networks.recurrent import is_recurrent
 from purejaxppo.rollout import environment_action
 from purejaxppo.rundir.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
-from purejaxppo.rundir.files import read_json
-from purejaxppo.rundir.manifest import refusing
 from purejaxppo.rundir.record import RunRecord, read_record
+from purejaxppo.rundir.summary import read_summary
 from purejaxppo.train import init
 from purejaxppo.types import Observation, TrainState
 
@@ -77,34 +75,14 @@ def load_all(record: RunRecord, checkpoint: int | str = "last") -> tuple[Snapsho
 def seed_index(record: RunRecord, snapshot: Snapshot, seed: int | str) -> int:
     """Where in the run a seed stands: `best`, or its number."""
     if seed == "best":
-        scores = final_scores(record)
-        if scores is None:
-            scores = np.asarray(snapshot.about["scores"], np.float64)
+        summary, scores = read_summary(record.directory, record.seeds), snapshot.about["scores"]
+        if summary and summary["env_steps"] == record.config.env_steps:  # and was not made longer since
+            scores = summary["eval_return"]["per_seed"]
+        scores = np.asarray(scores, np.float64)
         return int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
     if str(seed) not in map(str, record.seeds):
         raise UsageError(f"seed = {seed!r} is not one of this run's: best, {record.seeds[0]} … {record.seeds[-1]}.")
     return [str(x) for x in record.seeds].index(str(seed))
-
-
-def final_scores(record: RunRecord) -> np.ndarray | None:
-    """[seeds] The final evaluation in summary.json; None if the run has not ended, or was made longer since.
-
-    Raises:
-        UsageError: the file is damaged.
-    """
-    path = record.directory / "summary.json"
-    if not os.path.lexists(path):
-        return None
-    summary = read_json(path)
-    with refusing(path):
-        if summary["env_steps"] != record.config.env_steps:
-            return None
-        scores = np.asarray(summary["eval_return"]["per_seed"], np.float64)
-    if scores.shape != (len(record.seeds),):
-        raise UsageError(
-            f"{path}: per_seed does not hold one return for each of {len(record.seeds)} seeds; restore it."
-        )
-    return scores
 
 
 def actor(config: Config, state: TrainState) -> Callable[..., Any]:

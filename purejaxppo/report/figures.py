@@ -11,7 +11,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import MaxNLocator
 
 from purejaxppo import plotting
-from purejaxppo.report.runs import Run
+from purejaxppo.rundir.contents import RunContents
 from purejaxppo.statistics import Estimate
 
 _COLOURS = dict(zip(("trpo", "ppo", "npg", "a2c", "ppo-penalty", "reinforce", ""), plotting.COLOURS, strict=True))
@@ -54,7 +54,7 @@ class Interval(NamedTuple):
     dots: np.ndarray  # [seeds] what it is an aggregate of; may be empty
 
 
-def looks(runs: Sequence[Run], labels: Sequence[str]) -> list[Look]:
+def looks(runs: Sequence[RunContents], labels: Sequence[str]) -> list[Look]:
     """One look for each label: the algorithm's colour, or the next free one where its runs have several labels."""
     algos = {label: run.algo for label, run in reversed(list(zip(labels, runs, strict=True)))}
     chosen: dict[str, str] = {}

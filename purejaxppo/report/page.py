@@ -1,7 +1,6 @@
 """One page that compares runs: settings, curves, scores, diagnostics, cost."""
 
 import importlib.resources
-import os
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,10 @@ from purejaxppo.report import sections
 from purejaxppo.report.diagnostics import diagnostics
 from purejaxppo.report.figures import looks
 from purejaxppo.report.html import decimals, escape, fixed, interval, listed
-from purejaxppo.report.runs import Run, labels, read_run
+from purejaxppo.report.labels import labels
 from purejaxppo.report.sections import Entry, Groups, seeds_of
+from purejaxppo.rundir.contents import RunContents, read_contents
+from purejaxppo.rundir.files import replacing
 from purejaxppo.statistics import iqm_over_seeds
 
 
@@ -31,17 +32,15 @@ def write_report(directories: list[Path], out: Path) -> None:
         raise UsageError("no run directory is given, and a report needs at least one; name the --out of a run.")
     if out.suffix.lower() not in {".html", ".htm"} or out.is_dir():
         raise UsageError(f"out = {str(out)!r} must be the name of an .html file; write --out report.html.")
-    content = page([read_run(directory) for directory in directories])
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    content = page([read_contents(directory) for directory in directories])
     try:
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, out)
+        with replacing(out) as draft:
+            draft.write_text(content, encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UsageError(f"out = {str(out)!r} cannot be written ({error.strerror}); choose another --out.") from error
 
 
-def page(runs: list[Run]) -> str:
+def page(runs: list[RunContents]) -> str:
     """The report as HTML."""
     names = labels(runs)
     scores = [iqm_over_seeds(run.scores) for run in runs]
@@ -57,7 +56,7 @@ def page(runs: list[Run]) -> str:
         "Probability of improvement": lambda: sections.improvements(groups),
         "Update diagnostics": lambda: diagnostics(groups),
         "Throughput": lambda: sections.throughput(entries),
-        "Sick seeds": lambda: sections.sick_seeds(entries),
+        "Failed seeds": lambda: sections.failed_seeds(entries),
         "How the numbers are made": sections.methods,
     }
     ids = {title: title.lower().replace(" ", "-") for title in contents}
@@ -75,7 +74,7 @@ def page(runs: list[Run]) -> str:
 def lead(groups: Groups) -> str:
     """The result in one sentence."""
     entries = [entry for group in groups.values() for entry in group]
-    running = sum(entry.run.outcome is None for entry in entries)
+    running = sum(entry.run.summary is None for entry in entries)
     state = f", {'one' if running == 1 else running} of them in progress" if running else ""
     runs = f"{len(entries)} runs{state}" if entries[1:] else f"One run{', in progress' if running else ''}"
     clauses = [f"on {env} {_best(group)}" for env, group in groups.items()]
@@ -86,7 +85,7 @@ def lead(groups: Groups) -> str:
 
 def _best(entries: list[Entry]) -> str:
     """Which runs have the highest final IQM, and whose intervals overlap with theirs."""
-    ended = [e for e in entries if e.run.outcome] or entries
+    ended = [e for e in entries if e.run.summary] or entries
     rated = [(e.label, e.score) for e in ended if not np.isnan(e.run.scores).all()]
     if not rated:
         return "there is no score yet"

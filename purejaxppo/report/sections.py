@@ -9,7 +9,8 @@ import numpy as np
 from purejaxppo import statistics
 from purejaxppo.report import figures
 from purejaxppo.report.html import Markup, decimals, escape, figure, fixed, interval, listed, paragraph, table
-from purejaxppo.report.runs import Run, differing, seed_range
+from purejaxppo.report.labels import differing, seed_range
+from purejaxppo.rundir.contents import RunContents
 
 POINTS = 60  # of a curve at most: each is a bootstrap of its own
 
@@ -17,18 +18,18 @@ POINTS = 60  # of a curve at most: each is a bootstrap of its own
 class Entry(NamedTuple):
     """A run, with what it is called and how it is drawn throughout the page."""
 
-    run: Run
+    run: RunContents
     label: str
     look: figures.Look
     score: statistics.Estimate  # IQM of the final scores
 
     @property
     def drawn_label(self) -> str:
-        return self.label if self.run.outcome else f"{self.label} (in progress)"
+        return self.label if self.run.summary else f"{self.label} (in progress)"
 
     @property
     def name(self) -> Markup:
-        state = "" if self.run.outcome else ' <span class="tag">in progress</span>'
+        state = "" if self.run.summary else ' <span class="tag">in progress</span>'
         return Markup(f'<span class="name">{figures.swatch(self.look)}{escape(self.label)}</span>{state}')
 
 
@@ -63,7 +64,7 @@ def learning_curves(groups: Groups) -> str:
         curve(env, entries, column, kind)
         for env, entries in groups.items()
         for column, kind in (("episode_return", "episode return in training"), ("eval_return", "evaluation return"))
-        if column == "episode_return" or any(column in e.run.log.columns for e in entries)
+        if column == "episode_return" or any(column in e.run.metrics.columns for e in entries)
     ]
     return f'<div class="figures">{"".join(found)}</div>'
 
@@ -112,7 +113,7 @@ def scores_on(env: str, entries: list[Entry]) -> str:
         bars.append(figures.Interval(e.drawn_label, e.look, e.score, known))
     head = ["", "steps per seed", "IQM", "95% interval", "mean ± std", "worst seed", "best seed", "seeds"]
     notes = []
-    if any(e.run.outcome is None for e in entries):
+    if any(e.run.summary is None for e in entries):
         notes.append("In progress: each seed's last return in training, which is not comparable with an evaluation.")
     if any(np.isnan(e.run.scores).any() for e in entries):
         notes.append("Seeds without a finite score are left out: the aggregate is one of survivors.")
@@ -128,7 +129,7 @@ def scores_on(env: str, entries: list[Entry]) -> str:
     return table(head, rows, "numbers", env) + paragraph(" ".join(notes), "note") + drawn
 
 
-def _extreme(run: Run, which: Callable[[np.ndarray], np.intp], digits: int) -> str:
+def _extreme(run: RunContents, which: Callable[[np.ndarray], np.intp], digits: int) -> str:
     if np.isnan(run.scores).all():
         return "–"
     index = int(which(run.scores))
@@ -168,7 +169,7 @@ def improvements_on(env: str, entries: list[Entry], all_pairs_up_to: int = 6) ->
     pairs = [(x, y) for i, x in enumerate(known) for y in known[i + 1 :]]
     if len(known) > all_pairs_up_to:
         pairs = [(x, known[0]) for x in known[1:]]
-    pairs = [(x, y) for x, y in pairs if (x.run.outcome is None) == (y.run.outcome is None)]
+    pairs = [(x, y) for x, y in pairs if (x.run.summary is None) == (y.run.summary is None)]
     if not pairs:
         return paragraph(f"{env}: no two runs with scores of the same kind.")
     values = [statistics.probability_of_improvement(x.run.scores, y.run.scores) for x, y in pairs]
@@ -195,11 +196,11 @@ def throughput(entries: list[Entry]) -> str:
     """What the runs cost."""
     rows = []
     for entry in entries:
-        known = entry.run.outcome
+        known = entry.run.summary
         cells = ["–"] * 4
         if known:
-            speed = "–" if math.isnan(known.steps_per_second) else f"{known.steps_per_second:,.0f}"
-            cells = [speed, fixed(known.compile_seconds, 1), fixed(known.run_seconds, 1), known.device]
+            speed = "–" if math.isnan(known["steps_per_second"]) else f"{known['steps_per_second']:,.0f}"
+            cells = [speed, fixed(known["compile_seconds"], 1), fixed(known["run_seconds"], 1), known["device"]]
         rows.append([entry.name, entry.run.env, str(len(entry.run.seeds)), f"{entry.run.env_steps:,}", *cells])
     head = ["", "environment", "seeds", "steps per seed", "steps per second", "compile s", "run s", "device"]
     return table(head, rows, "numbers") + paragraph(
@@ -207,10 +208,14 @@ def throughput(entries: list[Entry]) -> str:
     )
 
 
-def sick_seeds(entries: list[Entry]) -> str:
+def failed_seeds(entries: list[Entry]) -> str:
     """Which seeds turned non-finite, when, and why."""
-    rows = [[e.name, e.run.env, *sick] for e in entries if e.run.outcome for sick in e.run.outcome.sick]
-    running = [e.label for e in entries if e.run.outcome is None]
+    rows = [
+        [e.name, e.run.env, str(failed["seed"]), str(failed["update"]), failed["cause"]]
+        for e in entries
+        for failed in (e.run.summary["failed_seeds"] if e.run.summary else ())
+    ]
+    running = [e.label for e in entries if e.run.summary is None]
     unknown = paragraph(f"Not known before the end: {listed(running)}.", "note") if running else ""
     return (table(["", "environment", "seed", "update", "cause"], rows, "") if rows else paragraph("None.")) + unknown
 
@@ -233,12 +238,12 @@ def series_of(
     entry: Entry, column: str, aggregate: Callable[[np.ndarray], statistics.Estimate]
 ) -> figures.Series | None:
     """A column's aggregate over seeds at up to `POINTS` of the rows where some seed has it; None if there are none."""
-    values = entry.run.log.columns.get(column)
+    values = entry.run.metrics.columns.get(column)
     if values is None or np.isnan(values).all():
         return None
     known = np.flatnonzero(~np.isnan(values).all(axis=0))
     rows = known[figures.evenly(known.size, POINTS)]
-    return figures.Series(entry.label, entry.look, entry.run.log.env_steps[rows], aggregate(values[:, rows]))
+    return figures.Series(entry.label, entry.look, entry.run.metrics.env_steps[rows], aggregate(values[:, rows]))
 
 
 def seeds_of(entries: Sequence[Entry]) -> str:

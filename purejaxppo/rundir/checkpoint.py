@@ -27,8 +27,8 @@ from purejaxppo._version import __version__
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.files import read_json, to_json, write_json
-from purejaxppo.rundir.manifest import FORMAT, describe, digest, file_digest, files_of, read_manifest, refusing
+from purejaxppo.rundir.files import read_json, refusing, to_json, write_json
+from purejaxppo.rundir.manifest import FORMAT, describe, digest, file_digest, files_of, read_manifest
 
 Arrays = dict[str, np.ndarray]  # by path in the tree: "state.policy.params.Dense_0.kernel"
 

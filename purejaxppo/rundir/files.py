@@ -1,9 +1,11 @@
 """How all files of a run directory are written, whole or not at all, and read, without trust."""
 
+import csv
 import fcntl
 import json
 import math
 import os
+import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import UsageError, reason
 
-_LARGEST_JSON = 2**26  # bytes
+LARGEST_FILE = {".json": 2**26, ".csv": 2**29}  # bytes that are read
+LARGEST_NUMBER = 1e100  # no float32 comes near it; what is beyond counts as missing, so that sums stay finite
 
 
 def new_directory(out: Path) -> Path:
@@ -66,26 +69,30 @@ def refuse_links(directory: Path) -> None:
         UsageError: one of its files is a link, or neither file nor directory.
     """
     ours = ("config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints", "tensorboard", "wandb")
-    for path in (
-        directory,
-        *(directory / name for name in ours),
-        *directory.glob(".*.saving"),
-        *(directory / "tensorboard").glob("*"),
-    ):
+    for path in (directory, *(directory / name for name in ours), *(directory / "tensorboard").glob("*")):
         if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
             raise UsageError(f"{path} is a link or no file, which none of ours is; put the file itself there.")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Strict JSON, complete or not there; infinities and NaN, which JSON lacks, as the strings that `float` reads."""
-    draft = path.with_name(f".{path.name}.saving")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty file to write to, which takes the place of `path` if the block succeeds and is deleted if it fails.
+
+    It lies beside `path` and has its suffix. Its name is random and the file is new, so that no link is followed.
+    """
+    draft = path.with_name(f".{secrets.token_hex(8)}.saving{path.suffix}")
+    draft.touch(exist_ok=False)
     try:
-        draft.unlink(missing_ok=True)
-        with draft.open("x", encoding="utf-8") as file:  # follows no link
-            file.write(json_text(to_json(content)))
+        yield draft
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Strict JSON; infinities and NaN, which it lacks, as the strings that `float` reads."""
+    with replacing(path) as draft:
+        draft.write_text(json_text(to_json(content)), encoding="utf-8")
 
 
 def json_text(content: Any) -> str:
@@ -94,23 +101,44 @@ def json_text(content: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        UsageError: it is missing, a link, no file, larger than 64 MiB, or not JSON.
-    """
-    try:
-        about = path.lstat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_JSON:
-            raise UsageError(f"{path} is a link, no file or over 64 MiB, which none of ours is; restore the file.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror or error}); is this a run directory?") from error
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise UsageError(f"{path} is not JSON ({error!s:.80}); restore the file.") from error
+    """The object that a JSON file holds. Raises: UsageError: it holds none, or see `read_text`."""
+    with refusing(path):
+        content = json.loads(read_text(path) or "null")
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is not a JSON object; restore the file.")
+        raise malformed(path, "it is empty, or no JSON object")
     return content
+
+
+def read_text(path: Path) -> str:
+    """Raises: UsageError: it is missing, a link, no file, larger than any of ours, or not UTF-8."""
+    with refusing(path):
+        about, limit = path.lstat(), LARGEST_FILE[path.suffix]
+        if not stat.S_ISREG(about.st_mode):
+            raise malformed(path, "it is a link or no file")
+        if about.st_size > limit:
+            raise malformed(path, f"it has {about.st_size:,} bytes, and at most {limit:,} are read")
+        return path.read_bytes().decode()
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """What reading `path` raises, whatever it holds, as a UsageError that names it."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"{error.filename or path} cannot be read ({why}); is this a run directory?") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        raise malformed(path, f"{reason(error):.200}") from error
+    except csv.Error as error:
+        raise malformed(path, str(error)) from error
+
+
+def malformed(path: Path, why: str, fix: str = "restore it") -> UsageError:
+    """The error to raise where a file holds what no run writes."""
+    return UsageError(f"{path} is not what a run leaves: {why}; {fix}.")
 
 
 def to_json(value: Any) -> Any:
@@ -124,3 +152,31 @@ def to_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def to_float(value: Any) -> float:
+    """A number of a file, as `to_json` or a cell of a table holds it; NaN if it is missing or not finite.
+
+    Raises:
+        TypeError, ValueError: it is no number.
+    """
+    if value is None or value == "":
+        return math.nan
+    if isinstance(value, bool):
+        raise TypeError(f"{value} is not a number")
+    found = float(value) if not isinstance(value, int) or abs(value) < LARGEST_NUMBER else math.nan
+    return found if abs(found) < LARGEST_NUMBER else math.nan
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A JSON value as one line of printable text, cut after `limit` characters."""
+    if isinstance(value, list):
+        text = ", ".join(shown(item, limit) for item in value[:limit])
+    elif isinstance(value, dict | bool | None):
+        text = json.dumps(value)
+    elif isinstance(value, float):
+        text = f"{value:.6g}"
+    else:
+        text = str(value) if not isinstance(value, int) or abs(value) < 10**limit else "a huge integer"
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from purejaxppo.errors import UsageError, reason
+from purejaxppo.errors import UsageError
 from purejaxppo.rundir.files import json_text, read_json
 from purejaxppo.rundir.record import refuse_newer
 
@@ -29,19 +27,6 @@ def read_manifest(manifest: Path) -> dict[str, Any]:
         raise UsageError(f"{manifest} is not what a run leaves; restore it.")
     refuse_newer(manifest, content.get("purejaxppo"))
     return content
-
-
-@contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """What reading `path` raises, whatever it holds, as a UsageError that names it."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{error.filename or path} cannot be read ({error.strerror or error}).") from error
-    except (AttributeError, KeyError, MemoryError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is not what a run leaves ({reason(error):.200}); restore it.") from error
 
 
 def files_of(directory: Path) -> dict[str, Path]:

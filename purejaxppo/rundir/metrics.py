@@ -3,23 +3,44 @@
 import csv
 import io
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from purejaxppo.errors import UsageError
+from purejaxppo.rundir.files import malformed, read_text, refusing, replacing, shown, to_float
 
 Row = Mapping[str, np.ndarray]  # each metric [seeds]
+
+
+class MetricsTable(NamedTuple):
+    """metrics.csv as arrays; NaN where a cell is empty, not finite or not written yet."""
+
+    update: np.ndarray  # [rows]
+    env_steps: np.ndarray  # [rows] per seed
+    columns: dict[str, np.ndarray]  # name -> [seeds, rows]
+
+    def tidy(self, seeds: list[int]) -> dict[str, np.ndarray]:
+        """Columns of one length with a row per update and seed, as the file has them."""
+        named = {"update": self.update, "env_steps": self.env_steps}
+        whole = {name: np.repeat(x.astype(np.int64), len(seeds)) for name, x in named.items()}
+        tidy = {name: x.T.ravel() for name, x in self.columns.items()}
+        return {"seed": np.tile(seeds, self.update.size)} | whole | tidy
 
 
 class MetricsFile:
     """metrics.csv: tidy, one row per seed and log interval, flushed as it grows, so that it can be read meanwhile."""
 
-    def __init__(self, path: Path, seeds: list[int], done: int = 0) -> None:
-        """`done` updates stand in the file already; rows after them are dropped, to be written again."""
-        self._columns = _drop_rows_after(path, done, seeds) if done and path.exists() else []
+    def __init__(self, path: Path, seeds: list[int], done: int = 0, intervals: Iterable[int] = ()) -> None:
+        """`done` updates stand in the file already; rows after them are dropped, to be written again.
+
+        Raises:
+            UsageError: the file is damaged, or lacks rows of updates that are multiples of one of `intervals`. It may
+                begin late, as where an older file was moved away.
+        """
+        self._columns = _drop_rows_after(path, seeds, done, intervals) if done and path.exists() else []
         self._file = path.open("a" if self._columns else "w", newline="")
         self._seeds = seeds
 
@@ -42,41 +63,54 @@ class MetricsFile:
         self._file.close()
 
 
-def _drop_rows_after(path: Path, done: int, seeds: list[int]) -> list[str]:
+def read_metrics(path: Path, seeds: list[int]) -> MetricsTable:
+    """Read metrics.csv as far as it is written, strictly. Raises: UsageError: it is damaged, see `_rows`."""
+    header, rows = _rows(path, seeds)
+    table = np.full((-(-len(rows) // len(seeds)) * len(seeds), len(header)), np.nan)
+    for i, row in enumerate(rows):
+        try:
+            table[i] = [to_float(cell) for cell in row]
+        except ValueError as error:
+            raise malformed(path, f"line {i + 2}: {shown(str(error), 100)}") from error
+    columns = {name: table[:, i].reshape(-1, len(seeds)).T for i, name in enumerate(header[3:], 3)}
+    update, env_steps = table[:: len(seeds), 1:3].reshape(-1, 2).T
+    return MetricsTable(update, env_steps, columns)
+
+
+def _rows(path: Path, seeds: list[int]) -> tuple[list[str], list[list[str]]]:
+    """The header, and the cells of all rows. What follows the last line's end is still being written.
+
+    Raises:
+        UsageError: they are not of every seed in turn, of one update after the other; the last may lack seeds.
+    """
+    text = read_text(path)
+    fix, before = "restore it, or move it away to log from here on", 0
+    with refusing(path):
+        header, *rows = [*csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""), strict=True)] or [[]]
+        if header and (header[:3] != ["seed", "update", "env_steps"] or len({*header}) < len(header)):
+            raise malformed(path, f"its first line is {shown(header)!r}, not seed, update, env_steps and metrics")
+        for i, row in enumerate(rows):
+            if len(row) != len(header):
+                raise malformed(path, f"line {i + 2} has {len(row)} cells and the first {len(header)}", fix)
+            seed, update, _ = map(int, row[:3])
+            if seed != seeds[i % len(seeds)] or (update <= before if i % len(seeds) == 0 else update != before):
+                raise malformed(path, f"line {i + 2}, of seed {seed} and update {update}, does not follow", fix)
+            before = update
+    return header, rows
+
+
+def _drop_rows_after(path: Path, seeds: list[int], done: int, intervals: Iterable[int]) -> list[str]:
     """Keep the header and the rows of updates up to `done`, and return the metrics' names; none if there is no row."""
-    try:
-        with path.open(newline="") as file:
-            header, *rows = [*csv.reader(file)] or [[]]  # empty before the first row of the log
-        kept = [row for row in rows if len(row) == len(header) and int(row[1]) <= done]
-        whole = len(kept) % len(seeds) == 0 and [int(row[0]) for row in kept] == seeds * (len(kept) // len(seeds))
-        if kept and (not whole or header[:3] != ["seed", "update", "env_steps"] or "episode_return" not in header):
-            raise ValueError("columns or seeds are missing")
-    except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"{path} is damaged ({error}); restore it, or move it away to log from here on.") from error
+    header, rows = _rows(path, seeds)
+    kept = [row for row in rows if int(row[1]) <= done]
+    logged = {int(row[1]) for row in kept[len(seeds) - 1 :: len(seeds)]}
+    first = min(logged, default=1)
+    missing = [n for interval in intervals for n in range(interval, done + 1, interval) if {n} - logged and n >= first]
+    if header and (missing or len(kept) % len(seeds)):
+        which = f"the rows of update {min(missing)}" if missing else f"rows of update {kept[-1][1]}"
+        raise malformed(path, f"{which} are missing", "restore it, or move it away to log from here on")
     if not kept:
         return []
-    draft = path.with_name(".metrics.csv.saving")
-    with draft.open("w", newline="") as file:
+    with replacing(path) as draft, draft.open("w", newline="") as file:
         csv.writer(file).writerows([header, *kept])
-    os.replace(draft, path)
     return header[3:]
-
-
-def read_metrics(path: Path, name: str, num_seeds: int) -> tuple[list[int], list[np.ndarray]]:
-    """Environment steps, and one metric [seeds] at each, of a metrics.csv."""
-    steps: list[int] = []
-    values: list[float] = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            steps.append(int(row["env_steps"]))
-            values.append(float(row[name] or "nan"))
-    return steps[::num_seeds], list(np.asarray(values).reshape(-1, num_seeds))
-
-
-def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """All of a metrics.csv as tidy columns; NaN where a cell is empty."""
-    with path.open(newline="") as file:
-        header, *rows = csv.reader(file)
-    table = np.asarray([[float(cell or "nan") for cell in row] for row in rows], np.float64).reshape(-1, len(header))
-    whole = ("seed", "update", "env_steps")
-    return {name: x.astype(np.int64) if name in whole else x for name, x in zip(header, table.T, strict=True)}

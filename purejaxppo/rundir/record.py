@@ -11,7 +11,7 @@ from purejaxppo._version import __version__
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.presets import preset, settings_of
-from purejaxppo.rundir.files import read_json, refuse_links, write_json
+from purejaxppo.rundir.files import malformed, read_json, refuse_links, refusing, write_json
 
 _PRNGS = ("threefry2x32", "rbg", "unsafe_rbg")
 
@@ -46,6 +46,27 @@ def write_record(record: RunRecord, name: str = "config.json", more: Mapping[str
     )
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object of a config.json, or of what else `write_record` wrote, with parts of the right types.
+
+    Raises:
+        UsageError: there is none, or it is damaged.
+    """
+    content = read_json(path)
+    with refusing(path):
+        settings, seeds = content["settings"], content["seeds"]
+        for named, value in (("algo", settings["algo"]), ("env", settings["env"])):
+            if not isinstance(value, str):
+                raise malformed(path, f"{named} = {value!r:.80} is not a name")
+        if not isinstance(seeds, list) or not 0 < len(seeds) <= 2**20 or len({*seeds}) < len(seeds):
+            raise malformed(path, f"seeds = {seeds!r:.80} are not different numbers, of which there is at least one")
+        if not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+            raise malformed(path, f"seeds = {seeds!r:.80} are not whole numbers in [0, 2³²)")
+        if not isinstance(content["versions"], dict) or not isinstance(content["prng_implementation"], str):
+            raise malformed(path, "versions or prng_implementation are missing")
+    return content
+
+
 def read_record(directory: Path, env: Any = None, name: str = "config.json") -> RunRecord:
     """Read config.json, believing nothing in it.
 
@@ -56,27 +77,18 @@ def read_record(directory: Path, env: Any = None, name: str = "config.json") -> 
         UsageError: there is none, it is damaged, or what it asks for cannot work here.
     """
     path = directory / name
-    content = read_json(path)
-
-    def part(name: str, kind: type) -> Any:
-        if not isinstance(content.get(name), kind):
-            raise UsageError(f"{path}: {name} = {content.get(name)!r:.80} must be a {kind.__name__}; restore the file.")
-        return content[name]
-
-    versions = part("versions", dict)
+    content = read_config(path)
+    versions, prng, seeds = content["versions"], content["prng_implementation"], content["seeds"]
+    options, devices, threads = content.get("options"), content.get("devices"), content.get("threads")
     refuse_newer(path, versions.get("purejaxppo"))
-    settings, seeds, prng = dict(part("settings", dict)), part("seeds", list), part("prng_implementation", str)
-    valid = all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds) and 0 < len(seeds) <= 2**20
-    if not valid or len({*seeds}) < len(seeds) or prng not in _PRNGS:
-        raise UsageError(
-            f"{path}: seeds must be different whole numbers in [0, 2³²) and the PRNG one of {', '.join(_PRNGS)}; "
-            "restore the file."
-        )
-    refuse_huge(path, settings | part("options", dict))
+    if prng not in _PRNGS:
+        raise malformed(path, f"prng_implementation = {prng:.80} is not one of {', '.join(_PRNGS)}")
+    if not isinstance(options, dict) or not isinstance(devices, int) or not isinstance(threads, int | None):
+        raise malformed(path, "options, devices or threads are missing, or of another type")
+    settings = dict(content["settings"])
+    refuse_huge(path, settings | options)
     refuse_links(directory)
-    algo, named = settings.pop("algo", None), settings.pop("env", None)
-    if not isinstance(algo, str) or not isinstance(named, str):
-        raise UsageError(f"{path}: algo = {algo!r:.80} and env = {named!r:.80} must be names; restore the file.")
+    algo, named = settings.pop("algo"), settings.pop("env")
     if env is None and (":" in named or "(" in named):
         raise UsageError(
             f"{path}: env = {named!r:.80} is code of its own, which a file is not trusted to run; give it again as env."
@@ -93,8 +105,7 @@ def read_record(directory: Path, env: Any = None, name: str = "config.json") -> 
         raise UsageError(f"{path}: {error!s:.400}") from error
     except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: the settings do not fit together ({error!s:.200}); restore the file.") from error
-    devices, threads = part("devices", int), None if content.get("threads") is None else part("threads", int)
-    return RunRecord(directory, config, seeds, part("options", dict), prng, devices, versions, threads)
+    return RunRecord(directory, config, seeds, options, prng, devices, versions, threads)
 
 
 def refuse_huge(path: Path, values: Mapping[str, Any]) -> None:

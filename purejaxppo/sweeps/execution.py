@@ -17,10 +17,9 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
-from purejaxppo.rundir.files import json_text, lock, new_directory, read_json, refuse_links, to_json
-from purejaxppo.rundir.manifest import refusing
+from purejaxppo.rundir.files import json_text, lock, new_directory, read_json, refuse_links, refusing, to_json
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
-from purejaxppo.rundir.summary import Summary
+from purejaxppo.rundir.summary import Summary, read_summary
 from purejaxppo.sweeps import plan
 from purejaxppo.sweeps.axes import Settings, checked, label, traced
 
@@ -135,7 +134,7 @@ def run_sweep(
                 Loop(runs, progress, debug).run(runs.newest_checkpoint(progress.warn), step.program)
                 shutil.rmtree(runs.directory)
         shutil.rmtree(sweep.record.directory / ".unfinished", ignore_errors=True)
-    return [read_json(directory / "summary.json") for directory in sweep.directories]
+    return [summary for x in sweep.directories if (summary := read_summary(x, sweep.record.seeds))]
 
 
 def _batch(sweep: Sweep, group: plan.Group, members: list[int], count: int, devices: list[jax.Device]) -> RunBatch:

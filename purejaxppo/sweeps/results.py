@@ -3,13 +3,13 @@
 import csv
 import shlex
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from purejaxppo.errors import plural
 from purejaxppo.presets import preset, settings_of
+from purejaxppo.rundir.files import replacing
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
 from purejaxppo.sweeps.axes import show
@@ -34,35 +34,34 @@ def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
 
 def best_first(summaries: list[Summary]) -> list[int]:
     """Settings by the IQM of their final returns, those without any last."""
-    scores = [summary["eval_return"]["iqm"] for summary in summaries]
-    return sorted(range(len(scores)), key=lambda i: -np.inf if _number(scores[i]) is None else float(scores[i]))[::-1]
+    scores = np.array([summary["eval_return"]["iqm"] for summary in summaries])
+    return np.argsort(np.where(np.isnan(scores), -np.inf, scores), kind="stable")[::-1].tolist()
 
 
 def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Table:
     """The best settings, with the 95% bootstrap interval of each IQM."""
     order = best_first(summaries)
     rows = Table(title=f"best of {plural(len(order), 'setting')} by IQM of the final returns", title_justify="left")
-    for name in (*sweep.settings[0], "IQM", "95% interval", "mean", "sick seeds"):
+    for name in (*sweep.settings[0], "IQM", "95% interval", "mean", "failed seeds"):
         rows.add_column(name, justify="right")
     for i in order[:most]:
-        final = summaries[i]["eval_return"]
-        interval = interval_text(float(final["ci_low"]), float(final["ci_high"]))
-        own = map(show, sweep.settings[i].values())
-        sick = str(len(summaries[i]["sick_seeds"]))
-        rows.add_row(*own, _shown(final["iqm"]), interval, _shown(final["mean"]), sick)
+        final, failed = summaries[i]["eval_return"], str(len(summaries[i]["failed_seeds"]))
+        iqm, mean = ("–" if np.isnan(x) else f"{x:,.1f}" for x in (final["iqm"], final["mean"]))
+        interval = interval_text(final["ci_low"], final["ci_high"])
+        rows.add_row(*map(show, sweep.settings[i].values()), iqm, interval, mean, failed)
     return rows
 
 
 def write_results(path: Path, sweep: Sweep, summaries: list[Summary]) -> None:
     """A row per setting, in the order of the sweep; NaN becomes an empty cell."""
-    final = ("iqm", "ci_low", "ci_high", "mean")
-    with path.open("w", newline="") as file:
+    with replacing(path) as draft, draft.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*sweep.settings[0], "num_seeds", *final, "sick_seeds", "directory"])
+        names = ("num_seeds", "iqm", "ci_low", "ci_high", "mean", "failed_seeds", "directory")
+        writer.writerow([*sweep.settings[0], *names])
         for own, summary, name in zip(sweep.settings, summaries, sweep.names, strict=True):
-            scores = ["" if (x := _number(summary["eval_return"][key])) is None else x for key in final]
-            values = [show(value) for value in own.values()]
-            writer.writerow([*values, summary["num_seeds"], *scores, len(summary["sick_seeds"]), name])
+            scores = ["" if np.isnan(x) else x for x in _final(summary)]
+            failed = len(summary["failed_seeds"])
+            writer.writerow([*map(show, own.values()), summary["num_seeds"], *scores, failed, name])
 
 
 def command_of(sweep: Sweep, i: int) -> str:
@@ -82,10 +81,6 @@ def command_of(sweep: Sweep, i: int) -> str:
     return shlex.join([*words, "--num-seeds", str(len(seeds)), "--seed", str((max(seeds) + 1) % 2**31)])
 
 
-def _number(x: Any) -> float | None:
-    """None for NaN, which JSON holds as a string."""
-    return float(x) if np.isfinite(float(x)) else None
-
-
-def _shown(x: Any) -> str:
-    return "–" if (number := _number(x)) is None else f"{number:,.1f}"
+def _final(summary: Summary) -> list[float]:
+    final = summary["eval_return"]
+    return [final["iqm"], final["ci_low"], final["ci_high"], final["mean"]]

@@ -1,0 +1,66 @@
+"""All of a run directory, for readers who have no need of its networks: as text and numbers."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from purejaxppo.errors import UsageError
+from purejaxppo.rundir.files import shown
+from purejaxppo.rundir.metrics import MetricsTable, read_metrics
+from purejaxppo.rundir.record import read_config
+from purejaxppo.rundir.summary import Summary, read_summary
+
+
+class RunContents(NamedTuple):
+    """One run directory."""
+
+    directory: Path
+    algo: str
+    env: str
+    seeds: list[int]
+    settings: dict[str, str]  # as shown
+    surroundings: dict[str, str]  # versions, PRNG
+    metrics: MetricsTable
+    summary: Summary | None  # None: in progress
+
+    @property
+    def scores(self) -> np.ndarray:
+        """[seeds] The final evaluation; in progress, each seed's last training return; NaN if there is none."""
+        if self.summary:
+            return np.array(self.summary["eval_return"]["per_seed"])
+        rows = self.metrics.columns.get("episode_return", np.empty((len(self.seeds), 0)))
+        return np.array([known[-1] if (known := row[~np.isnan(row)]).size else np.nan for row in rows])
+
+    @property
+    def env_steps(self) -> int:
+        """Steps per seed, as far as the log goes."""
+        return int(self.metrics.env_steps[-1]) if self.metrics.env_steps.size else 0
+
+
+def read_contents(directory: Path) -> RunContents:
+    """Read config.json, metrics.csv and, if the run has ended, summary.json; an environment need not be installed.
+
+    Raises:
+        UsageError: a file is missing, malformed or too large.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"{str(directory)!r} is not a directory; give run directories, as left by --out.")
+    for name in ("config.json", "metrics.csv"):
+        if not (directory / name).is_file():
+            raise UsageError(
+                f"{str(directory)!r} holds no {name}, which a run leaves there; give run directories, as left by --out."
+            )
+    content = read_config(directory / "config.json")
+    settings, seeds = content["settings"], content["seeds"]
+    surroundings = content["versions"] | {"PRNG": content["prng_implementation"]}
+    return RunContents(
+        directory,
+        shown(settings["algo"]),
+        shown(settings["env"]),
+        seeds,
+        {shown(name): shown(value) for name, value in settings.items()},
+        {shown(name): shown(value) for name, value in surroundings.items()},
+        read_metrics(directory / "metrics.csv", seeds),
+        read_summary(directory, seeds),
+    )
