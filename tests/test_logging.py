@@ -27,7 +27,7 @@ from rich.console import Console
 from purejaxppo import A2C, Config, make_train, resume_experiment, run_experiment
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment import loop, progress
-from purejaxppo.experiment.logging import _values
+from purejaxppo.experiment.logging import _values, grouped
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.health import CAUSES
 from purejaxppo.parallel.runs import over_runs
@@ -310,19 +310,27 @@ def test_a_damaged_log_is_told_in_one_line(tmp_path):
 
 
 def events(directory):
-    """The scalars of a TensorBoard run: (name, step) -> value. A record is its length, a checksum, it, a checksum."""
-    from tensorboardX.proto.event_pb2 import Event
+    """The scalars of a TensorBoard run, (name, step) -> value, and its hyperparameters.
 
-    found = {}
+    A record is its length, a checksum, it, a checksum.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    found, settings = {}, {}
     for path in sorted(directory.iterdir()):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
             event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
             for value in event.summary.value:
+                if (plugin := value.metadata.plugin_data).plugin_name == "hparams":
+                    given = HParamsPluginData.FromString(plugin.content).session_start_info.hparams
+                    settings |= {name: getattr(x, x.WhichOneof("kind")) for name, x in given.items()}
+                    continue
                 assert (value.tag, event.step) not in found
                 found[value.tag, event.step] = value.simple_value
-    return found
+    return found, settings
 
 
 def scalars(rows, aggregate):
@@ -332,7 +340,7 @@ def scalars(rows, aggregate):
         here = [row for (of, _), row in rows.items() if of == update]
         for name in here[0]:
             found[name, int(here[0]["env_steps"])] = aggregate(name, np.asarray([row[name] for row in here]))
-    return {key: x for key, x in found.items() if math.isfinite(x) and key[0] != "env_steps"}
+    return {(grouped(name), at): x for (name, at), x in found.items() if math.isfinite(x) and name != "env_steps"}
 
 
 def over_seeds(name, x):
@@ -349,20 +357,40 @@ def test_tensorboard_holds_what_metrics_csv_does(tmp_path):
     """Of the aggregate: the IQM over seeds. Of a run per seed: that seed's. What is not finite is left out."""
     run(tmp_path / "one", 4, tensorboard=True)
     assert [path.name for path in (tmp_path / "one" / "tensorboard").iterdir()] == ["iqm"]
-    assert_close(events(tmp_path / "one" / "tensorboard" / "iqm"), scalars(rows_of(tmp_path / "one"), over_seeds))
+    found, settings = events(tmp_path / "one" / "tensorboard" / "iqm")
+    assert_close(found, scalars(rows_of(tmp_path / "one"), over_seeds))
+    assert {"episode/return", "policy/kl", "critic/value_loss", "training/alive"} < {name for name, _ in found}
+    assert settings["num_seeds"] == len(SEEDS)
+    assert (settings["algo"], settings["hidden_sizes"], settings["gamma"]) == ("a2c", "(8,)", 0.99)
     run(tmp_path / "each", 4, tensorboard=True, run_per_seed=True)
     assert {path.name for path in (tmp_path / "each" / "tensorboard").iterdir()} == {f"seed_{x}" for x in SEEDS}
     for i, seed in enumerate(SEEDS):
-        found = events(tmp_path / "each" / "tensorboard" / f"seed_{seed}")
+        found, settings = events(tmp_path / "each" / "tensorboard" / f"seed_{seed}")
+        assert settings["seed"] == seed
         assert_close(found, scalars(rows_of(tmp_path / "each"), lambda name, x, i=i: x[i]))
     assert all(math.isfinite(x) for x in found.values())
+
+
+def test_every_metric_has_a_group():
+    """Those of all algorithms, which the fixtures' runs hold; a metric that is unknown is the policy's."""
+    texts = [path.read_text() for path in (ROOT / "fixtures").glob("*/metrics.csv")]
+    groups = {}
+    for name in {name for text in texts for name in text.splitlines()[0].split(",")[3:]} | {"users_own"}:
+        groups.setdefault(grouped(name).partition("/")[0], set()).add(name)
+    assert groups["episode"] == {"episode_return", "episode_length", "episodes"}
+    assert groups["eval"] == {"eval_return", "eval_length"}
+    assert groups["critic"] == {"value_loss", "value_grad_norm", "explained_variance"}
+    assert groups["training"] == {"alive", "learning_rate"}
+    assert groups["trust_region"] > {"accepted", "predicted_kl"}
+    assert groups["policy"] >= {"kl", "kl_coef", "entropy", "policy_loss", "clip_fraction", "grad_norm", "users_own"}
+    assert len(groups) == 6
 
 
 def test_an_aggregate_does_not_hide_a_sick_seed():
     """The IQM of 1, 1, 1, 0 is 1: of `alive` the mean is told."""
     row = {"alive": np.asarray([1.0, 1.0, 1.0, 0.0]), "kl": np.asarray([1.0, 2.0, np.nan, np.inf])}
-    assert _values(row, per_seed=False) == [{"alive": 0.75}]
-    assert _values(row, per_seed=True)[2] == {"alive": 1.0}
+    assert _values(row, per_seed=False) == [{"training/alive": 0.75}]
+    assert _values(row, per_seed=True)[2] == {"training/alive": 1.0}
 
 
 WANDB = """

@@ -1,5 +1,6 @@
 """Aggregates and intervals over seeds, against rliable's, scipy's and brute force."""
 
+import importlib.util
 import io
 import itertools
 import math
@@ -119,21 +120,23 @@ def test_fewer_than_three_seeds_give_no_interval(count):
         assert np.isnan(performance_profile(scores, np.zeros(2)).high).all() == (count < 3)
 
 
-def test_no_table_shows_an_interval_of_two_seeds(tmp_path):
-    def text(table):
-        console = Console(file=io.StringIO(), width=200)
-        console.print(table)
-        return console.file.getvalue()
+RETURNS = {"iqm": 15.0, "ci_low": math.nan, "ci_high": math.nan, "mean": 15.0, "per_seed": [10.0, 20.0]}
+SUMMARY = {"algo": "ppo", "env": "X", "seeds": [0, 1], "num_seeds": 1, "eval_return": RETURNS, "failed_seeds": []}
+SUMMARY |= {"env_steps": 64, "steps_per_second": 9.0, "compile_seconds": 1.0, "run_seconds": 1.0, "device": "cpu"}
 
-    returns = {"iqm": 15.0, "ci_low": math.nan, "ci_high": math.nan, "mean": 15.0, "per_seed": [10.0, 20.0]}
-    summary = {"algo": "ppo", "env": "X", "seeds": [0, 1], "num_seeds": 1, "eval_return": returns, "failed_seeds": []}
-    summary |= {"env_steps": 64, "steps_per_second": 9.0, "compile_seconds": 1.0, "run_seconds": 1.0, "device": "cpu"}
-    assert "IQM 15.0, mean 15.0" in text(run.table(summary, tmp_path))
-    assert "64 per seed, 1 seed\n" in re.sub(" *│\n", "\n", text(run.table(summary, tmp_path)))
+
+def text(table):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_no_table_shows_an_interval_of_two_seeds(tmp_path):
+    shown = text(run.table(SUMMARY, tmp_path))
+    assert "IQM 15.0, mean 15.0" in shown
+    assert "64 per seed, 1 seed " in shown
     sweep = types.SimpleNamespace(settings=[{"gamma": 0.9}])
-    assert re.search(
-        r"best of 1 setting by.* 0\.9 │ *15\.0 │ *– │ *15\.0 ", text(results_table(sweep, [summary])), re.S
-    )
+    assert re.search(r"best of 1 setting by.* 0\.9 │ *15\.0 │ *– │ *15\.0 ", text(results_table(sweep, [SUMMARY])), re.S)
 
     played = [(np.array([1.0, 2.0, 4.0]), np.ones(3)), (np.array([1.0, 2.0, 6.0]), np.ones(3))]
     result = {"algo": "ppo", "env": "X", "env_steps": 64, "episodes": 3, "policy": "greedy", "seeds": [0, 1]}
@@ -141,3 +144,11 @@ def test_no_table_shows_an_interval_of_two_seeds(tmp_path):
     rows = [line.split() for line in text(evaluate.table(result)).splitlines()]
     assert ["0", "2.333", "1.000", "…", "4.000", "1.247", "1.000", "4.000", "1.000"] in rows  # of three episodes
     assert ["IQM", "2.667", "–"] in rows
+
+
+def test_the_table_of_a_run_says_how_to_look_at_its_tensorboard(tmp_path):
+    (tmp_path / "a run" / "tensorboard").mkdir(parents=True)
+    shown = text(run.table(SUMMARY, tmp_path / "a run"))
+    assert f"tensorboard --logdir '{tmp_path}/a run/tensorboard'" in shown
+    assert ("pip install tensorboard)" in shown) == (importlib.util.find_spec("tensorboard") is None)
+    assert "tensorboard" not in text(run.table(SUMMARY, tmp_path))

@@ -1,5 +1,7 @@
 """The command line: flags → one experiment."""
 
+import importlib.util
+import shlex
 import time
 from pathlib import Path
 
@@ -113,4 +115,7 @@ def table(summary: Summary, out: Path) -> Table:
     rows.add_row("steps per second", f"{summary['steps_per_second']:,.0f}, all seeds, on {summary['device']}")
     rows.add_row("seconds", f"{summary['compile_seconds']:.1f} compiling, {summary['run_seconds']:.1f} running")
     rows.add_row("files", str(out))
+    if (out / "tensorboard").is_dir():
+        viewer = "" if importlib.util.find_spec("tensorboard") else " (pip install tensorboard)"
+        rows.add_row("TensorBoard", f"tensorboard --logdir {shlex.quote(str(out / 'tensorboard'))}{viewer}")
     return rows

@@ -24,16 +24,38 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class TensorBoard:
-    """OUT/tensorboard: one run of the IQM over seeds, or one for each seed."""
+_GROUPS = {  # other metrics are the policy's
+    "critic": ("explained_variance", "value_loss", "value_grad_norm"),
+    "trust_region": ("accepted", "backtracks", "cg_residual", "predicted_gain", "predicted_kl", "step_norm", "xFx"),
+    "training": ("alive", "learning_rate"),
+}
+_GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names} | {"episodes": "episode"}
 
-    def __init__(self, out: Path, seeds: list[int], per_seed: bool, begin: int) -> None:
+
+def grouped(name: str) -> str:
+    """A metric's name in TensorBoard and W&B, which show what is before the slash as one section: episode/return."""
+    for prefix in ("episode", "eval"):
+        if name.startswith(f"{prefix}_"):
+            return f"{prefix}/{name.removeprefix(f'{prefix}_')}"
+    return f"{_GROUP_OF.get(name, 'policy')}/{name}"
+
+
+class TensorBoard:
+    """OUT/tensorboard: one run of the IQM over seeds, or one for each seed. Its settings are TensorBoard's hparams."""
+
+    def __init__(self, out: Path, seeds: list[int], per_seed: bool, settings: Mapping[str, Any], begin: int) -> None:
         """Steps from `begin` on, which an interrupted run may have left, are purged."""
         from tensorboardX import SummaryWriter
+        from tensorboardX.summary import hparams
 
-        names = [f"seed_{seed}" for seed in seeds] if per_seed else ["iqm"]
-        self._writers = [SummaryWriter(str(out / "tensorboard" / name), purge_step=begin or None) for name in names]
+        runs = {f"seed_{seed}": {"seed": seed} for seed in seeds} if per_seed else {"iqm": {"num_seeds": len(seeds)}}
+        self._writers = [SummaryWriter(str(out / "tensorboard" / name), purge_step=begin or None) for name in runs]
         self._per_seed = per_seed
+        shown = {name: x if isinstance(x, int | float | str) else str(x) for name, x in settings.items()}
+        metrics = dict.fromkeys(["episode/return", *(["eval/return"] if settings.get("eval_interval") else [])], 0.0)
+        for writer, own in zip(self._writers, runs.values(), strict=True):
+            for part in hparams(shown | own, metrics):
+                writer.file_writer.add_summary(part)
 
     def write(self, update: int, env_steps: int, row: Row) -> None:
         for writer, values in zip(self._writers, _values(row, self._per_seed), strict=True):
@@ -95,13 +117,16 @@ def _wandb_id(out: Path) -> str:
 
 
 def _values(row: Row, per_seed: bool) -> list[dict[str, float]]:
-    """For each run its finite values: of each seed, or the IQM over the seeds; of `alive` the mean, as each counts."""
+    """For each run its finite values: of each seed, or the IQM over the seeds; of `alive` the mean, as each counts.
+
+    They have the names that TensorBoard and W&B group by.
+    """
     count = len(next(iter(row.values()))) if per_seed else 1
 
     def value(name: str, x: np.ndarray, i: int) -> float:
         return float(x[i]) if per_seed else float(np.mean(x)) if name == "alive" else iqm(x)
 
-    runs = [{name: value(name, x, i) for name, x in row.items()} for i in range(count)]
+    runs = [{grouped(name): value(name, x, i) for name, x in row.items()} for i in range(count)]
     return [{name: value for name, value in values.items() if math.isfinite(value)} for values in runs]
 
 
@@ -116,7 +141,7 @@ class Log:
             undo.callback(self.close)
             self._sinks.append(MetricsFile(out / "metrics.csv", seeds, done))
             if options.tensorboard:
-                self._sinks.append(TensorBoard(out, seeds, options.run_per_seed, begin))
+                self._sinks.append(TensorBoard(out, seeds, options.run_per_seed, settings, begin))
             if options.wandb:
                 self._sinks.append(WeightsAndBiases(out, seeds, options, settings))
             undo.pop_all()
