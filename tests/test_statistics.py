@@ -136,7 +136,9 @@ def test_no_table_shows_an_interval_of_two_seeds(tmp_path):
     assert "IQM 15.0, mean 15.0" in shown
     assert "64 per seed, 1 seed " in shown
     sweep = types.SimpleNamespace(settings=[{"gamma": 0.9}])
-    assert re.search(r"best of 1 setting by.* 0\.9 │ *15\.0 │ *– │ *15\.0 ", text(results_table(sweep, [SUMMARY])), re.S)
+    assert re.search(
+        r"best of 1 setting by.* 0\.9 │ *15\.0 │ *– │ *15\.0 ", text(results_table(sweep, [SUMMARY])), re.S
+    )
 
     played = [(np.array([1.0, 2.0, 4.0]), np.ones(3)), (np.array([1.0, 2.0, 6.0]), np.ones(3))]
     result = {"algo": "ppo", "env": "X", "env_steps": 64, "episodes": 3, "policy": "greedy", "seeds": [0, 1]}
