@@ -19,6 +19,7 @@ from purejaxppo.fields import check_field, number, static
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, select
+from purejaxppo.precision import single_precision
 from purejaxppo.spaces import Box
 from purejaxppo.types import traits_of
 
@@ -146,6 +147,7 @@ class Config(struct.PyTreeNode):
         """Whether the policy or the critic has a hidden state."""
         return any(is_recurrent(self.recurrent, network) for network in (self.policy_network, self.critic_network))
 
+    @single_precision
     def check(self) -> None:
         """Refuse what cannot work, before anything is compiled.
 

@@ -153,7 +153,7 @@ class DiagonalGaussian(Distribution):
         return jnp.clip(action, low, high)
 
     def noise(self, key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, self.mean.shape)
+        return jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
     def sample_with(self, noise: jax.Array) -> jax.Array:
         """Actions [..., k], neither squashed nor clipped."""

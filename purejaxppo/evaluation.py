@@ -11,6 +11,7 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.keys import EVALUATION, as_key
 from purejaxppo.parallel.vmapping import any_run
+from purejaxppo.precision import single_precision
 from purejaxppo.rollout import begin_episodes, step_envs
 from purejaxppo.types import Metrics, RolloutState, TrainState
 
@@ -35,6 +36,7 @@ class Playing(NamedTuple):
     key: jax.Array
 
 
+@single_precision
 def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: int) -> Evaluation:
     """Play exactly `num_episodes` episodes, in as many environments at once, with the policy and normalisers frozen.
 

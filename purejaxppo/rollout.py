@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from purejaxppo.envs.base import BaseEnv
 from purejaxppo.parallel.vmapping import any_run
+from purejaxppo.precision import single_precision
 from purejaxppo.spaces import Box, Space
 from purejaxppo.types import RolloutState, Transition
 
@@ -20,6 +21,7 @@ class EpisodeSums(NamedTuple):
     lengths: jax.Array  # [] sum of lengths
 
 
+@single_precision
 def begin_episodes(key: jax.Array, env: BaseEnv, num_envs: int) -> RolloutState:
     """B fresh episodes."""
     state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
@@ -40,6 +42,7 @@ def step_envs(keys: jax.Array, env: BaseEnv, env_state: Any, distribution: Any, 
     return jax.vmap(env.step)(keys, env_state, environment_action(env.action_space, distribution, action))
 
 
+@single_precision
 def rollout(
     key: jax.Array, env: BaseEnv, policy: Callable[..., tuple[Any, Any]], state: RolloutState, num_steps: int
 ) -> tuple[RolloutState, Transition, EpisodeSums]:

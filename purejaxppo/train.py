@@ -24,10 +24,12 @@ from purejaxppo.normalize import RewardNormalizer, observation_statistics, updat
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, on_net_axis, shards, sum_over_shards
 from purejaxppo.parallel.vmapping import opaque, run_by_run
+from purejaxppo.precision import single_precision
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition, traits_of
 
 
+@single_precision
 def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:
     """`train(key) -> (TrainState, Metrics)`, the whole of training, to be jitted and vmapped over keys.
 
@@ -46,6 +48,7 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
     """
     config.check()
 
+    @single_precision
     def train(key: jax.Array) -> tuple[TrainState, Metrics]:
         return train_updates(config, opaque(init(config, key)), config.num_updates)
 
@@ -79,6 +82,7 @@ def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[
     return state, metrics | evaluations
 
 
+@single_precision
 def init(config: Config, key: jax.Array) -> TrainState:
     """The state before the first update.
 
@@ -110,6 +114,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
     )
 
 
+@single_precision
 def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]:
     """One update: rollout → advantages → policy and critic. The normalisers stand still while it lasts.
 

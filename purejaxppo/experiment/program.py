@@ -17,6 +17,7 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import require_memory
 from purejaxppo.parallel.runs import abstract_args, over_runs
+from purejaxppo.precision import single_precision
 from purejaxppo.presets import with_settings
 from purejaxppo.train import init, update_step
 from purejaxppo.types import Metrics, TrainState
@@ -64,6 +65,7 @@ def compile_program(runs: RunBatch) -> Program:
 
     names = [*sorted(jax.eval_shape(lay(update), state, own)[1]), "updates"]
 
+    @single_precision
     def advance(
         state: TrainState, own: dict[str, jax.Array], totals: jax.Array, done: jax.Array, count: jax.Array
     ) -> tuple[TrainState, Any]:

@@ -14,6 +14,7 @@ from purejaxppo._version import __version__
 from purejaxppo.agent import Agent
 from purejaxppo.errors import UsageError
 from purejaxppo.policy.load import Trained, stepper
+from purejaxppo.precision import single_precision
 from purejaxppo.presets import settings_of
 from purejaxppo.rollout import rollout
 from purejaxppo.rundir.files import to_json
@@ -24,6 +25,7 @@ OBSERVATIONS, TOLERANCE = 1000, 1e-5  # of the check
 Act = Callable[[Any, Any], tuple[np.ndarray, Any]]
 
 
+@single_precision
 def export_policy(trained: Trained, out: Path) -> float:
     """Write the greedy policy of a seed to `out`: `.onnx` for ONNX Runtime, `.jax` for `jax.export.deserialize`.
 

@@ -13,6 +13,7 @@ from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.networks.recurrent import is_recurrent
+from purejaxppo.precision import single_precision
 from purejaxppo.rollout import environment_action
 from purejaxppo.rundir.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
 from purejaxppo.rundir.record import RunRecord, read_record
@@ -97,6 +98,7 @@ def stepper(config: Config, state: TrainState) -> Callable[..., tuple[jax.Array,
     policy, space = agent.make_policy(state), agent.env.action_space
 
     @jax.jit
+    @single_precision
     def step(obs: Observation, key: jax.Array | None = None, hidden: Any = None) -> tuple[jax.Array, Any]:
         obs = jax.tree.map(jax.numpy.asarray, obs)
         distribution, hidden = policy(obs, agent.initial_hidden(obs) if hidden is None else hidden)

@@ -88,7 +88,7 @@ def _arguments(
     """Swept numbers and keys of `size` settings, the last repeated until there are as many as the program takes."""
     runs = np.arange(padded_count(size * len(keys), devices, vmap_size))
     which = np.minimum(runs, len(members) * len(keys) - 1)
-    own = {name: jnp.asarray([settings[i][name] for i in members])[which // len(keys)] for name in swept}
+    own = {name: jnp.asarray([settings[i][name] for i in members], jnp.float32)[which // len(keys)] for name in swept}
     return own, keys[which % len(keys)]
 
 
