@@ -36,8 +36,8 @@ class PPO(struct.PyTreeNode):
     )
 
     # CleanRL's ppo.py, but for one thing: CleanRL, like Stable-Baselines3, clips the joint gradient of policy and
-    # critic, where the critic's is the larger at first. Here each is clipped by itself, so that the policy's first steps
-    # are longer (three times on Pendulum). `joint_update=True` is theirs.
+    # critic, where the critic's is the larger at first. Here each is clipped by itself, so that the policy's first
+    # steps are longer (three times on Pendulum). `joint_update=True` is theirs.
     published: ClassVar[Mapping[str, Any]] = {
         "num_envs": 4,
         "num_steps": 128,
