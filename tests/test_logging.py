@@ -27,8 +27,11 @@ from rich.console import Console
 from purejaxppo import A2C, Config, make_train, resume_experiment, run_experiment
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment import loop, progress
+from purejaxppo.experiment.experiment import start_record
 from purejaxppo.experiment.logging import _values, grouped
+from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.health import CAUSES
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.rundir.checkpoint import read
@@ -77,7 +80,7 @@ programs = {}
 
 def compile_once(runs, compile=loop.compile_program):
     """`compile_program`, once per log interval; always with evaluations, which are programs of their own."""
-    interval, (record,) = runs.options.log_interval, runs.records
+    interval, record = runs.options.log_interval, runs.records[0]
     if interval not in programs:
         with_evaluations = record._replace(config=record.config.replace(eval_interval=1))
         programs[interval] = compile(dataclasses.replace(runs, records=[with_evaluations]))
@@ -498,11 +501,11 @@ def clock(monkeypatch):
 
 
 RETURNS = np.asarray([10.0, 20.0, 30.0, 1000.0, np.nan, np.inf, 40.0, 50.0])
-NOTE = "steps/s · return 31.2 (22.5 … 47.5) · 7/8 seeds alive"  # 6 are known; IQM of 20, 30, 40, 50 and quartiles
+SCORE = f"return {iqm([10, 20, 30, 40, 50, 1000]):.1f} (quartiles 22.5 … 47.5) · 1 of 8 seeds failed"  # 6 are known
 
 
 def test_off_a_terminal_progress_is_a_line_every_few_seconds(clock):
-    """Steps, steps per second since this run went on, IQM and quartiles of the returns, seeds alive, time left."""
+    """Steps, steps per second since this run went on, IQM and quartiles of the returns, failed seeds, time left."""
     file = io.StringIO()
     with ProgressLine(Console(file=file, width=40)) as line:
         line.stage("training", 400, 1000)
@@ -510,12 +513,13 @@ def test_off_a_terminal_progress_is_a_line_every_few_seconds(clock):
             clock.seconds += seconds
             line.advance(steps, RETURNS, 7)
         line.advance(1000, np.full(2, np.nan), 2)
-    note = NOTE.replace("31.2", f"{iqm([10, 20, 30, 40, 50, 1000]):.1f}")
+        line.advance(1000, np.asarray([20.0]), 1)
     assert file.getvalue().splitlines() == [
         "training",
-        f" 60% · 600 steps · 29 {note} · 14 s left",
-        f"100% · 1,000 steps · 67 {note} · 0 s left",
-        "100% · 1,000 steps · 67 steps/s · no episode yet · 2/2 seeds alive · 0 s left",
+        f" 60% · 600 steps of all 8 seeds · 29 steps/s · {SCORE} · 14 s left",
+        f"100% · 1,000 steps of all 8 seeds · 67 steps/s · {SCORE} · 0 s left",
+        "100% · 1,000 steps of all 2 seeds · 67 steps/s · no episode yet · 0 s left",
+        "100% · 1,000 steps · 67 steps/s · return 20.0 · 0 s left",  # of one seed there are no quartiles
     ]
 
 
@@ -531,12 +535,14 @@ def test_on_a_terminal_all_of_it_fits(clock, width):
             clock.seconds += 2
             line.advance(int((clock.seconds - 100) * 500_000), RETURNS, 7)
         line.say("seed 3: [reward] not finite")
+        line.stage("evaluating")
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
-    last = [text.strip() for text in shown.replace("\r", "\n").split("\n") if text.strip()][-3:]
-    assert re.fullmatch(r"compiling +━+ +100% \d:\d\d:\d\d left \d:\d\d:\d\d", last[0])
-    assert re.fullmatch(r"training +[━╸╺]+ +50% \d:\d\d:\d\d left [\d-]:[\d-]{2}:[\d-]{2}", last[1])
-    note = NOTE.replace("31.2", f"{iqm([10, 20, 30, 40, 50, 1000]):.1f}")
-    assert last[2] == f"2,000,000 steps · 500,000 {note}"
+    last = [text.strip() for text in shown.replace("\r", "\n").split("\n") if text.strip()][-5:]
+    times = r"\d:\d\d:\d\d elapsed, [\d-]:[\d-]{2}:[\d-]{2} left"
+    assert re.fullmatch(rf"compiling +━+ +100% {times}", last[0])
+    assert re.fullmatch(rf"training +[━╸╺]+ +50% {times}", last[1])
+    assert re.fullmatch(rf"evaluating +━+ +100% {times}", last[2])  # what has ended well has a whole bar
+    assert last[3:] == ["2,000,000 steps of all 8 seeds · 500,000 steps/s", SCORE]
     assert "seed 3: [reward] not finite" in shown
 
 
@@ -550,9 +556,27 @@ def test_a_run_tells_of_its_stages_and_of_failed_seeds_or_of_nothing(tmp_path, m
     assert lines[:2] == ["compiling", "training"]
     assert f"seed {sick['seed']}: reward not finite in update {sick['update']}; frozen as it was before" in lines
     assert lines[-2].startswith("100% · 1,920 steps · ")
-    assert "2/3 seeds alive" in lines[-2]
+    assert "1 of 3 seeds failed" in lines[-2]
     assert lines[-1] == "evaluating"
     assert quiet.getvalue() == ""
+
+
+def test_a_group_of_a_sweep_ends_when_all_have_failed(tmp_path, monkeypatch):
+    """With the program of above: the seed that fails, four times. What was not trained is not said to have been."""
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
+    options = HostOptions(log_interval=3, final_episodes=2, checkpoint_interval=5)
+    records = [start_record(CONFIG, SEEDS[:1], tmp_path / name, jax.devices(), options) for name in "ab"]
+    for record in records:
+        record.directory.mkdir()
+    runs = RunBatch(records, jax.devices(), (), 4, tmp_path / "unfinished", tmp_path)
+    summaries = loop.Loop(runs, ProgressLine(Console(), quiet=True)).run(program=loop.compile_program(runs))
+    for record, summary in zip(records, summaries, strict=True):
+        assert [found["update"] for found in summary["failed_seeds"]] == [8]
+        assert summary["env_steps"] == 8 * BATCH
+        assert {update for update, _ in rows_of(record.directory)} == {3, 6}
+        assert [path.name for path in (record.directory / "checkpoints").iterdir()] == [str(8 * BATCH)]
+    saved = [path.name for path in (tmp_path / "unfinished" / "checkpoints").iterdir()]
+    assert sorted(saved, key=int) == [str(5 * BATCH), str(8 * BATCH)]
 
 
 def test_debug_stops_at_the_first_sick_seed_and_blames_no_line_that_made_no_nan(tmp_path):

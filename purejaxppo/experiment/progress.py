@@ -10,7 +10,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from purejaxppo.statistics import iqm
+from purejaxppo.errors import plural
+from purejaxppo.statistics import FEWEST, iqm
 
 
 class _Bar(Progress):
@@ -37,7 +38,7 @@ class ProgressLine:
     def __enter__(self) -> "ProgressLine":
         if self._console.is_terminal and not self._quiet:
             columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:>3.0f}%"))
-            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
             self._bar = _Bar(*columns, *times, console=self._console)
             self._bar.start()
         return self
@@ -46,6 +47,8 @@ class ProgressLine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar:
+            if error is None:
+                self._finish_stage()
             self._bar.stop()
 
     def say(self, text: str) -> None:
@@ -69,24 +72,30 @@ class ProgressLine:
         if not self._bar:
             self.say(name)
             return
-        if self._task is not None and not self._bar.tasks[self._task].total:
-            self._bar.update(self._task, total=1, completed=1)
+        self._finish_stage()
         self._task = self._bar.add_task(name, total=total or None, completed=done)
+
+    def _finish_stage(self) -> None:
+        """A bar without a known end has reached it."""
+        if self._bar and self._task is not None and not self._bar.tasks[self._task].total:
+            self._bar.update(self._task, total=1, completed=1)
 
     def advance(self, steps: int, returns: np.ndarray, alive: int) -> None:
         """So many environment steps are done, of all seeds; `returns` [seeds] are the last ones known."""
-        now = time.monotonic()
+        now, seeds = time.monotonic(), returns.size
         rate = (steps - self._start) / max(now - self._began, 1e-9)
         known = returns[np.isfinite(returns)]
-        score = "no episode yet"
-        if known.size:
+        score = f"return {iqm(known):.1f}" if known.size else "no episode yet"
+        if known.size >= FEWEST:
             low, high = np.quantile(known, [0.25, 0.75])
-            score = f"return {iqm(known):.1f} ({low:.1f} … {high:.1f})"
-        note = f"{steps:,} steps · {rate:,.0f} steps/s · {score} · {alive}/{returns.size} seeds alive"
+            score += f" (quartiles {low:.1f} … {high:.1f})"
+        if alive < seeds:
+            score += f" · {seeds - alive} of {plural(seeds, 'seed')} failed"
+        speed = f"{steps:,} steps{f' of all {seeds} seeds' if seeds > 1 else ''} · {rate:,.0f} steps/s"
         if self._bar and self._task is not None:
-            self._bar.note = note
+            self._bar.note = f"{speed}\n{score}"
             self._bar.update(self._task, completed=steps)
         elif not self._quiet and (now - self._printed > self._every or steps == self._total):
             self._printed = now
             left = (self._total - steps) / max(rate, 1e-9)
-            self.say(f"{steps / self._total:4.0%} · {note} · {left:.0f} s left")
+            self.say(f"{steps / self._total:4.0%} · {speed} · {score} · {left:.0f} s left")
