@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from purejaxppo.parallel.mesh import sum_over_shards
 from purejaxppo.types import Batch, Failure, Metrics, TrainState, Transition
 
-CAUSES = ("observation", "reward", "advantage", "loss", "gradient", "parameters")  # Failure.cause counts them from 1
+# Failure.cause counts them from 1
+CAUSES = ("observation", "reward", "advantage", "loss", "gradient", "parameters", "observation statistics")
 
 
 def finite(tree: Any) -> jax.Array:
@@ -25,10 +26,12 @@ def finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.asarray([jnp.all(functools.reduce(jnp.logical_and, group)) for group in alike.values()], bool))
 
 
-def cause_of_failure(transitions: Transition, batch: Batch, metrics: Metrics, state: TrainState) -> jax.Array:
+def cause_of_failure(
+    transitions: Transition, batch: Batch, metrics: Metrics, state: TrainState, overflowed: jax.Array | None = None
+) -> jax.Array:
     """The first of `CAUSES`, counted from 1, that is not finite in the update that led to `state`; 0 if all are.
 
-    What has failed once stays so.
+    What has failed once stays so. `overflowed`: observations are finite, but their variance is not.
     """
     parts = (
         (transitions.obs, transitions.next_obs),
@@ -38,7 +41,8 @@ def cause_of_failure(transitions: Transition, batch: Batch, metrics: Metrics, st
         (metrics["grad_norm"], metrics["value_grad_norm"]),
         (state.policy, state.critic, state.algorithm, state.critic_optimizer),
     )
-    failed = sum_over_shards(jnp.stack([~finite(part) for part in parts]).astype(jnp.int32)) > 0
+    bad = [~finite(part) for part in parts] + ([] if overflowed is None else [overflowed])
+    failed = sum_over_shards(jnp.stack(bad).astype(jnp.int32)) > 0
     cause = jnp.where(jnp.any(failed), jnp.argmax(failed) + 1, 0).astype(jnp.int32)
     return jnp.where(state.failure.cause > 0, state.failure.cause, cause)
 

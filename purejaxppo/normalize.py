@@ -63,6 +63,14 @@ def update_statistics(statistics: Any, obs: Observation) -> Any:
     return statistics and statistics.update(obs)
 
 
+def overflowed(before: Any, after: Any) -> jax.Array:
+    """[] bool: an update left out an entry whose moments are not finite, as those of values near 1e20 are not."""
+    old, new = (jax.tree.leaves(x, is_leaf=lambda x: isinstance(x, RunningStatistics)) for x in (before, after))
+    largest = 2**24  # beyond it, float32 may count no further
+    left_out = [jnp.any((a.count == b.count) & (a.count < largest)) for a, b in zip(old, new, strict=True)]
+    return jnp.any(jnp.asarray(left_out, bool))
+
+
 def normalize_observation(statistics: Any, obs: Observation) -> Observation:
     """Observations [..., O] standardised; what has no statistics stays."""
     if isinstance(statistics, Mapping):

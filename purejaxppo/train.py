@@ -20,7 +20,7 @@ from purejaxppo.keys import as_key
 from purejaxppo.networks.heads import initial_hidden
 from purejaxppo.networks.recurrent import swap
 from purejaxppo.networks.torso import orthogonalize
-from purejaxppo.normalize import RewardNormalizer, observation_statistics, update_statistics
+from purejaxppo.normalize import RewardNormalizer, observation_statistics, overflowed, update_statistics
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, on_net_axis, shards, sum_over_shards
 from purejaxppo.parallel.vmapping import opaque, run_by_run
@@ -141,17 +141,18 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         "explained_variance": explained_variance(batch.value, batch.value_target),
         "learning_rate": rate,
     }
-    statistics = state.observation_statistics
+    statistics, overflow = state.observation_statistics, None
+    if config.normalize_observations:
+        statistics = update_statistics(statistics, agent.clip(transitions.obs))
+        overflow = overflowed(state.observation_statistics, statistics)
     updated = moved.replace(
-        observation_statistics=update_statistics(statistics, agent.clip(transitions.obs))
-        if config.normalize_observations
-        else statistics,
+        observation_statistics=statistics,
         reward_normalizer=reward_normalizer,
         rollout=episodes._replace(critic_hidden=critic_hidden),
         key=key,
         update=state.update + 1,
     )
-    return freeze(state, updated, metrics, cause_of_failure(transitions, batch, metrics, updated))
+    return freeze(state, updated, metrics, cause_of_failure(transitions, batch, metrics, updated, overflow))
 
 
 def improve_apart(

@@ -267,7 +267,8 @@ def test_the_second_signal_ends_the_process_even_where_an_environment_hangs(tmp_
     """While the first waits for the chunk to end. The environment's process ends, too."""
     flags = "--algo a2c --env gymnasium/host_environments:Clock-v0,fails_at=5,how=hang --num-envs 2 --num-steps 16"
     flags += " --num-minibatches 1 --hidden-sizes 8 --num-seeds 1 --total-steps 64"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-m", "purejaxppo.run", *flags.split(), "--out", str(tmp_path / "run")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:

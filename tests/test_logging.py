@@ -555,7 +555,7 @@ def test_a_run_tells_of_its_stages_and_of_failed_seeds_or_of_nothing(tmp_path, m
     lines = told.getvalue().splitlines()
     assert lines[:2] == ["compiling", "training"]
     assert f"seed {sick['seed']}: reward not finite in update {sick['update']}; frozen as it was before" in lines
-    assert lines[-2].startswith("100% · 1,920 steps · ")
+    assert lines[-2].startswith("100% · 1,920 steps of all 3 seeds · ")
     assert "1 of 3 seeds failed" in lines[-2]
     assert lines[-1] == "evaluating"
     assert quiet.getvalue() == ""
