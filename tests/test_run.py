@@ -122,7 +122,8 @@ def test_summary_holds_the_contracts_keys_and_agrees_with_itself(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary) == {
         *("algo", "env", "num_seeds", "env_steps", "eval_return", "steps_per_second"),
-        *("compile_seconds", "run_seconds", "device", "seeds", "failed_seeds"),
+        *("compile_seconds", "run_seconds", "training_seconds", "evaluation_seconds", "saving_seconds"),
+        *("device", "seeds", "failed_seeds"),
     }
     assert (summary["algo"], summary["env"], summary["num_seeds"], summary["env_steps"]) == (
         "trpo",

@@ -113,7 +113,9 @@ def table(summary: Summary, out: Path) -> Table:
         rows.add_row("failed seed", f"{failed['seed']}: {what}")
     rows.add_row("steps", f"{summary['env_steps']:,} per seed, {plural(summary['num_seeds'], 'seed')}")
     rows.add_row("steps per second", f"{summary['steps_per_second']:,.0f}, all seeds, on {summary['device']}")
-    rows.add_row("seconds", f"{summary['compile_seconds']:.1f} compiling, {summary['run_seconds']:.1f} running")
+    parts = f"{summary['training_seconds']:.1f} training, {summary['evaluation_seconds']:.1f} evaluating"
+    parts = f"{summary['compile_seconds']:.1f} compiling, {parts}, {summary['saving_seconds']:.1f} saving"
+    rows.add_row("seconds", parts)
     rows.add_row("files", str(out))
     if (out / "tensorboard").is_dir():
         viewer = "" if importlib.util.find_spec("tensorboard") else " (pip install tensorboard)"

@@ -321,7 +321,7 @@ class Loop:
         members = range(len(self.runs.members))[self.runs.members_of(i)]
         seconds = {name: x / len(self.runs.records) for name, x in self.seconds.items()}
         failed = [found for member, found in self.failed.items() if member in members]
-        summary = write_summary(record, returns, failed, seconds, self.runs.devices)
+        summary = write_summary(record, returns, failed, seconds, self.runs.devices, self.done * self.steps_per_update)
         table = read_metrics(record.directory / "metrics.csv", record.seeds)
         curve = table.env_steps.tolist(), [*table.columns["episode_return"].T]
         learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)

@@ -75,7 +75,8 @@ class Snapshot(NamedTuple):
             raise ValueError(f"totals is {totals.dtype}{list(totals.shape)}")
         if np.asarray(self.about["scores"], np.float64).shape != (num_seeds,):
             raise ValueError("scores are not one per seed")
-        if not all(0 <= self.about["seconds"][name] < math.inf for name in ("compile", "run")):
+        seconds = self.about["seconds"]
+        if not {"compile", "run"} <= seconds.keys() or not all(0 <= x < math.inf for x in seconds.values()):
             raise ValueError("seconds are none")
 
 

@@ -38,12 +38,15 @@ class Summary(TypedDict):
     env: str
     num_seeds: int
     seeds: list[int]
-    env_steps: int  # of each seed
+    env_steps: int  # of each seed; fewer than planned where all had failed before
     eval_return: EvalReturn
     failed_seeds: list[FailedSeed]
-    steps_per_second: float  # of all seeds
+    steps_per_second: float  # of all seeds, by run_seconds
     compile_seconds: float
-    run_seconds: float
+    run_seconds: float  # all after compilation: training, evaluation and saving
+    training_seconds: float
+    evaluation_seconds: float  # at intervals and after training
+    saving_seconds: float  # of checkpoints
     device: str
 
 
@@ -53,8 +56,9 @@ def write_summary(
     failed: list[FailedSeed],
     seconds: dict[str, float],
     devices: list[jax.Device],
+    env_steps: int,
 ) -> Summary:
-    """Write it, and return it; `returns` [seeds] are those of the final evaluation."""
+    """Write it, and return it; `returns` [seeds] are those of the final evaluation, `env_steps` made by each seed."""
     config, seeds = record.config, record.seeds
     low, high = iqm_interval(returns)
     known = returns[~np.isnan(returns)]
@@ -63,7 +67,7 @@ def write_summary(
         env=config.env if isinstance(config.env, str) else repr(config.env),
         num_seeds=len(seeds),
         seeds=seeds,
-        env_steps=config.env_steps,
+        env_steps=env_steps,
         eval_return=EvalReturn(
             mean=float(known.mean()) if known.size else np.nan,
             iqm=iqm(returns),
@@ -72,9 +76,12 @@ def write_summary(
             per_seed=returns.astype(float).tolist(),
         ),
         failed_seeds=failed,
-        steps_per_second=config.env_steps * len(seeds) / seconds["run"],
+        steps_per_second=env_steps * len(seeds) / seconds["run"],
         compile_seconds=seconds["compile"],
         run_seconds=seconds["run"],
+        training_seconds=seconds["run"] - seconds["evaluation"] - seconds["saving"],
+        evaluation_seconds=seconds["evaluation"],
+        saving_seconds=seconds["saving"],
         device=f"{len(devices)} × {devices[0].device_kind}",
     )
     write_json(record.directory / "summary.json", summary)
@@ -118,5 +125,8 @@ def read_summary(directory: Path, seeds: list[int]) -> Summary | None:
             steps_per_second=to_float(content.get("steps_per_second")),
             compile_seconds=to_float(content.get("compile_seconds")),
             run_seconds=to_float(content.get("run_seconds")),
+            training_seconds=to_float(content.get("training_seconds")),
+            evaluation_seconds=to_float(content.get("evaluation_seconds")),
+            saving_seconds=to_float(content.get("saving_seconds")),
             device=shown(content.get("device", "–")),
         )
