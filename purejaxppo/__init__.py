@@ -17,12 +17,16 @@ from purejaxppo.train import init, make_train, update_step
 
 if TYPE_CHECKING:
     from purejaxppo.experiment.experiment import resume_experiment, run_experiment
+    from purejaxppo.policy.export import export_policy
     from purejaxppo.policy.load import load
+    from purejaxppo.policy.video import render
     from purejaxppo.sweeps.table import sweep
 
 # What works on files or draws is imported when it is asked for: all that it stands on takes as long as JAX itself.
 _LAZY = {
+    "export_policy": "purejaxppo.policy.export",
     "load": "purejaxppo.policy.load",
+    "render": "purejaxppo.policy.video",
     "resume_experiment": "purejaxppo.experiment.experiment",
     "run_experiment": "purejaxppo.experiment.experiment",
     "sweep": "purejaxppo.sweeps.table",
@@ -55,11 +59,13 @@ __all__ = [
     "PPOPenalty",
     "UsageError",
     "evaluate",
+    "export_policy",
     "init",
     "load",
     "make_train",
     "over_runs",
     "preset",
+    "render",
     "resume_experiment",
     "run_experiment",
     "sweep",

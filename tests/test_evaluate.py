@@ -7,42 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium
 import jax
 import numpy as np
 import pytest
 
-from purejaxppo import evaluate, load, make_train, preset
+from purejaxppo import Config, evaluate, make_train, preset
 from purejaxppo.cli.run import main as run
-from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
+from purejaxppo.keys import EVALUATION
 from purejaxppo.parallel.runs import over_runs
-from purejaxppo.policy import gymnasium_play as gymnasium_env
+from purejaxppo.policy.frames import in_gymnasium
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 200, "num_minibatches": 2, "hidden_sizes": (8,)}
 FLAGS = "--algo trpo --num-envs 2 --num-steps 16 --total-steps 200 --num-minibatches 2 --hidden-sizes 8 --quiet".split()
-
-
-class RandomLength(gymnasium.Env):
-    """CartPole's spaces; lasts as many steps as its seed says, 1 … 9; keeps the books of all its instances."""
-
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,))
-    action_space = gymnasium.spaces.Discrete(2, start=5)
-    begun, ended = [], []
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.left = self.length = int(self.np_random.integers(1, 10))
-        self.begun.append(self.length)
-        return np.zeros(4, np.float32), {}
-
-    def step(self, action):
-        assert action in (5, 6)
-        assert self.left > 0, "stepped after its end"
-        self.left -= 1
-        if not self.left:
-            self.ended.append(self.length)
-        return np.zeros(4, np.float32), 2.0, self.left == 0 and self.length % 2 == 0, self.left == 0, {}
 
 
 @pytest.fixture(scope="module")
@@ -64,23 +41,14 @@ def bare_states():
 def command(monkeypatch, capsys):
     """The command's exit code and what it prints."""
 
-    def call(*argv):
+    def call(*argv, columns=80):
         monkeypatch.setattr(sys, "argv", ["purejaxppo", "evaluate", *map(str, argv)])
-        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit) as stop:
             runpy.run_module("purejaxppo", run_name="__main__")
         return stop.value.code, capsys.readouterr()
 
     return call
-
-
-@pytest.fixture
-def random_length():
-    gymnasium.register("RandomLength-v0", RandomLength, disable_env_checker=True)
-    RandomLength.begun.clear()
-    RandomLength.ended.clear()
-    yield "RandomLength-v0"
-    del gymnasium.registry["RandomLength-v0"]
 
 
 @pytest.mark.parametrize("policy", ["greedy", "sample"])
@@ -91,7 +59,7 @@ def test_figures_are_those_of_the_bare_trains_states(policy, finished, bare_stat
     result = json.loads((tmp_path / "x.json").read_text())
     assert (result["policy"], result["seeds"], result["env_steps"]) == (policy, [5, 6, 7], 224)
     for i, row in enumerate(result["returns"]["port"]["per_seed"]):
-        key = jax.random.fold_in(jax.random.key(3), 5 + i)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), EVALUATION), 5 + i)
         expected = evaluate(config, jax.tree.map(lambda x, i=i: x[i], bare_states), key, 9)
         returns = np.asarray(expected.returns, np.float64)
         assert row["mean"] == pytest.approx(returns.mean())
@@ -129,37 +97,6 @@ def test_the_port_and_gymnasium_stand_side_by_side(finished, tmp_path, command):
     assert over["ci_low"] - 5 <= 0 <= over["ci_high"] + 5  # steps of about 20: the two are the same environment
 
 
-@pytest.mark.parametrize("episodes", [1, 3, 7])
-def test_gymnasium_plays_exactly_the_episodes_asked_for_and_counts_each_whole(episodes, random_length, monkeypatch):
-    monkeypatch.setattr(gymnasium_env, "AT_ONCE", 3)
-    batches = set()
-
-    def act(obs, key, hidden):
-        batches.add((obs.shape, hidden))
-        return jax.numpy.zeros(len(obs), int), 1
-
-    returns, lengths = gymnasium_env.play(random_length, make_env("CartPole-v1"), act, episodes, [1, 2])
-    assert batches == {((min(episodes, 3), 4), hidden) for hidden in (None, 1)}  # it begins anew with each round
-    assert RandomLength.begun == lengths.tolist()
-    assert sorted(RandomLength.ended) == sorted(RandomLength.begun)
-    assert returns.tolist() == (2.0 * lengths).tolist()
-
-
-def test_a_gymnasium_episode_is_that_of_a_plain_loop(finished):
-    act = load(finished, seed=5).act
-    stepped = lambda obs, key, hidden: (act(obs, key), hidden)  # noqa: E731
-    returns, lengths = gymnasium_env.play("CartPole-v1", make_env("CartPole-v1"), stepped, 3, [0])
-    for i, seed in enumerate(np.random.SeedSequence([0]).generate_state(3)):
-        env = gymnasium.make("CartPole-v1")
-        obs, _ = env.reset(seed=int(seed))
-        total, steps, over = 0.0, 0, False
-        while not over:
-            obs, reward, terminated, truncated, _ = env.step(int(act(obs)))
-            total, steps, over = total + reward, steps + 1, terminated or truncated
-        env.close()
-        assert (returns[i], lengths[i]) == (total, steps)
-
-
 BAD = {
     "--episodes 0": ["episodes = 0", "[1, inf)"],
     "--episodes x": ["--episodes", "'x'"],
@@ -168,11 +105,12 @@ BAD = {
     "--seed 9": ["seed = '9'", "5 … 7"],
     "--checkpoint 7": ["checkpoint = '7'", "224"],
     "--json nowhere/x.json": ["'nowhere/x.json'", "no directory"],
-    "--gymnasium CartPole": ["'CartPole'", "did you mean", "CartPole-v1"],
-    "--gymnasium qqqq": ["'qqqq'", "not a registered environment"],
-    "--gymnasium nowhere:Env-v0": ["'nowhere:Env-v0'", "cannot be made", "nowhere"],
-    "--gymnasium Pendulum-v1": ["'Pendulum-v1'", "(3,)", "shape (4,)"],
-    "--gymnasium Blackjack-v1": ["'Blackjack-v1'", "Tuple"],
+    "--eval-max-steps 0": ["eval_max_steps = 0"],
+    "--gymnasium CartPole": ["'gymnasium/CartPole'", "did you mean", "CartPole-v1"],
+    "--gymnasium qqqq": ["'gymnasium/qqqq'", "not a registered environment"],
+    "--gymnasium nowhere:Env-v0": ["'gymnasium/nowhere:Env-v0'", "nowhere"],
+    "--gymnasium Pendulum-v1": ["'Pendulum-v1'", "(3,)", "(4,)"],
+    "--gymnasium Blackjack-v1": ["'Blackjack-v1'", "Discrete", "(4,)"],
 }
 
 
@@ -191,14 +129,24 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, finished, tmp_path, monkey
     ("name", "port", "part"),
     [
         ("Acrobot-v1", "Pendulum-v1", "has observations"),
-        ("MountainCarContinuous-v0", "MountainCar-v0", "trained on Discrete(3)"),
+        ("MountainCarContinuous-v0", "MountainCar-v0", "trained on Discrete(n=3)"),
         ("MountainCar-v0", "MountainCarContinuous-v0", "trained on Box"),
     ],
 )
 def test_other_spaces_are_refused(name, port, part):
     with pytest.raises(UsageError, match="trained") as refused:
-        gymnasium_env.open_env(name, make_env(port))
+        in_gymnasium(Config(env=port), name)
     assert part in str(refused.value)
+
+
+def test_no_digit_is_cut_and_no_interval_invented(finished, command):
+    """At 40 columns, too; two episodes have no interval; those that are cut off are counted."""
+    code, printed = command(finished, "--episodes", 2, "--eval-max-steps", 3, "--seed", 6, columns=40)
+    assert (code, printed.err) == (0, "")
+    assert "2 episodes per seed" in " ".join(printed.out.split())
+    assert "…" not in printed.out
+    assert printed.out.count("3.000") >= 4
+    assert printed.out.endswith("port: 2 episodes cut off after eval_max_steps = 3\n")
 
 
 def test_in_a_process_of_its_own_nothing_but_the_table_is_printed(finished):

@@ -24,8 +24,9 @@ from purejaxppo.errors import UsageError
 from purejaxppo.evaluation import evaluate
 from purejaxppo.networks.heads import PolicyNetwork, initial_hidden
 from purejaxppo.optimize.fisher import fisher_vector_product
+from purejaxppo.policy.acting import actor
 from purejaxppo.policy.export import TOLERANCE, export_policy, largest_difference
-from purejaxppo.policy.load import Trained, actor
+from purejaxppo.policy.load import Trained
 from purejaxppo.rollout import rollout
 from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from purejaxppo.train import learning_batch, train_updates

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import gymnax
 import imageio_ffmpeg
 import jax
@@ -24,11 +25,12 @@ from PIL import Image
 
 from purejaxppo import init, load, preset
 from purejaxppo.cli.run import main as run
-from purejaxppo.envs.base import adapt
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL, DRAWN, GymnaxEnv
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
-from purejaxppo.policy.video import captioned, frames, player, renderer, write_film
+from purejaxppo.policy.acting import actor
+from purejaxppo.policy.frames import compiled_frames, gymnasium_frames, in_gymnasium, player
+from purejaxppo.policy.video import captioned, write_film
 
 FLAGS = "--algo a2c --num-envs 2 --num-steps 16 --total-steps 64 --hidden-sizes 8".split()
 HOST = "--final-episodes 2 --num-seeds 2 --devices 1 --quiet".split()
@@ -185,10 +187,44 @@ def test_a_film_that_fails_leaves_the_old_one(render, parts, finished, tmp_path,
 
 
 def test_an_environment_that_cannot_be_drawn_is_refused_with_a_way_out():
+    config = preset("a2c", StepCounter(), num_envs=2, num_steps=4, total_steps=8, hidden_sizes=(4,))
     with pytest.raises(UsageError, match=r"render\(state\).*--gymnasium"):
-        renderer(adapt(StepCounter()))
+        next(compiled_frames(config, None, [], 5))
     with pytest.raises(UsageError, match=r"gymnax can draw; those are Acrobot-v1.*Breakout-MinAtar"):
         GymnaxEnv("FrozenLake-misc").render_frames([])
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "gymnasium/CartPole-v1,sutton_barto_reward=true"])
+def test_an_episode_in_gymnasium_is_that_of_a_plain_loop(env):
+    """With frames stacked and actions repeated as in training, and the environment's own parameters."""
+    config = preset("a2c", env, num_envs=2, num_steps=4, frame_stack=2, action_repeat=2, hidden_sizes=(8,))
+    with config.environment:
+        state = init(config, jax.random.key(0))
+    act = actor(config, state)
+    original = config if config.on_host else in_gymnasium(config, "CartPole-v1")
+    env = gymnasium.make("CartPole-v1", sutton_barto_reward=config.on_host)
+    keys = jax.random.split(jax.random.key(2), 2)
+    for key, frames in zip(keys, gymnasium_frames(original, state, keys, 12), strict=True):
+        *_, last = frames
+        seen, _ = env.reset(seed=int(jax.random.bits(key) >> 1))
+        stack, total, steps, over = [seen, seen], 0.0, 0, False
+        while not over and steps < 12:
+            action, steps, left = int(act(np.concatenate(stack))), steps + 1, 2
+            while left and not over:
+                seen, reward, over, *_ = env.step(action)
+                total, left = total + reward, left - 1
+            stack = [stack[1], seen]
+        assert last[1:] == (steps, total, over)
+    env.close()
+
+
+def test_a_run_in_gymnasium_is_filmed_there(finished, tmp_path, command):
+    run_directory = finished("gymnasium/CartPole-v1,max_episode_steps=3")
+    code, printed = command(run_directory, "--out", tmp_path / "x.gif")
+    assert (code, printed.err) == (0, "")
+    assert "a2c on gymnasium/CartPole-v1,max_episode_steps=3, seed" in printed.out
+    assert "episode 1: 3 steps, return 3.0" in printed.out
+    assert len(pictures_of(tmp_path / "x.gif")[0]) == 4
 
 
 BAD = {
@@ -199,7 +235,7 @@ BAD = {
     "--episode-seed -1": ["episode_seed = -1"],
     "--fps 0": ["fps = 0"],
     "--seed all": ["seed = 'all'", "best, 0 … 1"],
-    "--gymnasium CartPole": ["'CartPole'", "did you mean"],
+    "--gymnasium CartPole": ["'gymnasium/CartPole'", "did you mean"],
     "--gymnasium Pendulum-v1": ["observations"],
 }
 
@@ -249,11 +285,11 @@ def test_a_suites_own_renderer_and_rate_come_first():
             return (np.zeros((2, 2, 3), np.uint8) for _ in states)
 
     config = preset("a2c", Suite(), num_envs=2, num_steps=4, total_steps=8, hidden_sizes=(4,))
-    episode = player(config, 9)(init(config, jax.random.key(0)), jax.random.key(1))
-    found = list(frames(episode, renderer(adapt(Suite()))))
-    assert [still.step for still in found] == [0, 1, 2, 3, 4, 5]
-    assert [still.over for still in found] == [False] * 5 + [True]
-    assert {still.picture.shape for still in found} == {(2, 2, 3)}
+    [episode] = compiled_frames(config, init(config, jax.random.key(0)), [jax.random.key(1)], 9)
+    found = list(episode)
+    assert [frame.step for frame in found] == [0, 1, 2, 3, 4, 5]
+    assert [frame.over for frame in found] == [False] * 5 + [True]
+    assert {frame.picture.shape for frame in found} == {(2, 2, 3)}
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (33, 77), (210, 160), (401, 601)])

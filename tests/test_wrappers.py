@@ -5,18 +5,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from support import quick_jit
 from test_host import CLOCK, SMALL, Always, found_by_workers  # noqa: F401
 
-from purejaxppo import Config, init, make_train, preset
+from purejaxppo import init, make_train, preset
 from purejaxppo.agent import Agent
 from purejaxppo.envs.base import adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
-from purejaxppo.errors import UsageError
-from purejaxppo.policy.gymnasium_play import open_env
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.spaces import Box, Discrete, MultiBinary
 from purejaxppo.train import learning_batch
@@ -157,9 +154,3 @@ def test_observations_are_clipped_before_they_are_standardised():
     seen = np.clip([0, 1, 2, 3, 4, 0, 1, 2], -2.5, 2.5)  # in both environments
     np.testing.assert_allclose(state.observation_statistics["number"].mean, seen.mean(), rtol=1e-5)
     np.testing.assert_allclose(state.observation_statistics["number"].variance, seen.var(), rtol=1e-5)
-
-
-def test_gymnasium_itself_does_not_play_what_was_learnt_with_wrappers():
-    port = Config(env="CartPole-v1", action_repeat=2).environment
-    with pytest.raises(UsageError, match="neither stacks frames nor repeats"):
-        open_env("CartPole-v1", port)

@@ -11,17 +11,19 @@ import numpy as np
 import tyro
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from purejaxppo.cli.command import exit_code, parse_flags
 from purejaxppo.config import Config
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import UsageError, plural
 from purejaxppo.evaluation import evaluate
 from purejaxppo.experiment.options import Checkpoint, EnvAgain, Flag, RunDirectory
+from purejaxppo.keys import EVALUATION
 from purejaxppo.parallel.devices import use_cpu_cores
 from purejaxppo.parallel.runs import over_runs, padded_count
-from purejaxppo.policy.gymnasium_play import open_env, play
-from purejaxppo.policy.load import load_all, seed_index, stepper
+from purejaxppo.policy.frames import in_gymnasium
+from purejaxppo.policy.load import load_all, seed_index
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.record import read_record
@@ -29,7 +31,7 @@ from purejaxppo.statistics import Estimate, bootstrap, interval_text, iqm, iqm_i
 from purejaxppo.types import TrainState
 
 Result = dict[str, Any]
-Episodes = tuple[np.ndarray, np.ndarray]  # returns and lengths, [E] each
+Episodes = tuple[np.ndarray, np.ndarray, np.ndarray]  # returns, lengths and which were cut off, [E] each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,9 @@ class EvaluateOptions:
         str | None, tyro.conf.arg(help="play in this Gymnasium environment, too, and compare; CartPole-v1, say")
     ] = None
     env: EnvAgain = None
+    eval_max_steps: Annotated[
+        int | None, tyro.conf.arg(help="steps after which an episode is cut off. None: as in the run")
+    ] = None
     greedy: Annotated[Flag, tyro.conf.arg(help="take the policy's mode. Neither this nor --sample: as in the run")] = (
         False
     )
@@ -71,7 +76,14 @@ def main(argv: list[str]) -> int:
         options = parse_flags(EvaluateOptions, argv, "purejaxppo evaluate", about)
         use_cpu_cores()
         result = evaluate_run(options)
-        Console(highlight=False).print(table(result))
+        console, rows = Console(highlight=False), table(result)
+        whole = Measurement.get(console, console.options.update(width=1000), rows)
+        console.width = max(console.width, whole.maximum)  # a terminal wraps what is too wide; rich would cut digits
+        console.print(rows)
+        for place, found in result["returns"].items():
+            if cut := sum(row.get("cut_off", 0) for row in found["per_seed"]):
+                limit = f"eval_max_steps = {result['eval_max_steps']:,}"
+                console.print(f"{place}: {plural(cut, 'episode')} cut off after {limit}", soft_wrap=True)
         if options.json:
             write_json(Path(options.json), result)
 
@@ -89,18 +101,20 @@ def evaluate_run(options: EvaluateOptions) -> Result:
     config = record.config
     if options.greedy or options.sample:
         config = config.replace(eval_greedy=options.greedy)
-    if options.gymnasium:
-        open_env(options.gymnasium, config.environment).close()
+    if options.eval_max_steps is not None:
+        config = config.replace(eval_max_steps=options.eval_max_steps)
+        config.check()
+    there = in_gymnasium(config, options.gymnasium) if options.gymnasium else None
     snapshot, states = load_all(record, options.checkpoint)
     every = range(len(record.seeds))
     chosen = list(every) if options.seed == "all" else [seed_index(record, snapshot, options.seed)]
     states = jax.tree.map(lambda x: x[np.asarray(chosen)], states)
     seeds = [record.seeds[i] for i in chosen]
-    here = in_port(config, states, seeds, options)
+    here = play(config, states, seeds, options)
     places = {"port": figures(here)}
-    if options.gymnasium:
-        there = in_gymnasium(config, states, seeds, options)
-        places |= {"gymnasium": figures(there), "difference": difference(here, there)}
+    if there:
+        original = play(there, states, seeds, options)
+        places |= {"gymnasium": figures(original), "difference": difference(here, original)}
     return {
         "directory": str(options.directory),
         "algo": settings_of(config)["algo"],
@@ -108,6 +122,7 @@ def evaluate_run(options: EvaluateOptions) -> Result:
         "gymnasium": options.gymnasium,
         "env_steps": snapshot.about["env_steps"],
         "episodes": options.episodes,
+        "eval_max_steps": config.eval_max_steps,
         "policy": "greedy" if config.eval_greedy else "sample",
         "episode_seed": options.episode_seed,
         "seeds": seeds,
@@ -115,34 +130,26 @@ def evaluate_run(options: EvaluateOptions) -> Result:
     }
 
 
-def in_port(config: Config, states: TrainState, seeds: list[int], options: EvaluateOptions) -> list[Episodes]:
-    """Each seed's episodes in the environment it was trained in, compiled, all at once."""
+def play(config: Config, states: TrainState, seeds: list[int], options: EvaluateOptions) -> list[Episodes]:
+    """Each seed's episodes in the environment of `config`, all at once."""
     devices = jax.devices()[: len(seeds)]
     padded = np.minimum(np.arange(padded_count(len(seeds), len(devices))), len(seeds) - 1)
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(options.episode_seed)))(np.asarray(seeds, np.uint32))
+    tagged = jax.random.fold_in(jax.random.key(options.episode_seed), EVALUATION)
+    keys = jax.vmap(partial(jax.random.fold_in, tagged))(np.asarray(seeds, np.uint32))
     states, keys = jax.tree.map(lambda x: x[padded], (states, keys))
-    played = over_runs(lambda state, key: evaluate(config, state, key, options.episodes), devices)(states, keys)
-    returns, lengths = np.asarray(played.returns, np.float64), np.asarray(played.lengths)
-    return [(returns[i], lengths[i]) for i in range(len(seeds))]
-
-
-def in_gymnasium(config: Config, states: TrainState, seeds: list[int], options: EvaluateOptions) -> list[Episodes]:
-    """Each seed's episodes in the Gymnasium environment."""
-    env, played = config.environment, []
-    for i, seed in enumerate(seeds):
-        act = stepper(config, jax.tree.map(lambda x, i=i: jax.numpy.asarray(x[i]), states))
-        key = None if config.eval_greedy else jax.random.fold_in(jax.random.key(options.episode_seed), seed)
-        starts = (options.episode_seed, seed)
-        played.append(play(str(options.gymnasium), env, act, options.episodes, starts, key))
-    return played
+    with config.environment:  # closed in the end, if it is on the host
+        played = over_runs(lambda state, key: evaluate(config, state, key, options.episodes), devices)(states, keys)
+        returns, lengths, cut = (np.asarray(x) for x in played)
+    return [(np.asarray(returns[i], np.float64), lengths[i], cut[i]) for i in range(len(seeds))]
 
 
 def figures(played: list[Episodes]) -> Result:
     """What is said of each seed's episodes in one place, and of all seeds."""
     rows = []
-    for returns, lengths in played:
+    for returns, lengths, cut in played:
         spread = {"std": returns.std(), "min": returns.min(), "max": returns.max(), "mean_length": lengths.mean()}
-        rows.append(_row(bootstrap(lambda x: x.mean(axis=1), returns)) | spread)
+        row = _row(bootstrap(lambda x: x.mean(axis=1), returns))
+        rows.append(row | spread | {"cut_off": int(cut.sum())})
     means = [row["mean"] for row in rows]
     low, high = iqm_interval(means)
     return {"per_seed": rows, "over_seeds": {"iqm": iqm(means), "ci_low": low, "ci_high": high}}
@@ -150,7 +157,7 @@ def figures(played: list[Episodes]) -> Result:
 
 def difference(here: list[Episodes], there: list[Episodes]) -> Result:
     """Mean return in Gymnasium minus that in the port, of each seed's policy and in the mean over these policies."""
-    pairs = [(a, b) for (a, _), (b, _) in zip(here, there, strict=True)]
+    pairs = [(a, b) for (a, *_), (b, *_) in zip(here, there, strict=True)]
     rows = [_row(bootstrap(_mean_difference, *pair)) for pair in pairs]
     return {"per_seed": rows, "over_seeds": _row(bootstrap(_mean_difference, *itertools.chain(*pairs)))}
 
@@ -169,7 +176,7 @@ def table(result: Result) -> Table:
     """A row for each seed and place."""
     trained = f"{result['algo']} on {result['env']} after {result['env_steps']:,} steps"
     rows = Table(
-        title=f"{trained}: {result['episodes']:,} episodes per seed, {result['policy']}",
+        title=f"{trained}: {plural(result['episodes'], 'episode')} per seed, {result['policy']}",
         caption="95% bootstrap intervals: of a mean over episodes, of an IQM over seeds",
         title_justify="left",
         caption_justify="left",
@@ -181,10 +188,10 @@ def table(result: Result) -> Table:
     names = {"port": "port", "gymnasium": result["gymnasium"], "difference": "difference"}
     returns: dict[str, Any] = result["returns"]
     largest = max(abs(row[key]) for row in returns["port"]["per_seed"] for key in ("min", "max"))
-    digits = 1 if largest >= 10 else 3
+    digits = 3 if largest < 10 else 1 if largest < 1000 else 0
 
     def add(label: str, place: str, row: dict[str, float]) -> None:
-        mean, low, high, *spread = row.values()
+        mean, low, high, *spread = (x for name, x in row.items() if name != "cut_off")
         name = names[place] if returns.keys() - {"port"} else ""
         shown = [f"{x:,.{digits}f}" for x in (mean, *spread)]
         shown.insert(1, interval_text(low, high, digits))

@@ -3,9 +3,11 @@
 import functools
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
@@ -70,7 +72,7 @@ class GymnasiumEnv(HostEnv):
             entries = dict(_entries(name, env.observation_space))
         finally:
             env.close()
-        self.name = name
+        self.name, self.params = name, params
         if fps:
             self.render_fps = float(fps)
         ours = {entry: _observation_space(entry, space, acted) for entry, (_, space) in entries.items()}
@@ -95,16 +97,26 @@ class GymnasiumEnv(HostEnv):
         super().__init__(plan, ours[""] if [*ours] == [""] else ours, acted, dtypes, worth_a_worker, workers)
 
     def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:
-        """Ours for an observation of Gymnasium's, one or a batch: a flat dictionary, integers from 0, our dtypes."""
+        """Ours for an observation of Gymnasium's, one or a batch: a flat dictionary, integers from 0, our dtypes.
+
+        Entries of nested dictionaries may also be given by their names in the flat one.
+        """
         ours = {}
         for entry, (path, space, dtype) in self._mapped.items():
-            part = functools.reduce(operator.getitem, path, obs)
+            flat = isinstance(obs, Mapping) and entry in obs
+            part = obs[entry] if flat else functools.reduce(operator.getitem, path, obs)
+            part = part if isinstance(part, jax.Array) else np.asarray(part)
             ours[entry] = jnp.asarray(part - _first(space) if _first(space) else part).astype(dtype)
         return ours if isinstance(self.observation_space, dict) else ours[""]
 
     def to_gymnasium(self, action: Any) -> Any:
-        """What Gymnasium's `step` takes for an action of ours, one or a batch: integers from the space's `start` on."""
+        """What Gymnasium's `step` takes for an action of ours, one or a batch: integers from the space's `start` on.
+
+        NumPy's, of Gymnasium's type; under a trace JAX's, of ours.
+        """
         dtype, start = self._acted.dtype, getattr(self._acted, "start", 0)
+        if isinstance(action, jax.core.Tracer):
+            return action + jnp.asarray(start, action.dtype)
         return (np.asarray(action).astype(dtype) + np.asarray(start, dtype))[()]
 
 

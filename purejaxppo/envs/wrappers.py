@@ -107,23 +107,32 @@ class FrameStack(Wrapper):
 
     def step(self, key: jax.Array, state: Stacked, action: jax.Array) -> Step:
         inner, seen, *rest = self.env.step(key, state.inner, action)
+        obs = self.push(state.obs, seen)
+        return Stacked(inner, obs), obs, *rest
 
-        def push(space: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+    def fill(self, seen: Observation) -> Observation:
+        """The stack after an episode's first observation."""
+
+        def repeat(space: Any, new: jax.Array) -> jax.Array:
+            if not isinstance(space, Box):
+                return new
+            return jnp.concatenate([_as_frame(new, len(space.shape))] * self.count, axis=-1)
+
+        return self._map(repeat, seen)
+
+    def push(self, stack: Observation, seen: Observation) -> Observation:
+        """The stack after one more observation."""
+
+        def append(space: Any, old: jax.Array, new: jax.Array) -> jax.Array:
             if not isinstance(space, Box):
                 return new
             frame = _as_frame(new, len(space.shape))
             return jnp.concatenate([old[..., frame.shape[-1] :], frame], axis=-1)
 
-        obs = self._map(push, state.obs, seen)
-        return Stacked(inner, obs), obs, *rest
+        return self._map(append, stack, seen)
 
     def _begin(self, inner: EnvState, seen: Observation) -> tuple[Stacked, Observation]:
-        def fill(space: Any, new: jax.Array) -> jax.Array:
-            if not isinstance(space, Box):
-                return new
-            return jnp.concatenate([_as_frame(new, len(space.shape))] * self.count, axis=-1)
-
-        obs = self._map(fill, seen)
+        obs = self.fill(seen)
         return Stacked(inner, obs), obs
 
     def _widen(self, space: Any) -> Any:

@@ -21,7 +21,8 @@ from purejaxppo.experiment.program import check_memory
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import choose_devices, threads
-from purejaxppo.policy.load import Trained, actor
+from purejaxppo.policy.acting import actor
+from purejaxppo.policy.load import Trained
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import lock, new_directory
 from purejaxppo.rundir.metrics import read_metrics
@@ -111,6 +112,8 @@ def resume_experiment(
     total_steps: int | None = None,
     *,
     env: Any = None,
+    policy_network: Any = None,
+    critic_network: Any = None,
     devices: int | Sequence[jax.Device] | None = None,
     mesh: str | None = None,
     on_chunk: OnChunk | None = None,
@@ -124,12 +127,13 @@ def resume_experiment(
         out: the run directory.
         total_steps: train longer than was planned; not if the learning rate is annealed.
         env: the environment, again, if it is one of your own: a file is not trusted to run code.
+        policy_network, critic_network: the modules, again, if they are your own.
         devices, mesh: None: as before, if there are as many. With others the last digits differ, which is said.
 
     The other arguments, and what is raised, are those of `run_experiment`.
     """
     directory, progress = Path(out), progress or ProgressLine(Console(highlight=False), quiet)
-    record = read_record(directory, env)
+    record = read_record(directory, env, policy_network, critic_network)
     if total_steps is not None and total_steps != record.config.total_steps:
         record = record._replace(config=_longer(record.config, total_steps))
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)

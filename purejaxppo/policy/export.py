@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,47 +11,51 @@ import numpy as np
 
 from purejaxppo._version import __version__
 from purejaxppo.agent import Agent
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.errors import UsageError
-from purejaxppo.policy.load import Trained, stepper
+from purejaxppo.keys import EXPORT
+from purejaxppo.policy.acting import stepper
+from purejaxppo.policy.load import Trained
 from purejaxppo.precision import single_precision
 from purejaxppo.presets import settings_of
-from purejaxppo.rollout import rollout
-from purejaxppo.rundir.files import to_json
+from purejaxppo.rollout import begin_episodes, rollout
+from purejaxppo.rundir.files import replacing, to_json
 from purejaxppo.spaces import Box, MultiBinary, Space
 
 OBSERVATIONS, TOLERANCE = 1000, 1e-5  # of the check
+_EPISODES = 10  # that the first half of the observations is from
 # obs [B, *O], or a dict of them, and hidden state [B, H], or () -> action [B, *A], float32 or integer, and hidden state
 Act = Callable[[Any, Any], tuple[np.ndarray, Any]]
 
 
 @single_precision
-def export_policy(trained: Trained, out: Path) -> float:
+def export_policy(trained: Trained, out: str | Path) -> float:
     """Write the greedy policy of a seed to `out`: `.onnx` for ONNX Runtime, `.jax` for `jax.export.deserialize`.
 
-    The file maps observations as the environment gives them to what it receives: normalisation and clipping are in it.
-    A recurrent policy's takes the hidden state, too, and returns the next; an episode begins with one of zeros.
-    It is complete and checked, or not written; what was at `out` before then stays. Matrices are multiplied in full
-    float32, also where accelerators round them by default. Returns the `largest_difference` that the check found.
+    The file maps observations as the environment gives them to what it receives: normalisation and clipping are in it,
+    as are the numbers that a Gymnasium space starts at. Nested dictionaries and tuples are one flat dictionary, of
+    entries `a.b`. A recurrent policy's takes the hidden state, too, and returns the next; an episode begins with one of
+    zeros. It is complete and checked, or not written; what was at `out` before then stays. Matrices are multiplied in
+    full float32, also where accelerators round them by default. Returns the `largest_difference` that the check found.
 
     Raises:
         UsageError: `out` cannot be (see `check_name`), or the file's actions are not the policy's.
     """
+    out = Path(out)
     check_name(out)
     with jax.default_matmul_precision("highest"):
         obs = observations(trained)
         hidden = hidden_states(trained, obs)
-        content, act = FORMATS[out.suffix][1](trained, obs, hidden)
-        difference = largest_difference(trained, obs, *act(obs, hidden), hidden=hidden)
+        given, first = as_given(trained.config.environment, obs)
+        content, act = FORMATS[out.suffix][1](trained, given, hidden)
+        action, carried = act(given, hidden)
+        difference = largest_difference(trained, obs, action - first, carried, hidden)
     if not difference <= TOLERANCE:
         raise UsageError(
             f"{out}: its actions are off by {difference:.2g} > {TOLERANCE}; not written, choose another suffix."
         )
-    draft = out.with_name(f".{out.name}.saving")
-    try:
+    with replacing(out) as draft:
         draft.write_bytes(content)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
     return difference
 
 
@@ -70,30 +73,51 @@ def check_name(out: Path) -> None:
 
 
 def observations(trained: Trained) -> Any:
-    """[1000, *O]: 500 that the policy meets from where training ended, and these disturbed, slightly to wildly.
+    """[1000, *O]: 500 that the policy meets in fresh episodes, and these disturbed, slightly to wildly.
 
     Integers and masks are left as they are.
     """
-    config, space, half = trained.config, trained.config.environment.observation_space, OBSERVATIONS // 2
-    policy, start, steps = (
-        Agent.of(config).make_policy(trained.state),
-        trained.state.rollout,
-        -(-half // config.num_envs),
-    )
-    explore = jax.jit(lambda key: rollout(key, config.environment, policy, start, steps)[1].obs)
-    rng = np.random.default_rng(trained.seed)
+    agent, half, rng = Agent.of(trained.config), OBSERVATIONS // 2, np.random.default_rng(trained.seed)
+    env, policy = agent.env, agent.make_policy(trained.state)
+
+    @jax.jit
+    def explore(key: jax.Array) -> Any:
+        start = begin_episodes(key, env, _EPISODES)
+        start = start._replace(hidden=agent.initial_hidden(start.obs))
+        end, met, _ = rollout(key, env, policy, start, half // _EPISODES)
+        jax.vmap(env.release)(end.env)
+        return met.obs
 
     def double(found: jax.Array, space: Space) -> np.ndarray:
-        met = disturbed = np.asarray(found).reshape(-1, *space.shape)[:half]
+        met = disturbed = np.asarray(found).reshape(-1, *space.shape)
         if isinstance(space, Box):
             scale = np.geomspace(0.1, 10.0, half).reshape(-1, *(1 for _ in space.shape))
             disturbed = np.clip(met + rng.normal(scale=scale, size=met.shape), space.low, space.high)
         return np.concatenate([met, disturbed]).astype(met.dtype)
 
-    found = explore(trained.state.key)
+    found, space = explore(jax.random.fold_in(trained.state.key, EXPORT)), env.observation_space
     if isinstance(space, Mapping):
         return {name: double(found[name], space[name]) for name in space}
     return double(found, space)
+
+
+def as_given(env: BaseEnv, obs: Any) -> tuple[Any, Any]:
+    """Our observations [N, O] as the environment gives them, entry by entry, and the action that is our 0."""
+    shifted = env.from_gymnasium(jax.tree.map(np.zeros_like, obs))  # 0 becomes minus what a space starts at
+    given = jax.tree.map(lambda x, low: x - low if np.issubdtype(x.dtype, np.integer) else x, obs, shifted)
+    kind = np.float32 if isinstance(env.action_space, Box) else np.int32
+    return jax.tree.map(np.asarray, given), np.asarray(env.to_gymnasium(np.zeros(env.action_space.shape, kind)), kind)
+
+
+def file_function(trained: Trained) -> Callable[[Any, Any], tuple[jax.Array, Any]]:
+    """What a file holds: (obs as the environment gives it, hidden) ↦ action as that receives it, hidden."""
+    env, step = trained.config.environment, stepper(trained.config, trained.state)
+
+    def act(given: Any, hidden: Any) -> tuple[jax.Array, Any]:
+        action, hidden = step(env.from_gymnasium(given), None, hidden)
+        return env.to_gymnasium(action), hidden
+
+    return act
 
 
 def hidden_states(trained: Trained, obs: Any) -> Any:
@@ -123,67 +147,63 @@ def largest_difference(trained: Trained, obs: Any, action: np.ndarray, carried: 
     return float(np.max([*off, *(np.max(np.abs(a - b)) for a, b in pairs)]))
 
 
-def to_onnx(trained: Trained, obs: Any, hidden: Any) -> tuple[bytes, Act]:
+def to_onnx(trained: Trained, given: Any, hidden: Any) -> tuple[bytes, Act]:
     """An ONNX model, `obs` to `action`, whose metadata say what was trained; and what ONNX Runtime makes of it.
 
     A dictionary observation has one input for each entry, of its name. A recurrent policy has the inputs `hidden_0`, …
-    and the outputs `next_hidden_0`, …: one of a GRU, cell and output of an LSTM. `obs` and `hidden` are examples.
+    and the outputs `next_hidden_0`, …: one of a GRU, cell and output of an LSTM. `given` and `hidden` are examples.
     """
     import jax2onnx
     import onnxruntime
 
     logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)  # it warns of the converter's intermediate values
-    leaves, structure = jax.tree.flatten((obs, hidden))
+    leaves, structure = jax.tree.flatten((given, hidden))
     memory = [f"hidden_{i}" for i in range(len(jax.tree.leaves(hidden)))]
-    step = stepper(trained.config, trained.state)
-    names = [*(sorted(obs) if isinstance(obs, Mapping) else ["obs"]), *memory]  # as JAX sorts the leaves of a dict
+    names = [*(sorted(given) if isinstance(given, Mapping) else ["obs"]), *memory]  # as JAX sorts the leaves of a dict
     results = ["action", *(f"next_{name}" for name in memory)]
     inputs = [jax.ShapeDtypeStruct(("B", *x.shape[1:]), x.dtype) for x in leaves]
-
-    def act(*leaves: jax.Array) -> list[jax.Array]:
-        obs, hidden = jax.tree.unflatten(structure, leaves)
-        return jax.tree.leaves(step(obs, None, hidden))
-
-    model = jax2onnx.to_onnx(act, inputs, opset=17, input_names=names, output_names=results)
+    act = file_function(trained)
+    model = jax2onnx.to_onnx(
+        lambda *leaves: jax.tree.leaves(act(*jax.tree.unflatten(structure, leaves))),
+        inputs,
+        opset=17,
+        input_names=names,
+        output_names=results,
+    )
     about = settings_of(trained.config) | trained._asdict() | {"purejaxppo": __version__}
     for key in ("algo", "env", "seed", "env_steps", "purejaxppo"):
         model.metadata_props.add(key=key, value=str(to_json(about[key])))
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
-    def run(obs: Any, hidden: Any) -> tuple[np.ndarray, Any]:
-        action, *carried = session.run(results, dict(zip(names, jax.tree.leaves((obs, hidden)), strict=True)))
+    def run(given: Any, hidden: Any) -> tuple[np.ndarray, Any]:
+        action, *carried = session.run(results, dict(zip(names, jax.tree.leaves((given, hidden)), strict=True)))
         return action, carried
 
     return content, run
 
 
-def to_stablehlo(trained: Trained, obs: Any, hidden: Any) -> tuple[bytes, Act]:
+def to_stablehlo(trained: Trained, given: Any, hidden: Any) -> tuple[bytes, Act]:
     """StableHLO in a flatbuffer, for all of JAX's platforms; and what JAX makes of it. Both are examples.
 
     `call(obs)` gives the action; of a recurrent policy, `call(obs, hidden)` the action and the next hidden state.
     """
     from jax import export
 
+    act, recurrent = file_function(trained), bool(jax.tree.leaves(hidden))
+    function = jax.jit(act if recurrent else lambda given: act(given, ())[0])
+    examples = (given, hidden) if recurrent else (given,)
     batch = export.symbolic_shape("B")
-    step, recurrent = stepper(trained.config, trained.state), bool(jax.tree.leaves(hidden))
-
-    def act(obs: Any, hidden: Any = ()) -> Any:
-        action, hidden = step(obs, None, hidden)
-        return (action, hidden) if recurrent else action
-
-    given = (obs, hidden) if recurrent else (obs,)
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*batch, *x.shape[1:]), x.dtype), given)
-    exported = export.export(jax.jit(act), platforms=("cpu", "cuda", "rocm", "tpu"))
-    content = bytes(exported(*inputs).serialize())
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*batch, *x.shape[1:]), x.dtype), examples)
+    content = bytes(export.export(function, platforms=("cpu", "cuda", "rocm", "tpu"))(*inputs).serialize())
     restored = export.deserialize(bytearray(content))
 
-    def run(obs: Any, hidden: Any) -> tuple[np.ndarray, Any]:
+    def run(given: Any, hidden: Any) -> tuple[np.ndarray, Any]:
         if recurrent:
-            return jax.tree.map(np.asarray, restored.call(obs, hidden))
-        return np.asarray(restored.call(obs)), ()
+            return jax.tree.map(np.asarray, restored.call(given, hidden))
+        return np.asarray(restored.call(given)), ()
 
     return content, run
 
 
-FORMATS = {".onnx": (("jax2onnx", "onnxruntime"), to_onnx), ".jax": (("flatbuffers",), to_stablehlo)}
+FORMATS = {".onnx": (("jax2onnx", "onnxruntime"), to_onnx), ".jax": ((), to_stablehlo)}

@@ -9,17 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.networks.recurrent import is_recurrent
-from purejaxppo.precision import single_precision
-from purejaxppo.rollout import environment_action
+from purejaxppo.policy.acting import actor
 from purejaxppo.rundir.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
 from purejaxppo.rundir.record import RunRecord, read_record
 from purejaxppo.rundir.summary import read_summary
 from purejaxppo.train import init
-from purejaxppo.types import Observation, TrainState
+from purejaxppo.types import TrainState
 
 
 class Trained(NamedTuple):
@@ -32,22 +29,33 @@ class Trained(NamedTuple):
     act: Callable[..., Any]  # (obs [..., O], key=None) -> what the environment receives, [..., A]; see `load`
 
 
-def load(directory: str | Path, seed: int | str = "best", checkpoint: int | str = "last", env: Any = None) -> Trained:
+def load(
+    directory: str | Path,
+    seed: int | str = "best",
+    checkpoint: int | str = "last",
+    env: Any = None,
+    policy_network: Any = None,
+    critic_network: Any = None,
+) -> Trained:
     """One seed of a run, ready to act.
 
-    `act(obs)` takes the policy's mode, `act(obs, key)` a sample; `obs` is as the environment gives it, one or a batch:
-    observations are normalised, and actions clipped, as they were in training. Of a recurrent policy
+    `act(obs)` takes the policy's mode, `act(obs, key)` a sample; `obs` is as the environment gives it, one or a batch,
+    in lists or arrays: observations are normalised, and actions clipped, as they were in training. For a `gymnasium/…`
+    run both are as Gymnasium has them. With frames stacked, `obs` holds the stack. Of a recurrent policy
     `action, hidden = act(obs, key, hidden)`; without `hidden`, it begins an episode.
 
     Args:
         seed: `best` (by the final evaluation; by the last returns, if the run has not ended) or a seed's number.
         checkpoint: `last`, or the environment steps of one that was kept.
         env: the environment, again, if it is not a registered one: a file is not trusted to run code.
+        policy_network, critic_network: the modules, again, if the run was trained with modules of the user's own. Their
+            parameters must have the shapes of those saved; nothing else of them can be compared.
 
     Raises:
-        UsageError: there is no such run, seed or checkpoint, or it is damaged and no older one is whole.
+        UsageError: there is no such run, seed or checkpoint, or it is damaged and no older one is whole; an `obs` of
+            another shape, or without an entry of a dictionary.
     """
-    record = read_record(Path(directory), env)
+    record = read_record(Path(directory), env, policy_network, critic_network)
     snapshot, states = load_all(record, checkpoint)
     i = seed_index(record, snapshot, seed)
     state = jax.tree.map(lambda x: jax.numpy.asarray(x[i]), states)
@@ -84,25 +92,3 @@ def seed_index(record: RunRecord, snapshot: Snapshot, seed: int | str) -> int:
     if str(seed) not in map(str, record.seeds):
         raise UsageError(f"seed = {seed!r} is not one of this run's: best, {record.seeds[0]} … {record.seeds[-1]}.")
     return [str(x) for x in record.seeds].index(str(seed))
-
-
-def actor(config: Config, state: TrainState) -> Callable[..., Any]:
-    """`act` of one seed's policy, see `load`."""
-    step = stepper(config, state)
-    return step if is_recurrent(config.recurrent, config.policy_network) else lambda obs, key=None: step(obs, key)[0]
-
-
-def stepper(config: Config, state: TrainState) -> Callable[..., tuple[jax.Array, Any]]:
-    """`(obs, key=None, hidden=None)` ↦ action and hidden state, which is () of a policy that has none."""
-    agent = Agent.of(config)
-    policy, space = agent.make_policy(state), agent.env.action_space
-
-    @jax.jit
-    @single_precision
-    def step(obs: Observation, key: jax.Array | None = None, hidden: Any = None) -> tuple[jax.Array, Any]:
-        obs = jax.tree.map(jax.numpy.asarray, obs)
-        distribution, hidden = policy(obs, agent.initial_hidden(obs) if hidden is None else hidden)
-        action = distribution.mode() if key is None else distribution.sample(key)
-        return environment_action(space, distribution, action), hidden
-
-    return step

@@ -1,127 +1,72 @@
-"""Films of a policy: an episode, its pictures, a file."""
+"""Films of a policy: GIF or MP4, its episodes one after the other."""
 
 import contextlib
 import functools
 import itertools
 import math
-import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.agent import Agent
-from purejaxppo.config import Config
-from purejaxppo.envs.base import BaseEnv
 from purejaxppo.errors import UsageError, reason
-from purejaxppo.policy.gymnasium_play import for_gymnasium, open_env
-from purejaxppo.rollout import environment_action
-from purejaxppo.types import TrainState
+from purejaxppo.keys import RENDERING
+from purejaxppo.policy.frames import Frame, compiled_frames, gymnasium_frames, in_gymnasium
+from purejaxppo.policy.load import Trained
+from purejaxppo.presets import settings_of
+from purejaxppo.rundir.files import replacing
 
-DEFAULT_FPS = 25.0
 _SMALLEST_WIDTH = 320  # pixels; smaller pictures are enlarged, so that there is room for the caption
 _CAPTION_HEIGHT = 44
 _GIF_MILLISECONDS = 20  # the shortest; browsers slow down what is faster
 
-Renderer = Callable[[Sequence[Any]], Iterator[np.ndarray]]  # states ↦ one uint8 [H, W, 3] each
 
+def render(
+    trained: Trained,
+    out: str | Path = "policy.gif",
+    episodes: int = 1,
+    max_steps: int = 1000,
+    gymnasium: str | None = None,
+    sample: bool = False,
+    episode_seed: int = 0,
+    fps: float | None = None,
+) -> tuple[str, list[Frame]]:
+    """Film a policy in the environment it was trained in, or in Gymnasium's of the name given.
 
-class Frame(NamedTuple):
-    """An episode at one moment."""
+    Args:
+        out: a .gif or .mp4 file; one that is there is replaced, if the film is complete.
+        max_steps: at which an episode is cut off.
+        sample: take samples of the policy instead of its mode.
+        fps: frames per second; None is what suits the environment.
 
-    picture: np.ndarray  # uint8 [H, W, 3]
-    step: int
-    total: float  # the return so far
-    over: bool  # the episode has ended
-
-
-class Episode(NamedTuple):
-    """The states of one episode, from its start to its end or to the last step allowed: L steps."""
-
-    states: list[Any]  # L + 1, of NumPy arrays
-    totals: np.ndarray  # [L + 1] the return so far
-    ended: bool
-
-
-def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], Episode]:
-    """`(state, key) ↦ Episode`, compiled; greedy or sampled, as `config.eval_greedy` says."""
-    agent = Agent.of(config)
-    env = agent.env
-
-    @jax.jit
-    def play(state: TrainState, key: jax.Array) -> Any:
-        policy, (start_key, play_key) = agent.make_policy(state), jax.random.split(key)
-        start = env.reset(start_key)
-
-        def step(carry: tuple[Any, Any, Any], key: jax.Array) -> Any:
-            env_state, obs, hidden = carry
-            action_key, step_key = jax.random.split(key)
-            distribution, hidden = policy(obs, hidden)
-            action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
-            bounded = environment_action(env.action_space, distribution, action)
-            env_state, obs, reward, terminated, truncated = env.step(step_key, env_state, bounded)
-            return (env_state, obs, hidden), (env_state, reward, terminated | truncated)
-
-        begun = (*start, agent.initial_hidden(start[1]))
-        _, (states, rewards, done) = jax.lax.scan(step, begun, jax.random.split(play_key, max_steps))
-        states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start[0], states)
-        return states, rewards, done
-
-    def episode(state: TrainState, key: jax.Array) -> Episode:
-        states, rewards, done = jax.device_get(play(state, key))
-        ended = bool(done.any())
-        length = int(done.argmax()) + 1 if ended else max_steps
-        totals = np.concatenate([[0.0], np.cumsum(rewards[:length], dtype=np.float64)])
-        return Episode([jax.tree.map(lambda x, i=i: x[i], states) for i in range(length + 1)], totals, ended)
-
-    return episode
-
-
-def renderer(env: BaseEnv) -> Renderer:
-    """How an environment is drawn. Raises: UsageError: it cannot be."""
-    env.render_frames(())
-    return env.render_frames
-
-
-def frames(episode: Episode, render: Renderer) -> Iterator[Frame]:
-    """An episode drawn."""
-    with _rendering():
-        last = len(episode.states) - 1
-        for step, (picture, total) in enumerate(zip(render(episode.states), episode.totals, strict=True)):
-            yield Frame(_checked(picture), step, float(total), episode.ended and step == last)
-
-
-def gymnasium_frames(
-    name: str, port: BaseEnv, act: Callable[..., Any], seed: int, max_steps: int, key: jax.Array | None
-) -> Iterator[Frame]:
-    """An episode in Gymnasium, drawn by itself, of `act(obs, key, hidden)`. With a `key` actions are sampled.
+    Returns:
+        The film's title, and the last frame of each episode.
 
     Raises:
-        UsageError: it is not there, cannot be drawn, or has other spaces.
+        UsageError: no such file can be written, the environment cannot be drawn, or a package is missing.
     """
-    env = open_env(name, port, render_mode="rgb_array")
-    with contextlib.closing(env), _rendering():
-        obs, _ = env.reset(seed=seed)
-        step, total, over, hidden = 0, 0.0, False, None
-        yield Frame(_checked(env.render()), step, total, over)
-        while not over and step < max_steps:
-            seen = np.asarray(obs, np.float32)
-            action, hidden = act(seen, None if key is None else jax.random.fold_in(key, step), hidden)
-            obs, reward, terminated, truncated, _ = env.step(for_gymnasium(env, action))
-            step, total, over = step + 1, total + float(reward), terminated or truncated
-            yield Frame(_checked(env.render()), step, total, over)
+    out, config = Path(out), trained.config.replace(eval_greedy=not sample)
+    check_file(out)
+    name = gymnasium or (config.env if isinstance(config.env, str) else repr(config.environment))
+    title = f"{settings_of(config)['algo']} on {name}, seed {trained.seed} after {trained.env_steps:,} steps"
+    config = in_gymnasium(config, gymnasium) if gymnasium else config
+    draw = gymnasium_frames if config.on_host else compiled_frames
+    tagged = jax.random.fold_in(jax.random.key(episode_seed), RENDERING)
+    keys, lasts = jax.random.split(tagged, episodes), []
 
+    def pictures() -> Iterator[np.ndarray]:
+        for i, frames in enumerate(draw(config, trained.state, keys, max_steps), 1):
+            which = f"episode {i} of {episodes}, " if episodes > 1 else ""
+            for frame in frames:
+                yield captioned(frame.picture, title, f"{which}step {frame.step}, return {frame.total:.1f}")
+            lasts.append(frame)
 
-def frame_rate(port: BaseEnv, name: str | None) -> float:
-    """Frames per second that suit an environment, or the Gymnasium one called `name`. Raises as `open_env`."""
-    if name is None:
-        return port.render_fps
-    with contextlib.closing(open_env(name, port)) as env:
-        return env.metadata.get("render_fps") or DEFAULT_FPS
+    with _rendering():
+        write_film(out, pictures(), fps or config.environment.render_fps)
+    return title, lasts
 
 
 def captioned(picture: np.ndarray, title: str, line: str) -> np.ndarray:
@@ -162,12 +107,8 @@ def check_file(path: Path) -> None:
 
 def write_film(path: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
     """Write pictures of one size, uint8 [H, W, 3], as GIF or MP4: whole, or not at all."""
-    draft = path.with_name(f".{path.stem}.saving{path.suffix}")
-    try:
+    with replacing(path) as draft:
         (_write_gif if path.suffix == ".gif" else _write_mp4)(draft, pictures, fps)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _write_gif(path: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
@@ -195,13 +136,6 @@ def _write_mp4(path: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
         said = ffmpeg.communicate()[1].decode(errors="replace")
     if ffmpeg.returncode:
         raise OSError(f"{path} cannot be written: ffmpeg says {said}")
-
-
-def _checked(picture: Any) -> np.ndarray:
-    array = np.asarray(picture)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise UsageError(f"the renderer gave {array.dtype} {list(array.shape)}, not uint8 [H, W, 3]; correct it.")
-    return array
 
 
 @contextlib.contextmanager

@@ -67,11 +67,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_record(directory: Path, env: Any = None, name: str = "config.json") -> RunRecord:
+def read_record(
+    directory: Path, env: Any = None, policy_network: Any = None, critic_network: Any = None, name: str = "config.json"
+) -> RunRecord:
     """Read config.json, believing nothing in it.
 
     An environment of the user's own is code that the file merely names: `env` must give it again, as `module:Class` or
-    as an instance.
+    as an instance. So must `policy_network` and `critic_network`, modules of the user's own.
 
     Raises:
         UsageError: there is none, it is damaged, or what it asks for cannot work here.
@@ -85,7 +87,15 @@ def read_record(directory: Path, env: Any = None, name: str = "config.json") -> 
         raise malformed(path, f"prng_implementation = {prng:.80} is not one of {', '.join(_PRNGS)}")
     if not isinstance(options, dict) or not isinstance(devices, int) or not isinstance(threads, int | None):
         raise malformed(path, "options, devices or threads are missing, or of another type")
-    settings = dict(content["settings"])
+    settings, modules = dict(content["settings"]), {"policy_network": policy_network, "critic_network": critic_network}
+    for key, module in modules.items():
+        if (written := settings.pop(key, None)) is not None and module is None:
+            raise UsageError(
+                f"{path}: {key} = {written!r:.40} is a module of its own, which a file cannot hold; give it again, as "
+                f"{key} of load or resume_experiment in Python."
+            )
+        if written is None and module is not None:
+            raise UsageError(f"{key} = {type(module).__name__}, but this run was trained without; leave it out.")
     refuse_huge(path, settings | options)
     refuse_links(directory)
     algo, named = settings.pop("algo"), settings.pop("env")
@@ -97,7 +107,7 @@ def read_record(directory: Path, env: Any = None, name: str = "config.json") -> 
         raise UsageError(f"env = {env!r} is not the one that this run was trained on, {named!r:.80}; pass that one.")
     try:
         settings = {name: float(x) if x in ("inf", "-inf") else x for name, x in settings.items()}
-        config = preset(algo, named if env is None else env, **settings)
+        config = preset(algo, named if env is None else env, **settings, **modules)
         config.check()
         if config.num_updates >= 2**31:
             raise UsageError(f"total_steps = {config.total_steps} takes more updates than can be counted, 2³¹.")

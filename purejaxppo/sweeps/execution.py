@@ -81,7 +81,7 @@ def read_sweep(
 ) -> tuple[Sweep, list[jax.Device]]:
     """One that was interrupted. Raises: UsageError, its sweep.json is damaged or cannot work here."""
     path = directory / RECORD
-    record = read_record(directory, env, RECORD)
+    record = read_record(directory, env, name=RECORD)
     settings = read_json(path).get("sweep")
     with refusing(path):
         if not isinstance(settings, list) or not all(isinstance(own, dict) for own in settings):
