@@ -124,7 +124,7 @@ class Config(struct.PyTreeNode):
 
     @property
     def on_host(self) -> bool:
-        """Whether the environments are stepped on the host, see `envs/host.py`, and not by the compiled program."""
+        """Whether the environments are stepped on the host, see `envs/host/env.py`, and not by the compiled program."""
         return self.environment.on_host
 
     @property

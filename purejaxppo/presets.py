@@ -12,7 +12,7 @@ from purejaxppo.errors import UsageError
 
 _ZOO_TRPO, _ZOO_PPO = "rl-baselines3-zoo, hyperparams/trpo.yml", "rl-baselines3-zoo, hyperparams/ppo.yml"
 _CLEANRL = "CleanRL, ppo_continuous_action.py"
-_PUREJAXRL = "purejaxrl, examples/brax_minatar.ipynb; but the network, which begins with MinAtar's own convolution"
+_PUREJAXRL = "purejaxrl, brax_minatar.ipynb; but the network, which begins with MinAtar's own convolution"
 _OURS = "ours"
 _OUR_STEPS = "as published for the method; the number of steps is ours"
 _OUR_BRAX = "ours: {}, for MuJoCo, with brax's environments"

@@ -92,15 +92,30 @@ def test_commands_that_are_named_exist() -> None:
 
 
 def test_files_that_are_named_exist() -> None:
-    """Paths of the package, benchmarks and tests in prose and comments; links of the Markdown files."""
+    """Paths below the root or the package, in prose, docstrings and comments; links of the Markdown files."""
     missing = []
     for path in [*PROSE, *NOTEBOOKS, *SOURCES]:
         written = text(path)
-        named = re.findall(r"\b((?:purejaxppo|benchmarks|tests|notebooks)/[\w/]+\.(?:py|md|ipynb|png|json))\b", written)
+        named = re.findall(r"(?<![\w/.-])([a-z_]+/[\w/]+\.(?:py|md|ipynb|png))\b", written)
         linked = re.findall(r"\]\(([^):#]+)\)", written) if path in PROSE else []
-        missing += [f"{path.name}: {name}" for name in named if not (ROOT / name).exists()]
+        roots = (ROOT, ROOT / "purejaxppo", path.parent)
+        missing += [f"{path.name}: {name}" for name in named if not any((root / name).exists() for root in roots)]
         missing += [f"{path.name}: {name}" for name in linked if not (path.parent / name).exists()]
     assert missing == []
+
+
+def test_functions_that_are_named_exist() -> None:
+    """`module.name` of a module of ours, and `name` in `file.py`, in the Markdown files."""
+    modules = {path.stem: path for path in SOURCES if "purejaxppo" in path.relative_to(ROOT).parts}
+    named = set()
+    for path in PROSE:
+        dotted = re.findall(r"`(\w+)\.(?!py|json|csv)(\w+)", path.read_text())
+        named |= {(modules[stem], name) for stem, name in dotted if stem in modules}
+        beside = re.findall(r"`(\w+)(?:\.\w+)?` in `(purejaxppo/[\w/]+\.py)", path.read_text())
+        named |= {(ROOT / file, name) for name, file in beside}
+    assert len(named) > 10
+    dotted_names = {(".".join(path.relative_to(ROOT).with_suffix("").parts), name) for path, name in named}
+    assert [pair for pair in sorted(dotted_names) if not hasattr(importlib.import_module(pair[0]), pair[1])] == []
 
 
 def test_flags_that_are_named_exist() -> None:
