@@ -2,19 +2,65 @@
 
 import importlib
 import sys
+from typing import NoReturn
 
-from purejaxppo.cli.command import leave
+from purejaxppo._version import __version__
+from purejaxppo.cli.command import exit_code, run_process
+from purejaxppo.errors import UsageError
+from purejaxppo.fields import did_you_mean
 
-COMMANDS = ("run", "sweep", "evaluate", "render", "report", "export")
+COMMANDS = {
+    "run": "train one algorithm on many seeds, as one compiled program",
+    "sweep": "train one algorithm on many settings × many seeds",
+    "evaluate": "evaluate what a run has learnt, here and in Gymnasium",
+    "render": "film what a run has learnt, as .gif or .mp4",
+    "report": "compare runs on one page of HTML",
+    "export": "write a trained policy as one file, ONNX or jax.export",
+    "envs": "list the environments",
+    "presets": "list the settings that come with an algorithm and an environment",
+}
+OVERVIEW = f"""usage: purejaxppo COMMAND [OPTIONS]
+
+The trust-region family of policy gradients, compiled end to end in JAX.
+
+{chr(10).join(f"  {name:9} {about}" for name, about in COMMANDS.items())}
+
+examples:
+  purejaxppo run --algo trpo --env Pendulum-v1 --num-seeds 4 --out runs/pendulum
+  purejaxppo run --resume runs/pendulum --total-steps 1e6
+  purejaxppo sweep --algo trpo --grid max_kl=0.003,0.01,0.03
+  purejaxppo render runs/pendulum --out pendulum.gif
+  purejaxppo report runs/* --out report.html
+
+purejaxppo COMMAND --help shows a command's flags, run --algo ALGO --env ENV --help those of an algorithm with their
+defaults. --version; --print-completion bash|zsh|tcsh prints a script for the shell.
+"""
 
 
-def main() -> None:
-    """Run one of the commands, and leave with its exit code."""
-    name, *argv = sys.argv[1:] or [""]
-    if name not in COMMANDS:
-        print(f"usage: purejaxppo {{{','.join(COMMANDS)}}} ...", file=sys.stderr)
-        leave(2)
-    leave(importlib.import_module(f"purejaxppo.cli.{name}").main(argv))
+def front(argv: list[str]) -> int:
+    """Run one of the commands, and return its exit code."""
+    name, *others = argv or ["--help"]
+    if name in COMMANDS:
+        return int(importlib.import_module(f"purejaxppo.cli.{name}").main(others))
+    return exit_code(lambda: print(_answer(name, others), end=""))
+
+
+def _answer(name: str, others: list[str]) -> str:
+    if name in ("-h", "--help"):
+        return OVERVIEW
+    if name == "--version":
+        return f"purejaxppo {__version__}\n"
+    if name == "--print-completion":
+        from purejaxppo.cli.completion import completion
+
+        return completion(COMMANDS, *others[:1])
+    hint = did_you_mean(name, COMMANDS) or f"there are: {', '.join(COMMANDS)}."
+    raise UsageError(f"{name!r:.80} is not a command; {hint}")
+
+
+def main() -> NoReturn:
+    """This process is the command."""
+    run_process(front, sys.argv[1:])
 
 
 if __name__ == "__main__":

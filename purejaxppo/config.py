@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from flax import struct
 
-from purejaxppo.algorithms import ALGORITHMS, PPO
+from purejaxppo.algorithms import ALGORITHMS, PPO, with_setting
 from purejaxppo.envs.base import BaseEnv, adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import check_field, number, static
+from purejaxppo.fields import check_field, did_you_mean, number, static
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, select
@@ -49,13 +49,13 @@ class Config(struct.PyTreeNode):
 
     env: Any = static("CartPole-v1", "environment: a registered name, or module:Class for one of your own")
     algo: Any = struct.field(default=PPO(), metadata={"help": "the update rule"})
-    num_envs: int = static(None, "environments per seed", interval="[1, inf)")
-    num_steps: int = static(None, "steps per environment between two updates", interval="[1, inf)")
-    total_steps: int = static(500_000, "environment steps per seed, rounded up to whole updates", interval="[1, inf)")
+    num_envs: int = static(None, "environments per seed", interval="[1, 1e9]")
+    num_steps: int = static(None, "steps per environment between two updates", interval="[1, 1e9]")
+    total_steps: int = static(500_000, "environment steps per seed, rounded up to whole updates", interval="[1, 1e15]")
 
-    frame_stack: int = static(1, "observations that are seen at once, the newest last", interval="[1, inf)")
+    frame_stack: int = static(1, "observations that are seen at once, the newest last", interval="[1, 1000]")
     action_repeat: int = static(
-        1, "times that each action is taken, rewards summed; steps then count actions", interval="[1, inf)"
+        1, "times that each action is taken, rewards summed; steps then count actions", interval="[1, 1000]"
     )
     observation_clip: float = number(math.inf, "(0, inf]", "clip observations to ±this; inf does not")
     reward_scale: float = number(1.0, "(0, inf)", "multiply rewards, for learning alone: reported ones stay")
@@ -72,11 +72,11 @@ class Config(struct.PyTreeNode):
     learning_rate: float = number(None, "(0, inf)", "Adam's step size")
     anneal_learning_rate: bool = static(None, "anneal the learning rate linearly towards 0")
     max_grad_norm: float = number(None, "(0, inf]", "clip gradients to this global norm; inf does not")
-    num_epochs: int = static(None, "passes of Adam over each rollout", interval="[1, inf)")
-    num_minibatches: int = static(None, "minibatches per pass", interval="[1, inf)")
+    num_epochs: int = static(None, "passes of Adam over each rollout", interval="[1, 1e6]")
+    num_minibatches: int = static(None, "minibatches per pass", interval="[1, 1e9]")
     value_clip_eps: float = number(None, "(0, inf]", "clip the critic's change per update, as PPO does; inf does not")
 
-    hidden_sizes: tuple[int, ...] = static((64, 64), "widths of the hidden layers", interval="[1, inf)")
+    hidden_sizes: tuple[int, ...] = static((64, 64), "widths of the hidden layers", interval="[1, 1e5]")
     activation: str = static("tanh", "activation of the hidden layers", choices=tuple(ACTIVATIONS))
     layer_norm: bool = static(False, "normalise what goes into each activation (Ba et al., 2016)")
     shared_torso: bool = static(False, "policy and critic share all layers but the last; not in NPG and TRPO")
@@ -87,7 +87,7 @@ class Config(struct.PyTreeNode):
         0.5, "[0, inf)", "weight of the critic's ½ (V - target)² in the one loss of shared_torso and joint_update"
     )
     recurrent: str = static("none", "a recurrent cell after the hidden layers, in policy and critic", choices=RECURRENT)
-    recurrent_size: int = static(64, "width of the recurrent cell's hidden state", interval="[1, inf)")
+    recurrent_size: int = static(64, "width of the recurrent cell's hidden state", interval="[1, 1e5]")
     policy_network: Any = static(None, "a flax module of your own: what the policy sees ↦ its parameters")
     critic_network: Any = static(None, "a flax module of your own: what the critic sees ↦ V")
     policy_obs: tuple[str, ...] = static((), "entries of a dictionary observation that the policy sees; none is all")
@@ -96,12 +96,20 @@ class Config(struct.PyTreeNode):
     normalize_observations: bool = static(False, "standardise observations with running statistics")
     normalize_rewards: bool = static(False, "divide rewards by the running std of the discounted return")
 
-    eval_interval: int = static(0, "evaluate every so many updates; 0 is never", interval="[0, inf)")
-    eval_episodes: int = static(10, "episodes per evaluation at intervals", interval="[1, inf)")
+    eval_interval: int = static(0, "evaluate every so many updates; 0 is never", interval="[0, 1e9]")
+    eval_episodes: int = static(10, "episodes per evaluation at intervals", interval="[1, 1e6]")
     eval_max_steps: int = static(
         100_000, "steps after which an episode of an evaluation is cut off, as truncated", interval="[1, 1e9]"
     )
     eval_greedy: bool = static(True, "evaluate the policy's mode; otherwise its samples")
+
+    def __new__(cls, *args: Any, **settings: Any) -> "Config":
+        for unknown in settings.keys() - cls.__dataclass_fields__.keys():
+            hint = did_you_mean(unknown, cls.__dataclass_fields__)
+            if owners := with_setting(unknown):
+                hint = f"it belongs to the algorithm: algo={ALGORITHMS[owners[0]].__name__}({unknown}=…)."
+            raise UsageError(f"{unknown!r:.80} is not a setting of Config; {hint}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name in ("hidden_sizes", "policy_obs", "critic_obs"):
@@ -161,6 +169,11 @@ class Config(struct.PyTreeNode):
         for owner in (self, self.algo):
             for field in dataclasses.fields(owner):
                 check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
+        if self.num_updates >= 2**31:
+            raise UsageError(
+                f"total_steps = {self.total_steps} takes {self.num_updates:,} updates, which are counted to 2³¹; lower "
+                "it, or raise num_steps."
+            )
         batch = self.num_envs * self.num_steps
         what, parts = ("num_envs × num_steps", batch)
         if self.is_recurrent:

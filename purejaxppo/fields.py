@@ -1,14 +1,63 @@
 """The fields of a config or an algorithm: what each may be, and what is checked."""
 
 import dataclasses
+import decimal
+import difflib
 import math
 import numbers
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from types import NoneType
+from typing import Any, get_args
 
 import jax
 from flax import struct
 
 from purejaxppo.errors import UsageError
+
+_ELSEWHERE = {  # what Stable-Baselines3, CleanRL, rejax, brax and purejaxrl call what is here called …
+    "learning_rate": "lr actor_lr policy_lr step_size critic_learning_rate vf_lr",
+    "anneal_learning_rate": "anneal_lr lr_schedule",
+    "num_envs": "n_envs n_env num_environments num_parallel_envs",
+    "num_steps": "n_steps unroll_length rollout_length rollout_steps horizon steps_per_env num_rollout_steps",
+    "total_steps": "total_timesteps num_timesteps n_timesteps timesteps max_steps total_env_steps num_env_steps",
+    "num_epochs": "n_epochs update_epochs num_updates_per_batch epochs ppo_epochs n_critic_updates num_sgd_iter",
+    "num_minibatches": "batch_size minibatch_size n_minibatch n_minibatches num_mini_batch mini_batch_size",
+    "gamma": "discount discounting discount_factor",
+    "gae_lambda": "lambda lam gae_lam td_lambda",
+    "clip_eps": "clip_range clip_coef clip_epsilon clip_ratio clipping_epsilon clip_param eps_clip",
+    "value_clip_eps": "clip_range_vf clip_vloss vf_clip_param value_clip",
+    "entropy_coef": "ent_coef entropy_cost entropy_coeff entropy_loss_coef ent_coeff",
+    "value_coef": "vf_coef vf_coeff value_loss_coef critic_coef",
+    "max_grad_norm": "grad_clip max_gradient_norm clip_grad_norm grad_norm",
+    "max_kl": "target_kl kl_limit delta trust_region",
+    "kl_target": "target_kl d_targ",
+    "target_kl": "kl_target",
+    "kl_coef": "beta kl_beta",
+    "damping": "cg_damping",
+    "cg_iterations": "cg_max_steps cg_iters cg_steps",
+    "backtrack_factor": "line_search_shrinking_factor backtrack_coeff",
+    "max_backtracks": "line_search_max_iter backtrack_iters",
+    "normalize_advantages": "normalize_advantage norm_adv standardize_advantages",
+    "normalize_observations": "norm_obs normalize_obs normalize_env normalize",
+    "normalize_rewards": "norm_reward normalize_reward",
+    "reward_scale": "reward_scaling",
+    "hidden_sizes": "net_arch hidden_layer_sizes hidden_size layers policy_hidden_layer_sizes",
+    "activation": "activation_fn act_fn",
+    "frame_stack": "n_stack num_stack stack",
+    "action_repeat": "frame_skip frameskip",
+    "eval_interval": "eval_freq",
+    "eval_episodes": "n_eval_episodes num_eval_episodes num_evals",
+    "checkpoint_interval": "save_freq save_interval checkpoint_freq",
+    "num_seeds": "n_seeds seeds",
+    "env": "env_id env_name environment gym_id task",
+    "algo": "algorithm method agent",
+    "out": "output output_dir out_dir logdir log_dir save_path",
+    "tensorboard": "tensorboard_log track_tensorboard",
+    "wandb": "track use_wandb",
+    "wandb_project": "wandb_project_name project",
+    "config": "file config_file",
+}
+_MEANT = {"num_minibatches": " (= num_envs × num_steps / batch_size)"}  # where it is not the same number
 
 
 def number(default: float | None, interval: str, help: str) -> Any:
@@ -21,36 +70,84 @@ def limitless(bound: Any) -> bool:
     return not isinstance(bound, jax.Array) and bound == math.inf
 
 
-def static(default: Any, help: str, *, interval: str = "", choices: tuple[str, ...] = ()) -> Any:
-    """A hyperparameter that sets shapes or program structure: another value is another compile."""
-    metadata = {"interval": interval, "choices": choices, "help": help}
+def static(default: Any, help: str, *, interval: str = "", choices: Collection[str] = (), **shown: Any) -> Any:
+    """A setting that shapes the program (another value is another compile), or an option of a command.
+
+    `shown` is for `cli.flags`: `metavar` and `usual`, what `--help` calls the value and the default; `positional`, a
+    value that is given by its place, without a flag; `append`, a flag that may be repeated.
+    """
+    metadata = {"interval": interval, "choices": choices, "help": help, **shown}
     return struct.field(pytree_node=False, default=default, metadata=metadata)
+
+
+def check_fields(owner: Any, usual: Mapping[str, Any] | None = None) -> None:
+    """Hold each value of a dataclass against what its field declares; `usual` overrides the fields' defaults.
+
+    Raises:
+        UsageError: one line that names the value, the rule and the default.
+    """
+    for field in dataclasses.fields(owner):
+        check_field(field, getattr(owner, field.name), (usual or {}).get(field.name, field.default))
 
 
 def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None:
     """Hold one value against the type, interval and choices that its field declares; `usual` is the way out."""
     choices, interval = field.metadata.get("choices", ()), field.metadata.get("interval", "")
-    whole = field.metadata.get("type") is not float
+    whole, way_out = field.metadata.get("type") is not float, f"the default is {usual}."
+    if usual is None and NoneType in get_args(field.type):
+        if value is None:
+            return
+        way_out = "leave it out for the default."
     if isinstance(value, jax.Array):
         if whole and interval:
             raise UsageError(f"{field.name} = {value!r} is static and cannot be an array; pass a Python number.")
         return  # traced, or one value per run
-    if choices and value not in choices:
-        raise UsageError(f"{field.name} = {value!r} is not one of: {', '.join(choices)}; the default is {usual}.")
+    if choices and value not in [*choices]:
+        raise UsageError(f"{field.name} = {value!r:.80} is not one of: {', '.join(choices)}; {way_out}")
     if isinstance(usual, bool) and not isinstance(value, bool):
-        raise UsageError(f"{field.name} = {value!r} must be True or False; the default is {usual}.")
+        raise UsageError(f"{field.name} = {value!r:.80} must be True or False; {way_out}")
+    if isinstance(usual, str) and field.type is str and not isinstance(value, str):
+        raise UsageError(f"{field.name} = {value!r:.80} must be a str; {way_out}")
     if not interval:
         return
     if isinstance(usual, tuple) and not isinstance(value, tuple):
-        raise UsageError(f"{field.name} = {value!r} must be a tuple; the default is {usual}.")
+        raise UsageError(f"{field.name} = {value!r:.80} must be a tuple; {way_out}")
     for x in value if isinstance(value, tuple) else (value,):
         valid = isinstance(x, numbers.Integral if whole else numbers.Real) and not isinstance(x, bool)
         if not valid or not _within(x, interval):
             kind = "a whole number" if whole else "a number"
-            raise UsageError(f"{field.name} = {x!r} must be {kind} in {interval}; the default is {usual}.")
+            raise UsageError(f"{field.name} = {x!r:.80} must be {kind} in {interval}; {way_out}")
 
 
 def _within(x: float, interval: str) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = x >= low if interval[0] == "[" else x > low
     return above and (x <= high if interval[-1] == "]" else x < high)
+
+
+def whole_number(text: str) -> int:
+    """The integer that a text says exactly: `4096`, `1e6`, `1_000_000`.
+
+    Raises:
+        ValueError: it says none, or one of more than 30 digits.
+    """
+    try:
+        number = decimal.Decimal(text)
+    except decimal.InvalidOperation:
+        raise ValueError(f"{text!r} is not a whole number") from None
+    if not number.is_finite() or number.adjusted() > 30 or number != number.to_integral_value():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(number)
+
+
+def did_you_mean(name: str, known: Iterable[str], spelling: bool = True) -> str:
+    """Which of the `known` names was meant by one that is none of them, as a question; empty if nobody can tell.
+
+    Other libraries' names lead to ours; with `spelling`, so do misspelt ones. Flags may be given as flags.
+    """
+    names = {each.lstrip("-").replace("-", "_"): each for each in known}
+    plain = name.lstrip("-").replace("-", "_").lower()
+    ours = [each for each, others in _ELSEWHERE.items() if each in names and plain in others.split()]
+    close = ours or (difflib.get_close_matches(plain, names, n=1) if spelling else [])
+    meant = _MEANT.get(ours[0], "") if ours else ""
+    return f"did you mean {names[close[0]]}{meant}?" if close else ""

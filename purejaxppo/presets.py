@@ -1,7 +1,6 @@
 """Settings by algorithm and environment, as plain data."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.fields import did_you_mean
 
 _ZOO_TRPO, _ZOO_PPO = "rl-baselines3-zoo, hyperparams/trpo.yml", "rl-baselines3-zoo, hyperparams/ppo.yml"
 _CLEANRL = "CleanRL, ppo_continuous_action.py"
@@ -120,23 +120,35 @@ PRESETS = {which: settings for which, (_, settings) in _TABLE.items()}
 SOURCES = {which: source for which, (source, _) in _TABLE.items()}  # of what goes beyond the algorithm's `published`
 
 
+def preset_of(algo: str, env: Any) -> dict[str, Any]:
+    """The settings that (algo, env) has a preset for, whatever the environment's parameters; empty if none."""
+    return PRESETS.get((algo, env.removeprefix("gymnax/").partition(",")[0] if isinstance(env, str) else ""), {})
+
+
 def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
     """A `Config` from flat settings: those given, else the preset of (algo, env), else as published.
+
+    What is left open is adapted: with recurrent networks, `num_minibatches` becomes the greatest common divisor of the
+    preset's and `num_envs`, see `Config`.
 
     Raises:
         UsageError: an unknown algorithm or setting; the settings' values are judged by `Config.check`.
     """
     if algo not in ALGORITHMS:
-        raise UsageError(f"algo = {algo!r} is not one of: {', '.join(ALGORITHMS)}{_did_you_mean(algo, ALGORITHMS)}.")
+        raise UsageError(
+            f"algo = {algo!r:.80} is not one of: {', '.join(ALGORITHMS)}; {did_you_mean(algo, ALGORITHMS)}"
+        )
     known = {field.name for field in dataclasses.fields(Config)} - {"algo", "env"}
     own = {field.name for field in dataclasses.fields(ALGORITHMS[algo])}  # type: ignore[arg-type]
-    name = env.removeprefix("gymnax/").partition(",")[0] if isinstance(env, str) else ""
-    chosen = {**PRESETS.get((algo, name), {}), **settings}
+    chosen = {**preset_of(algo, env), **settings}
     for unknown in chosen.keys() - known - own:
-        hint = _did_you_mean(unknown, known | own)
-        raise UsageError(f"{unknown!r} is not a setting of {algo}{hint}; its own are: {', '.join(sorted(own))}.")
+        hint = did_you_mean(unknown, known | own) or f"its own are: {', '.join(sorted(own))}."
+        raise UsageError(f"{unknown!r:.80} is not a setting of {algo}; {hint}")
     algorithm = ALGORITHMS[algo](**{name: value for name, value in chosen.items() if name in own})
-    return Config(env=env, algo=algorithm, **{name: value for name, value in chosen.items() if name in known})
+    config = Config(env=env, algo=algorithm, **{name: value for name, value in chosen.items() if name in known})
+    if config.is_recurrent and "num_minibatches" not in settings and isinstance(config.num_envs, int):
+        return config.replace(num_minibatches=math.gcd(config.num_minibatches, config.num_envs))
+    return config
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -156,6 +168,13 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return config.replace(algo=algo, **{name: x for name, x in settings.items() if name not in own})
 
 
-def _did_you_mean(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Flat settings as the flags of the command that say the same."""
+    words = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words

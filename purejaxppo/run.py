@@ -2,8 +2,8 @@
 
 import sys
 
-from purejaxppo.cli.command import leave
+from purejaxppo.cli.command import run_process
 from purejaxppo.cli.run import main
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    run_process(main, sys.argv[1:])

@@ -1,8 +1,7 @@
-"""`python -m purejaxppo.evaluate`: its figures, against independent ones, here and in Gymnasium."""
+"""`purejaxppo evaluate`: its figures, against independent ones, here and in Gymnasium."""
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from purejaxppo import Config, evaluate, make_train, preset
+from purejaxppo.__main__ import front
 from purejaxppo.cli.run import main as run
 from purejaxppo.errors import UsageError
 from purejaxppo.keys import EVALUATION
@@ -42,11 +42,8 @@ def command(monkeypatch, capsys):
     """The command's exit code and what it prints."""
 
     def call(*argv, columns=80):
-        monkeypatch.setattr(sys, "argv", ["purejaxppo", "evaluate", *map(str, argv)])
         monkeypatch.setenv("COLUMNS", str(columns))
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_module("purejaxppo", run_name="__main__")
-        return stop.value.code, capsys.readouterr()
+        return front(["evaluate", *map(str, argv)]), capsys.readouterr()
 
     return call
 
@@ -98,7 +95,7 @@ def test_the_port_and_gymnasium_stand_side_by_side(finished, tmp_path, command):
 
 
 BAD = {
-    "--episodes 0": ["episodes = 0", "[1, inf)"],
+    "--episodes 0": ["episodes = 0", "[1, 1e6]"],
     "--episodes x": ["--episodes", "'x'"],
     "--episode-seed -1": ["episode_seed = -1"],
     "--greedy --sample": ["exclude each other"],

@@ -1,10 +1,9 @@
-"""`python -m purejaxppo.render`: episodes, pictures, files."""
+"""`purejaxppo render`: episodes, pictures, files."""
 
 import dataclasses
 import importlib
 import itertools
 import os
-import runpy
 import subprocess
 import sys
 import types
@@ -24,6 +23,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from purejaxppo import init, load, preset
+from purejaxppo.__main__ import front
 from purejaxppo.cli.run import main as run
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL, DRAWN, GymnaxEnv
 from purejaxppo.envs.registry import make_env
@@ -80,10 +80,7 @@ def command(monkeypatch, capsys):
     """The command's exit code and what it prints."""
 
     def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["purejaxppo", "render", *map(str, argv)])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_module("purejaxppo", run_name="__main__")
-        return stop.value.code, capsys.readouterr()
+        return front(["render", *map(str, argv)]), capsys.readouterr()
 
     return call
 

@@ -272,18 +272,18 @@ def test_names_are_listed_where_a_suite_is_installed(suite):
 
 REFUSED = {
     "nowhere/ant": ["'nowhere'", "brax", "navix"],
-    "gymnax/Cartpole": ["did you mean CartPole-v1"],
+    "gymnax/Cartpole": ["did you mean CartPole-v1?"],
     "CartPole-v1,max_steps": ["'max_steps' is not key=value"],
     "CartPole-v1,no_such=3": ["gymnax raised", "no_such"],
-    "brax/halfcheeta": ["did you mean halfcheetah"],
+    "brax/halfcheeta": ["did you mean brax/halfcheetah"],
     "brax/ant,backend=euler": ["brax raised", "backend"],
-    "playground/CartpoleBalanced": ["did you mean CartpoleBalance"],
-    "craftax/Craftax-v1": ["did you mean Craftax-"],
-    "navix/Navix-Empty-9x9-v0": ["did you mean Navix-Empty-"],
-    "jumanji/snake": ["did you mean Snake-v1"],
+    "playground/CartpoleBalanced": ["did you mean playground/CartpoleBalance"],
+    "craftax/Craftax-v1": ["did you mean craftax/Craftax-"],
+    "navix/Navix-Empty-9x9-v0": ["did you mean navix/Navix-Empty-"],
+    "jumanji/snake": ["did you mean jumanji/Snake-v1"],
     "jumanji/Connector-v3": ["MultiDiscreteArray", "choose another one"],
-    "gymnasium/LunarLander-v2": ["did you mean LunarLander-v3"],
-    "pgx/tictactoe": ["did you mean tic_tac_toe"],
+    "gymnasium/LunarLander-v2": ["did you mean gymnasium/LunarLander-v3"],
+    "pgx/tictactoe": ["did you mean pgx/tic_tac_toe"],
 }
 
 

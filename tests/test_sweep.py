@@ -11,8 +11,9 @@ import pytest
 from support import assert_same_bits
 
 from purejaxppo import PPO, TRPO, Config, UsageError, make_train
+from purejaxppo.cli.flags import with_file
 from purejaxppo.cli.run import main as run
-from purejaxppo.cli.sweep import SweepOptions, flags_of, main
+from purejaxppo.cli.sweep import SweepOptions, main
 from purejaxppo.experiment import loop
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.parallel.runs import padded_count
@@ -69,7 +70,8 @@ def test_a_file_says_the_same_as_flags(tmp_path):
     )
     expected = "--algo trpo --num-seeds 4 --random 3 --layer-norm --hidden-sizes 8 8 --grid gamma=0.98,0.99 --grid"
     expected = [*expected.split(), "hidden_sizes=64 64,32", "--sample", "max_kl=loguniform:0.001,0.1"]
-    assert flags_of(tmp_path / "sweep.toml") == expected
+    file = ["--config", str(tmp_path / "sweep.toml"), "--algo", "ppo"]
+    assert with_file(file, ("grid", "sample")) == [*expected, *file]
     options = SweepOptions(grid=("gamma=0.98,0.99",), random=3, sample=("max_kl=loguniform:0.001,0.1",))
     settings = options.settings(CONFIG, seed=5)
     assert settings == options.settings(CONFIG, seed=5)  # drawn with the seed
@@ -177,7 +179,7 @@ def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "going on from update 1 of 3" in printed
     assert "finished" in printed
-    assert "python -m purejaxppo.run --algo a2c --env CartPole-v1" in printed
+    assert "purejaxppo run --algo a2c --env CartPole-v1" in printed
     assert (part / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
     for name in names:
         assert (part / name / "metrics.csv").read_text() == (tmp_path / "whole" / name / "metrics.csv").read_text()
@@ -236,7 +238,7 @@ BAD = {
     "--grid max_kl=0.01,0.02 --mesh rows=2": ["mesh = 'rows=2' must be run=N,env=M,net=2"],
     "--grid max_kl=0.01,0.02 --devices 64": ["devices = 64 must be within 1 … 2"],
     "--grid max_kl=0.01,0.02 --max-kI 3": ["--max-kI", "did you mean --max-kl?"],
-    "--grid max_kl=0.01,0.02 --file nowhere.toml": ["nowhere.toml", "cannot be read"],
+    "--grid max_kl=0.01,0.02 --config nowhere.toml": ["nowhere.toml", "cannot be read"],
     "--resume nowhere": ["nowhere", "is this a run directory?"],
 }
 

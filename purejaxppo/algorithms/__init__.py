@@ -1,5 +1,8 @@
 """The update rules, by name. Each differs from the others only in how it moves the policy."""
 
+import dataclasses
+from typing import Any
+
 from purejaxppo.algorithms.a2c import A2C
 from purejaxppo.algorithms.npg import NPG
 from purejaxppo.algorithms.ppo import PPO
@@ -17,4 +20,11 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "ppo-penalty": PPOPenalty,
 }
 
-__all__ = ["A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "PPOPenalty"]
+
+def with_setting(name: str) -> list[str]:
+    """The names of the algorithms that have a hyperparameter of that name."""
+    kinds: dict[str, Any] = {**ALGORITHMS}
+    return [algo for algo, kind in kinds.items() if name in {field.name for field in dataclasses.fields(kind)}]
+
+
+__all__ = ["A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "PPOPenalty", "with_setting"]

@@ -24,8 +24,8 @@ class NPG(struct.PyTreeNode):
 
     max_kl: float = number(0.01, "(0, inf)", "δ, the KL that the quadratic model gives each step")
     damping: float = number(0.1, "[0, inf)", "added to the Fisher matrix's diagonal")
-    cg_iterations: int = static(15, "conjugate-gradient iterations at most", interval="[1, inf)")
-    fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, inf)")
+    cg_iterations: int = static(15, "conjugate-gradient iterations at most", interval="[1, 1e6]")
+    fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, 1e6]")
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
 
     first_order: ClassVar[bool] = False

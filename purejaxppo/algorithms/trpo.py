@@ -29,10 +29,10 @@ class TRPO(struct.PyTreeNode):
 
     max_kl: float = number(0.01, "(0, inf)", "δ, the trust region's size")
     damping: float = number(0.1, "[0, inf)", "added to the Fisher matrix's diagonal")
-    cg_iterations: int = static(15, "conjugate-gradient iterations at most", interval="[1, inf)")
+    cg_iterations: int = static(15, "conjugate-gradient iterations at most", interval="[1, 1e6]")
     backtrack_factor: float = number(0.8, "(0, 1)", "β, by which the line search shortens the step")
-    max_backtracks: int = static(10, "times that the step is shortened at most", interval="[0, inf)")
-    fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, inf)")
+    max_backtracks: int = static(10, "times that the step is shortened at most", interval="[0, 1e6]")
+    fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, 1e6]")
     region: str = static("kl", "the region: mean KL, or a Euclidean ball in the parameters", choices=("kl", "ball"))
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
 

@@ -1,23 +1,31 @@
-"""What all commands share: flags from a dataclass, errors in one line, exit codes."""
+"""What all commands share as processes: exit codes, errors in one line, signals, output that cannot fail."""
 
+import codecs
 import contextlib
-import difflib
 import io
 import os
 import signal
 import sys
 import threading
+import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
-import tyro
+import jax
 
-from purejaxppo.errors import HostEnvironmentError, UsageError
+from purejaxppo.errors import HostEnvironmentError, UsageError, reason
 from purejaxppo.experiment.signals import Stopped
+from purejaxppo.parallel.devices import use_cpu_cores
 
-Options = TypeVar("Options")
+_PLAIN = {  # what Unicode's own decompositions do not say in ASCII
+    **dict.fromkeys("·–—−─━", "-"),
+    **dict.fromkeys("│┃‖", "|"),
+    **dict.fromkeys("╭╮╰╯", "+"),
+    **{letter: unicodedata.name(letter).rpartition(" ")[2].lower() for letter in "αβγδεθπστ"},
+    **{"λ": "lambda", "×": "x", "→": "->", "↦": "->", "≤": "<=", "≥": ">=", "±": "+-", "√": "sqrt", "∞": "inf"},
+}
 
 
 def exit_code(command: Callable[[], None]) -> int:
@@ -26,9 +34,6 @@ def exit_code(command: Callable[[], None]) -> int:
 
     What is not 0 is told in one line on stderr.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    signals = (signal.SIGTERM, signal.SIGINT) if in_main_thread else ()
-    before = [(signum, signal.signal(signum, _terminate)) for signum in signals]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -41,24 +46,47 @@ def exit_code(command: Callable[[], None]) -> int:
         return _tell(f"stopped: {stop}", stop.code)
     except KeyboardInterrupt:
         return _tell("stopped: nothing had to be saved", 130)
-    finally:
-        for signum, handler in before:
-            signal.signal(signum, handler)
     return 0
 
 
-def leave(code: int) -> None:
-    """End the process. After a signal at once: a compilation under way need not be waited for.
+def start_jax(alone: bool = False) -> None:
+    """Give JAX the CPU's cores, see `use_cpu_cores`, and start it, before anything is made.
 
-    Where it failed, all is said, and threads that still write to a full disk have nothing to add.
+    Raises:
+        UsageError: its platform is not here, or it is told not to compile.
     """
-    if code:
+    use_cpu_cores(alone)
+    chosen: Any = jax.config
+    if chosen.jax_disable_jit:
+        raise UsageError("JAX_DISABLE_JIT is set, and all of training is one compiled program; unset it.")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = chosen.jax_platforms
+        extra = "jax[tpu]" if "tpu" in str(asked) else "purejaxppo[cuda]"
+        raise UsageError(
+            f"JAX_PLATFORMS = {asked!r} cannot be used here ({reason(error):.200}); unset it, or pip install '{extra}' "
+            "where there is such a device."
+        ) from error
+
+
+def run_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
+    """Run a command as this process, and end it with the command's exit code.
+
+    Called as a function instead, a command leaves signals and output as it finds them.
+    """
+    codecs.register_error("purejaxppo.plain", _plain)
+    sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _terminate)
+    code = main(argv)
+    if code:  # all is said, and threads that still write to a full disk have nothing to add
         silent: Any = lambda *_: None  # noqa: E731
         sys.excepthook = sys.unraisablehook = threading.excepthook = silent
     sys.stdout.flush()
     sys.stderr.flush()
     if code > 128:
-        os._exit(code)
+        os._exit(code)  # a compilation under way need not be waited for
     sys.exit(code)
 
 
@@ -69,43 +97,37 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 def _tell(text: str, code: int) -> int:
     with contextlib.suppress(OSError):
-        print(" ".join(text.split()), file=sys.stderr)
+        print(" ".join(text.split()), file=sys.stderr, flush=True)
     return code
 
 
-def parse_flags(
-    kind: Callable[..., Options], argv: Sequence[str], prog: str, about: str, default: Any = None
-) -> Options:
-    """tyro's parsing, its boxed errors turned into one line.
+class _Tolerant(io.FileIO):
+    """A file whose reader may leave, as `head` does, or whose disk may be full: a run does not end for its output."""
 
-    Raises:
-        UsageError: a value of the wrong type, or one that is missing.
-        SystemExit: after `--help`.
-    """
-    boxed = io.StringIO()
-    chosen = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(boxed):
-            return tyro.cli(
-                kind, prog=prog, description=about, args=argv, config=(tyro.conf.OmitArgPrefixes,), **chosen
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    _, *lines = (line.strip(" │╭╮╰╯─┃") for line in boxed.getvalue().splitlines())
-    text = " ".join(line for line in lines if line)
-    for aside in ("Argument helptext:", "For full helptext"):
-        text = text.partition(aside)[0]
-    raise UsageError(f"{text.strip().rstrip('.')}; --help shows what each flag takes.")
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
 
 
-def flag_name(token: str) -> str:
-    """`--no-some_flag=3` → `some-flag`; empty if the token is no flag."""
-    flag = token.partition("=")[0].replace("_", "-")
-    return flag.removeprefix("--").removeprefix("no-") if flag.startswith("--") else ""
+def _tolerant(stream: Any) -> Any:
+    """A stream that takes all text: what its encoding lacks in ASCII, what nobody reads not at all."""
+    if stream is None:  # the process was started with it closed
+        return open(os.devnull, "w", encoding="utf-8")
+    if not isinstance(getattr(stream, "buffer", None), io.BufferedWriter):  # no file: in a notebook, say
+        return stream
+    stream.flush()
+    raw = io.BufferedWriter(_Tolerant(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, "purejaxppo.plain", line_buffering=stream.line_buffering)
 
 
-def closest_flag(name: str, known: set[str]) -> str:
-    """What was meant by a flag that is none."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean --{close[0]}?" if close else "--help shows all."
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of codecs."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+
+    def ascii_of(letter: str) -> str:
+        return _PLAIN.get(letter) or unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?"
+
+    return "".join(map(ascii_of, error.object[error.start : error.end])), error.end

@@ -1,16 +1,56 @@
-"""`purejaxppo envs`: the environments' names."""
+"""`purejaxppo envs [WORD]`: the environments' names."""
 
-from rich.console import Console
+import dataclasses
 
-from purejaxppo.envs.registry import SUITES, env_names
+from purejaxppo.cli.command import exit_code
+from purejaxppo.cli.flags import parse_flags
+from purejaxppo.envs.registry import SUITES, env_names, known_names
 from purejaxppo.errors import UsageError
+from purejaxppo.fields import static
+from purejaxppo.presets import PRESETS
 
 
-def list_envs(console: Console) -> None:
-    """Every environment's name, a line each; a suite that is not installed is one line."""
+@dataclasses.dataclass(frozen=True)
+class EnvsOptions:
+    """Which environments are listed."""
+
+    word: str = static("", "list only names with this in them, in small letters or capitals", positional=True)
+
+
+def main(argv: list[str]) -> int:
+    """List them, and return the exit code, see `exit_code`."""
+
+    def command() -> None:
+        options = parse_flags(EnvsOptions, argv, "purejaxppo envs", "List the environments, and which have presets.")
+        print(listing(options.word))
+
+    return exit_code(command)
+
+
+def listing(word: str) -> str:
+    """A line for each environment, suite by suite, with the algorithms that have a preset for it.
+
+    Raises:
+        UsageError: there is none with that word in its name.
+    """
+    presets: dict[str, list[str]] = {}
+    for algo, env in PRESETS:
+        presets.setdefault(env, []).append(algo)
+    lines, missing = [], []
     for suite in SUITES:
-        prefix = "" if suite == "gymnax" else f"{suite}/"
+        prefix, why = "" if suite == "gymnax" else f"{suite}/", f"pip install 'purejaxppo[{suite}]'"
         try:
-            console.print("\n".join(prefix + name for name in env_names(suite)), soft_wrap=True)
-        except UsageError as missing:
-            console.print(f"{prefix}…: {missing}", soft_wrap=True, markup=False)
+            names = [prefix + name for name in env_names(suite)]
+        except UsageError as error:
+            names, why = [], str(error)
+        found = [name for name in names if word.lower() in name.lower()]
+        absent = [prefix + name for name in known_names(suite) if word.lower() in f"{prefix}{name}".lower()]
+        absent = [name for name in absent if name not in names]
+        lines += [f"{suite} ({len(found):,})"] * bool(found)
+        lines += [
+            f"  {name:40}preset: {', '.join(presets[name])}" if name in presets else f"  {name}" for name in found
+        ]
+        missing += [f"  {', '.join([*absent[:3], *['…'] * bool(absent[3:])])}: {why}"] * bool(absent)
+    if not lines and not missing:
+        raise UsageError(f"no environment has {word!r:.80} in its name; purejaxppo envs lists all.")
+    return "\n".join([*lines, *["not installed"] * bool(missing), *missing])

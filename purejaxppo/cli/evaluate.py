@@ -4,23 +4,23 @@ import dataclasses
 import itertools
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from purejaxppo.cli.command import exit_code, parse_flags
+from purejaxppo.cli.command import exit_code, start_jax
+from purejaxppo.cli.flags import parse_flags
+from purejaxppo.cli.settings import PolicyOptions
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.evaluation import evaluate
-from purejaxppo.experiment.options import Checkpoint, EnvAgain, Flag, RunDirectory
+from purejaxppo.fields import check_fields, static
 from purejaxppo.keys import EVALUATION
-from purejaxppo.parallel.devices import use_cpu_cores
 from purejaxppo.parallel.runs import over_runs, padded_count
 from purejaxppo.policy.frames import in_gymnasium
 from purejaxppo.policy.load import load_all, seed_index
@@ -35,33 +35,25 @@ Episodes = tuple[np.ndarray, np.ndarray, np.ndarray]  # returns, lengths and whi
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(PolicyOptions):
     """What is evaluated, and where."""
 
-    directory: RunDirectory
-    episodes: Annotated[int, tyro.conf.arg(help="episodes per seed, each from its start to its end")] = 100
-    seed: Annotated[str, tyro.conf.arg(help="all, best (by the final evaluation), or a seed's number")] = "all"
-    checkpoint: Checkpoint = "last"
-    gymnasium: Annotated[
-        str | None, tyro.conf.arg(help="play in this Gymnasium environment, too, and compare; CartPole-v1, say")
-    ] = None
-    env: EnvAgain = None
-    eval_max_steps: Annotated[
-        int | None, tyro.conf.arg(help="steps after which an episode is cut off. None: as in the run")
-    ] = None
-    greedy: Annotated[Flag, tyro.conf.arg(help="take the policy's mode. Neither this nor --sample: as in the run")] = (
-        False
+    seed: str = static("all", "all, best (by the final evaluation), or a seed's number", metavar="all|best|K")
+    episodes: int = static(100, "episodes per seed, each from its start to its end", interval="[1, 1e6]")
+    gymnasium: str | None = static(
+        None, "play in this Gymnasium environment, too, and compare; CartPole-v1, say", metavar="ID"
     )
-    sample: Annotated[Flag, tyro.conf.arg(help="take samples of the policy")] = False
-    episode_seed: Annotated[int, tyro.conf.arg(help="what the episodes are drawn with")] = 0
-    json: Annotated[str | None, tyro.conf.arg(help="write the figures to this file, too")] = None
+    eval_max_steps: int | None = static(
+        None, "steps after which an episode is cut off", interval="[1, 1e9]", usual="as in the run"
+    )
+    greedy: bool = static(False, "take the policy's mode. Neither this nor --sample: as in the run")
+    sample: bool = static(False, "take samples of the policy")
+    episode_seed: int = static(0, "what the episodes are drawn with", interval="[0, 4294967295]")
+    json: str | None = static(None, "write the figures to this file, too", metavar="FILE")
 
     def check(self) -> None:
         """Raises: UsageError."""
-        if self.episodes < 1:
-            raise UsageError(f"episodes = {self.episodes} must be a whole number in [1, inf); the default is 100.")
-        if not 0 <= self.episode_seed < 2**32:
-            raise UsageError(f"episode_seed = {self.episode_seed} must be within 0 … 2³² - 1; the default is 0.")
+        check_fields(self)
         if self.greedy and self.sample:
             raise UsageError("greedy and sample exclude each other; pass one of them.")
         if self.json and not Path(self.json).parent.is_dir():
@@ -74,7 +66,8 @@ def main(argv: list[str]) -> int:
     def command() -> None:
         about = "Evaluate what a run has learnt."
         options = parse_flags(EvaluateOptions, argv, "purejaxppo evaluate", about)
-        use_cpu_cores()
+        options.check()
+        start_jax()
         result = evaluate_run(options)
         console, rows = Console(highlight=False), table(result)
         whole = Measurement.get(console, console.options.update(width=1000), rows)

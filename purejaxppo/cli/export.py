@@ -2,25 +2,22 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from purejaxppo.cli.command import exit_code, parse_flags
-from purejaxppo.experiment.options import Checkpoint, EnvAgain, OneSeed, RunDirectory
+from purejaxppo.cli.command import exit_code, start_jax
+from purejaxppo.cli.flags import parse_flags
+from purejaxppo.cli.settings import PolicyOptions
+from purejaxppo.fields import static
 from purejaxppo.policy.export import OBSERVATIONS, check_name, export_policy
 from purejaxppo.policy.load import load
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(PolicyOptions):
     """Which policy, and where to."""
 
-    directory: RunDirectory
-    out: Annotated[Path, tyro.conf.arg(help="file to write: .onnx for ONNX Runtime, .jax for jax.export")]
-    seed: OneSeed = "best"
-    checkpoint: Checkpoint = "last"
-    env: EnvAgain = None
+    out: Path = static(
+        Path("policy.onnx"), "file to write: .onnx for ONNX Runtime, .jax for jax.export", metavar="FILE"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -29,6 +26,7 @@ def main(argv: list[str]) -> int:
     def command() -> None:
         options = parse_flags(ExportOptions, argv, "purejaxppo export", "Write a trained policy as one file.")
         check_name(options.out)
+        start_jax()
         trained = load(options.directory, options.seed, options.checkpoint, options.env)
         difference = export_policy(trained, options.out)
         print(

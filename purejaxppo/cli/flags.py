@@ -1,126 +1,150 @@
-"""The flags of a run, made from the fields of `Config`, the algorithm and the options of the host."""
+"""Flags from the fields of dataclasses, or from files that say the same; what is wrong with them in one line."""
 
+import contextlib
 import dataclasses
-from typing import Annotated, Any, Literal, TypeVar
+import io
+import tomllib
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
-from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.cli.command import closest_flag, flag_name, parse_flags
-from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.experiment.options import EnvAgain, Flag, HostOptions
-from purejaxppo.presets import preset
+from purejaxppo.fields import did_you_mean, whole_number
+from purejaxppo.rundir.files import read_json
 
-_PROG = "purejaxppo run"
-More = TypeVar("More")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """What a run is, beside its settings."""
-
-    algo: Annotated[Literal["reinforce", "a2c", "npg", "trpo", "ppo", "ppo-penalty"], tyro.conf.arg(help="update rule")]
-    env: Annotated[
-        str,
-        tyro.conf.arg(
-            help="environment, ENV,key=value with parameters, or module:Class for one of your own; see --list-envs"
-        ),
-    ]
-    seed: Annotated[int, tyro.conf.arg(help="the first seed")] = 0
-    num_seeds: Annotated[int, tyro.conf.arg(help="seeds seed … seed + num_seeds - 1, trained as one program")] = 8
-    out: Annotated[str | None, tyro.conf.arg(help="run directory; must be new. None: runs/ENV-ALGO-seedS-TIME")] = None
-    resume: Annotated[
-        str | None, tyro.conf.arg(help="go on with the run in this directory; --resume DIR --help shows its flags")
-    ] = None
-    devices: Annotated[
-        int | None,
-        tyro.conf.arg(
-            help="devices to spread the seeds over; cores are devices. None: all, or one core for one small run"
-        ),
-    ] = None
-    debug: Annotated[Flag, tyro.conf.arg(help="stop when a seed's numbers turn non-finite, and name the operation")] = (
-        False
-    )
-    quiet: Annotated[Flag, tyro.conf.arg(help="print errors only")] = False
-    list_envs: Annotated[Flag, tyro.conf.arg(help="print the environments' names")] = False
-
-    def check(self) -> None:
-        """Raises: UsageError."""
-        if not 0 <= self.seed <= 2**32 - self.num_seeds:
-            raise UsageError(f"seed = {self.seed} must be within 0 … 2³² - num_seeds; the default is 0.")
-        if self.num_seeds < 1:
-            raise UsageError(f"num_seeds = {self.num_seeds} must be a whole number in [1, inf); pass a positive one.")
+Options = TypeVar("Options")
+_LARGEST_FILE = 2**20  # bytes
+_READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("INT", whole_number),
+    float: ("FLOAT", float),
+    str: ("STR", str),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class ResumeOptions:
-    """What may be said of a run that goes on."""
+class Group(NamedTuple):
+    """Flags that are shown together in `--help`."""
 
-    resume: Annotated[str, tyro.conf.arg(help="the run's directory")]
-    total_steps: Annotated[
-        int | None, tyro.conf.arg(help="train longer than was planned; not if the learning rate is annealed")
-    ] = None
-    env: EnvAgain = None
-    devices: Annotated[int | None, tyro.conf.arg(help="None: as many as before; others change the last digits")] = None
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="run=N,env=M,net=2", help="None: as before, if it fits")] = None
-    debug: Annotated[Flag, tyro.conf.arg(help="stop when a seed's numbers turn non-finite, and name the operation")] = (
-        False
-    )
-    quiet: Annotated[Flag, tyro.conf.arg(help="print errors only")] = False
+    owner: Any  # a dataclass, or an instance of one: then its values are the defaults
+    without: Collection[str] = ()  # fields that are no flags
+    preset: Collection[str] = ()  # fields whose defaults come from a preset
+
+    @property
+    def fields(self) -> "list[dataclasses.Field[Any]]":
+        return [field for field in dataclasses.fields(self.owner) if field.name not in self.without]
 
 
-def parse(argv: list[str]) -> tuple[Config, RunOptions, HostOptions]:
-    """Flags → config and options, see `parse_with`."""
-    about = "Train one algorithm on many seeds, as one compiled program."
-    return parse_with(argv, _PROG, about, _Nothing())[:3]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Nothing:
-    """No more options."""
-
-
-def parse_with(argv: list[str], prog: str, about: str, more: More) -> tuple[Config, RunOptions, HostOptions, More]:
-    """Flags → config, options and `more`, a dataclass of a command's own options.
-
-    `--help` and errors show the flags and defaults of the `--algo` and `--env` given.
+def parse_flags(kind: type[Options], argv: Sequence[str], prog: str, about: str) -> Options:
+    """One dataclass from its flags.
 
     Raises:
-        UsageError: an unknown flag, or a value of the wrong type.
+        UsageError: an unknown flag, a value of the wrong type, or one that is missing.
         SystemExit: after `--help`.
     """
-    algo, env = value_of(argv, "algo", "ppo"), value_of(argv, "env", "CartPole-v1")
-    base = preset(algo, env)
-    options = RunOptions(algo=algo, env=env)  # type: ignore[arg-type]
-    groups = {
-        "run": options,
-        "host": HostOptions(),
-        "more": more,
-        "config": _flags(base, ("env", "algo", "policy_network", "critic_network")),
-        algo.replace("-", "_"): _flags(base.algo, ()),
-    }
-    known = {field.name.replace("_", "-") for group in groups.values() for field in dataclasses.fields(group)}
-    _refuse_unknown_flags(argv, known | {"help"}, algo)
-    flags = dataclasses.make_dataclass("Flags", [(name, type(group)) for name, group in groups.items()], frozen=True)
-    parsed = parse_flags(flags, argv, prog, about, flags(**groups))
-    chosen, host, others, *settings = (getattr(parsed, name) for name in groups)
-    numbers = {f.name: getattr(group, f.name) for group in settings for f in dataclasses.fields(group)}
-    return preset(algo, env, **numbers), chosen, host, others
+    refuse_unknown(argv, flags_of([Group(kind)]), prog)
+    return kind(**vars(_parse(flags_class(Group(kind)), argv, prog, about)))
 
 
-def parse_resume(argv: list[str], prog: str = _PROG) -> ResumeOptions:
-    """Raises: UsageError, a flag that a run cannot change; SystemExit after `--help`."""
-    known = {field.name.replace("_", "-") for field in dataclasses.fields(ResumeOptions)}
-    for token in argv:
-        if (name := flag_name(token)) and name not in known | {"help"}:
-            raise UsageError(
-                f"--{name} cannot be changed on --resume; what can: {', '.join(f'--{x}' for x in sorted(known))}."
-            )
-    return parse_flags(ResumeOptions, argv, prog, "Go on exactly where a run was.")
+def parse_groups(groups: Mapping[str, Group], argv: Sequence[str], prog: str, about: str) -> list[dict[str, Any]]:
+    """The values of each group of flags, by the field's name. Raises as `parse_flags`."""
+    parsed = _parse(grouped(groups), argv, prog, about)
+    return [vars(getattr(parsed, title)) for title in groups]
 
 
-def value_of(argv: list[str], flag: str, default: str) -> str:
+def grouped(groups: Mapping[str, Group]) -> type:
+    """A dataclass for tyro with a field for each group."""
+    kinds = {title: flags_class(group) for title, group in groups.items()}
+    return dataclasses.make_dataclass("Flags", [(title, kind, kind()) for title, kind in kinds.items()], frozen=True)
+
+
+def flags_of(groups: Collection[Group]) -> set[str]:
+    """All flags of some groups."""
+    fields = (field for group in groups for field in group.fields if not field.metadata.get("positional"))
+    return {"--" + field.name.replace("_", "-") for field in fields}
+
+
+def flags_class(group: Group) -> type:
+    """A dataclass for tyro with the names, types, defaults and help texts of a group's fields."""
+    owner = group.owner if isinstance(group.owner, type) else type(group.owner)
+    hints, fields = typing.get_type_hints(owner), []
+    for field in group.fields:
+        kind, metadata = hints[field.name], field.metadata
+        interval, metavar = metadata.get("interval"), metadata.get("metavar") or None
+        default = getattr(group.owner, field.name, dataclasses.MISSING)
+        if metadata.get("choices"):
+            kind = Literal[tuple(metadata["choices"])]
+        elif reader := _reader(kind):
+            kind = Annotated[kind, reader]
+        usual = metadata.get("usual") or ("" if default in (None, "", ()) else "{}")
+        notes = [f"default: {usual}"] * bool(usual) + ["from the preset"] * (field.name in group.preset)
+        notes += [f"in {interval}"] * bool(interval)
+        hint = None if default is dataclasses.MISSING else f"({', '.join(notes)})" if notes else ""
+        shown = tyro.conf.arg(
+            help=metadata.get("help", ""), metavar=metavar, help_behavior_hint=hint.format if hint else hint
+        )
+        marks = {"positional": tyro.conf.Positional, "append": tyro.conf.UseAppendAction}
+        for mark in (marks[name] for name in marks if metadata.get(name)):
+            kind = mark[kind]
+        fields.append((field.name, Annotated[kind, shown], default))
+    given = [field[:2] if field[2] is dataclasses.MISSING else field for field in fields]
+    return dataclasses.make_dataclass(owner.__name__, given, frozen=True)
+
+
+def _reader(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
+    """How a value is read where tyro would do less: `1e6` as a whole number, `64,64` as sizes."""
+    if kind == tuple[int, ...]:
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="INT ...",
+            instance_from_str=lambda words: tuple(map(whole_number, " ".join(words).replace(",", " ").split())),
+            is_instance=lambda x: isinstance(x, tuple),
+            str_from_instance=lambda x: [*map(str, x)],
+        )
+    base = next((x for x in typing.get_args(kind) if x is not NoneType), kind) if _optional(kind) else kind
+    if base not in _READERS:
+        return None
+    metavar, read = _READERS[base]
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda x: True,
+        str_from_instance=lambda x: [str(x)],
+    )
+
+
+def _optional(kind: Any) -> bool:
+    return NoneType in typing.get_args(kind)
+
+
+def _parse(kind: type, argv: Sequence[str], prog: str, about: str) -> Any:
+    """tyro's parsing, its boxed errors turned into one line."""
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(kind, prog=prog, description=about, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    _, *lines = (line.strip(" │╭╮╰╯─┃") for line in boxed.getvalue().splitlines())
+    text = " ".join(line for line in lines if line)
+    for aside in ("Argument helptext:", "For full helptext"):
+        text = text.partition(aside)[0]
+    text = text.strip().rstrip(".").removeprefix("Error parsing ").replace(". Expected 1 values", "")
+    raise UsageError(f"{text}; {prog} --help shows what each flag takes.")
+
+
+def flag_name(token: str) -> str:
+    """`--no-some_flag=3` → `some-flag`; empty if the token is no flag."""
+    flag = token.partition("=")[0].replace("_", "-")
+    return flag.removeprefix("--").removeprefix("no-") if flag.startswith("--") else ""
+
+
+def value_of(argv: Sequence[str], flag: str, default: str) -> str:
     """The value of one flag, the last if it is repeated; needed before the others can be known."""
     value = default
     for this, following in zip(argv, [*argv[1:], default], strict=False):
@@ -129,25 +153,80 @@ def value_of(argv: list[str], flag: str, default: str) -> str:
     return value
 
 
-def _flags(owner: Any, without: tuple[str, ...]) -> Any:
-    """A plain dataclass instance with the fields, help texts and present values of a config or algorithm."""
-    fields = []
-    for field in dataclasses.fields(owner):
-        if field.name in without:
-            continue
-        choices, interval = field.metadata.get("choices"), field.metadata.get("interval")
-        kind: Any = Literal[choices] if choices else field.type
-        text = field.metadata["help"] + (f", in {interval}" if interval else "")
-        fields.append((field.name, Annotated[kind, tyro.conf.arg(help=text)], getattr(owner, field.name)))
-    return dataclasses.make_dataclass(type(owner).__name__, fields, frozen=True)()
+def refuse_unknown(
+    argv: Sequence[str], known: Collection[str], where: str, owners: Callable[[str], list[str]] = lambda name: []
+) -> None:
+    """Refuse a flag that is not known, and say which one was meant, or the `owners` of it among the algorithms.
 
-
-def _refuse_unknown_flags(argv: list[str], known: set[str], algo: str) -> None:
-    """Name a flag that is none here, and the one that was meant or the algorithms that it belongs to."""
+    Raises:
+        UsageError: always in one line.
+    """
     for token in argv:
-        if not (name := flag_name(token)) or name in known:
-            continue
-        field = name.replace("-", "_")
-        owners = [other for other, cls in ALGORITHMS.items() if field in {f.name for f in dataclasses.fields(cls)}]  # type: ignore[arg-type]
-        hint = f"it belongs to --algo {' or '.join(owners)}." if owners else closest_flag(name, known)
-        raise UsageError(f"{token.partition('=')[0]} is not a flag of --algo {algo}; {hint}")
+        if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
+            algos = " or ".join(owners(name.replace("-", "_")))
+            hint = did_you_mean(name, known, spelling=False) or (f"it belongs to --algo {algos}." if algos else "")
+            hint = hint or did_you_mean(name, known) or "--help shows all."
+            raise UsageError(f"{token.partition('=')[0]:.80} is not a flag of {where}; {hint}")
+
+
+def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
+    """`argv` after the flags of the file that its `--config` names: what is given as a flag counts more.
+
+    Raises:
+        UsageError: the file cannot be read, or holds what no flag takes.
+    """
+    if not (name := value_of(argv, "config", "")):
+        return argv
+    path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    if path.suffix == ".json":
+        return [*_flags_of_run(path, value_of(argv, "env", "")), *argv]
+    try:
+        with path.open("rb") as file:
+            content = tomllib.loads(file.read(_LARGEST_FILE).decode())
+    except OSError as error:
+        raise UsageError(f"config = {name!r} cannot be read ({error.strerror or error}); pass another.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not TOML ({error!s:.80}); see --help for what it holds.") from error
+    flags = []
+    for key, value in content.items():
+        if not isinstance(value, dict):
+            flags += _flag(path, key, value)
+        elif key in tables:
+            flags += [x for field, axis in value.items() for x in (f"--{key}", f"{field}={_axis(path, field, axis)}")]
+        else:
+            known = f"there are {' and '.join(f'[{table}]' for table in tables)}" if tables else "there are none"
+            raise UsageError(f"{path}: [{key:.40}] is none of its tables; {known}: write flags as keys.")
+    return [*flags, *argv]
+
+
+def _flags_of_run(path: Path, env: str) -> list[str]:
+    """The settings of another run as flags: not its seeds, nor where and how it was logged."""
+    settings = read_json(path).get("settings")
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path} has no settings; pass the config.json of a run, or TOML with flags as keys.")
+    if not env and (":" in str(settings.get("env")) or "(" in str(settings.get("env"))):
+        raise UsageError(
+            f"{path}: env = {settings['env']!r:.80} is code of its own, which a file is not trusted to run; give it "
+            "again with --env."
+        )
+    given = {key: value for key, value in settings.items() if value not in (None, []) and (key, env) != ("env", env)}
+    return [x for key, value in given.items() for x in _flag(path, key, value)]
+
+
+def _flag(path: Path, key: str, value: Any) -> list[str]:
+    flag = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(x, str | int | float) for x in values):
+        raise UsageError(f"{path}: {key:.40} = {value!r:.80} must be a number, a text or a list of such.")
+    return [f"--{flag}", *map(str, values)]
+
+
+def _axis(path: Path, field: str, values: Any) -> str:
+    """`a,b,c` of a list, the items of lists in it separated by spaces; a distribution is a string already."""
+    if isinstance(values, str):
+        return values
+    if not isinstance(values, list):
+        raise UsageError(f"{path}: {field} = {values!r:.80} must be a list of values, or a distribution as a string.")
+    return ",".join(" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)

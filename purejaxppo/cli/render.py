@@ -4,14 +4,14 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 
-from purejaxppo.cli.command import exit_code, parse_flags
-from purejaxppo.errors import UsageError, plural
-from purejaxppo.experiment.options import Checkpoint, EnvAgain, Flag, OneSeed, RunDirectory
+from purejaxppo.cli.command import exit_code, start_jax
+from purejaxppo.cli.flags import parse_flags
+from purejaxppo.cli.settings import PolicyOptions
+from purejaxppo.errors import plural
+from purejaxppo.fields import check_fields, number, static
 from purejaxppo.policy.load import load
 from purejaxppo.policy.video import check_file, render
 
@@ -26,33 +26,23 @@ HEADLESS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class RenderOptions:
+class RenderOptions(PolicyOptions):
     """What is filmed."""
 
-    directory: RunDirectory
-    out: Annotated[str, tyro.conf.arg(help="file to write, .gif or .mp4; one that is there is replaced")] = "policy.gif"
-    seed: OneSeed = "best"
-    checkpoint: Checkpoint = "last"
-    episodes: Annotated[int, tyro.conf.arg(help="episodes, one after the other")] = 1
-    max_steps: Annotated[int, tyro.conf.arg(help="cut an episode off after so many steps")] = 1000
-    gymnasium: Annotated[
-        str | None, tyro.conf.arg(help="film it in this Gymnasium environment instead; CartPole-v1, say")
-    ] = None
-    env: EnvAgain = None
-    sample: Annotated[Flag, tyro.conf.arg(help="take samples of the policy instead of its mode")] = False
-    episode_seed: Annotated[int, tyro.conf.arg(help="what the episodes are drawn with")] = 0
-    fps: Annotated[float | None, tyro.conf.arg(help="frames per second. None: what suits the environment")] = None
+    out: str = static("policy.gif", "file to write, .gif or .mp4; one that is there is replaced", metavar="FILE")
+    episodes: int = static(1, "episodes, one after the other", interval="[1, 1e6]")
+    max_steps: int = static(1000, "cut an episode off after so many steps", interval="[1, 1e9]")
+    gymnasium: str | None = static(
+        None, "film it in this Gymnasium environment instead; CartPole-v1, say", metavar="ID"
+    )
+    sample: bool = static(False, "take samples of the policy instead of its mode")
+    episode_seed: int = static(0, "what the episodes are drawn with", interval="[0, 4294967295]")
+    fps: float | None = number(None, "[1, 240]", "frames per second; left out: what suits the environment")
 
     def check(self) -> None:
         """Raises: UsageError."""
+        check_fields(self)
         check_file(Path(self.out))
-        for name in ("episodes", "max_steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)} must be a whole number in [1, inf); pass one.")
-        if not 0 <= self.episode_seed < 2**32:
-            raise UsageError(f"episode_seed = {self.episode_seed} must be within 0 … 2³² - 1; the default is 0.")
-        if self.fps is not None and not 1 <= self.fps <= 240:
-            raise UsageError(f"fps = {self.fps} must be within 1 … 240; leave it out for what suits the environment.")
 
 
 def main(argv: list[str]) -> int:
@@ -63,6 +53,7 @@ def main(argv: list[str]) -> int:
             os.environ.setdefault(name, value)
         options = parse_flags(RenderOptions, argv, "purejaxppo render", "Film what a run has learnt.")
         options.check()
+        start_jax()
         trained = load(options.directory, options.seed, options.checkpoint, options.env)
         how = (options.gymnasium, options.sample, options.episode_seed, options.fps)
         title, lasts = render(trained, options.out, options.episodes, options.max_steps, *how)

@@ -2,11 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from purejaxppo.cli.command import exit_code, parse_flags
+from purejaxppo.cli.command import exit_code
+from purejaxppo.cli.flags import parse_flags
+from purejaxppo.fields import static
 from purejaxppo.report.page import write_report
 
 
@@ -14,10 +13,8 @@ from purejaxppo.report.page import write_report
 class ReportOptions:
     """What is compared."""
 
-    directories: Annotated[
-        tuple[Path, ...], tyro.conf.arg(help="run directories", metavar="DIR..."), tyro.conf.Positional
-    ]
-    out: Annotated[Path, tyro.conf.arg(help="the page, one self-contained .html file")] = Path("report.html")
+    directories: tuple[Path, ...] = static(dataclasses.MISSING, "run directories", metavar="DIR", positional=True)
+    out: Path = static(Path("report.html"), "the page, one self-contained .html file", metavar="FILE")
 
 
 def main(argv: list[str]) -> int:

@@ -8,33 +8,24 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from purejaxppo.cli.command import exit_code
-from purejaxppo.cli.envs import list_envs
-from purejaxppo.cli.flags import parse, parse_resume, value_of
+from purejaxppo.cli.command import exit_code, start_jax
+from purejaxppo.cli.flags import value_of, with_file
+from purejaxppo.cli.settings import NoOptions, parse_resume, parse_settings
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine
-from purejaxppo.parallel.devices import use_cpu_cores
 from purejaxppo.rundir.files import read_json
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
+
+_PROG = "purejaxppo run"
 
 
 def main(argv: list[str]) -> int:
     """Run, and return the exit code, see `exit_code`."""
     console = Console(highlight=False)
-
-    def command() -> None:
-        use_cpu_cores(is_alone(argv))
-        if "--list-envs" in argv:
-            list_envs(console)
-        elif value_of(argv, "resume", ""):
-            resume_run(argv, console)
-        else:
-            start_run(argv, console)
-
-    return exit_code(command)
+    return exit_code(lambda: (resume_run if value_of(argv, "resume", "") else start_run)(argv, console))
 
 
 def is_alone(argv: list[str]) -> bool:
@@ -60,8 +51,10 @@ def is_alone(argv: list[str]) -> bool:
 
 def start_run(argv: list[str], console: Console) -> None:
     """A new run."""
-    config, options, host = parse(argv)
-    options.check()
+    argv = with_file(argv)
+    about = "Train one algorithm on many seeds, as one compiled program."
+    config, options, host, _ = parse_settings(argv, _PROG, about, NoOptions())
+    start_jax(is_alone(argv))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out = Path(options.out or f"runs/{options.env.replace('/', '-')}-{options.algo}-seed{options.seed}-{stamp}")
     result = run_experiment(
@@ -80,7 +73,8 @@ def start_run(argv: list[str], console: Console) -> None:
 
 def resume_run(argv: list[str], console: Console) -> None:
     """A run that was interrupted, or that is to go on for longer."""
-    options = parse_resume(argv)
+    options = parse_resume(argv, _PROG)
+    start_jax(is_alone(argv))
     out = Path(options.resume)
     if not out.is_dir():
         raise UsageError(f"resume = {options.resume!r} is no directory; give that of a run.")

@@ -1,6 +1,7 @@
 """Gymnasium environments (https://gymnasium.farama.org), Atari's included, stepped by the host."""
 
 import functools
+import importlib.util
 import math
 import operator
 from collections.abc import Mapping
@@ -20,18 +21,30 @@ from purejaxppo.errors import UsageError, reason
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space
 from purejaxppo.types import Observation
 
+_PACKAGES = {  # Gymnasium's modules ↦ what they are made with
+    "gymnasium.envs.mujoco": "mujoco",
+    "gymnasium.envs.box2d": "Box2D",
+}
+_ELSEWHERE = ("gymnasium.envs.phys2d", "gymnasium.envs.tabular")  # environments in JAX, stepped as others are
 _QUICK = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text")  # whose steps take some 20 µs
 
 
 def names() -> list[str]:
-    """Those registered, but for what Gymnasium needs yet other packages for."""
+    """Those registered that can be made with what is installed."""
     try:
         import ale_py
 
         gymnasium.register_envs(ale_py)
     except ModuleNotFoundError:  # the games of Atari are not installed
         pass
-    return sorted(name for name in gymnasium.registry if not name.startswith(("GymV", "phys2d/", "tabular/")))
+    absent = [where for where, package in _PACKAGES.items() if importlib.util.find_spec(package) is None]
+
+    def usable(spec: Any) -> bool:
+        entry = spec.entry_point
+        retired = getattr(entry, "__name__", "").startswith("_raise")  # mujoco-py's, gym's
+        return not retired and not str(entry).startswith((*_ELSEWHERE, *absent))
+
+    return sorted(name for name, spec in gymnasium.registry.items() if usable(spec))
 
 
 class GymnasiumEnv(HostEnv):

@@ -4,6 +4,8 @@ import difflib
 import functools
 import importlib
 import json
+import re
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -23,15 +25,42 @@ SUITES = {  # suite ↦ its adapter, in the module and with the extra of the sui
     "pgx": "PgxEnv",
     "gymnasium": "GymnasiumEnv",
 }
+_WELL_KNOWN = {  # what people ask for, and may have to install first
+    "gymnasium": (
+        "LunarLander-v3 LunarLanderContinuous-v3 BipedalWalker-v3 BipedalWalkerHardcore-v3 CarRacing-v3 Ant-v5 "
+        "HalfCheetah-v5 Hopper-v5 Humanoid-v5 HumanoidStandup-v5 InvertedDoublePendulum-v5 InvertedPendulum-v5 "
+        "Pusher-v5 Reacher-v5 Swimmer-v5 Walker2d-v5 ALE/Asterix-v5 ALE/BeamRider-v5 ALE/Breakout-v5 ALE/Enduro-v5 "
+        "ALE/Freeway-v5 ALE/MsPacman-v5 ALE/Pong-v5 ALE/Qbert-v5 ALE/Seaquest-v5 ALE/SpaceInvaders-v5"
+    ),
+    "brax": (
+        "ant halfcheetah hopper humanoid humanoidstandup inverted_double_pendulum inverted_pendulum pusher reacher "
+        "walker2d"
+    ),
+    "playground": "CartpoleBalance CartpoleSwingup CheetahRun HopperHop HumanoidWalk ReacherEasy WalkerWalk",
+    "craftax": "Craftax-Symbolic-v1 Craftax-Pixels-v1 Craftax-Classic-Symbolic-v1 Craftax-Classic-Pixels-v1",
+    "navix": "Navix-Empty-8x8-v0 Navix-DoorKey-8x8-v0 Navix-FourRooms-v0 Navix-KeyCorridorS3R3-v0",
+    "jumanji": "Snake-v1 Game2048-v1 Maze-v0 PacMan-v1 Sokoban-v0 RubiksCube-v0 Tetris-v0 TSP-v1 CVRP-v1 Knapsack-v1",
+    "pgx": "2048 chess connect_four go_9x9 go_19x19 othello tic_tac_toe minatar-asterix minatar-breakout",
+}
+_UNUSABLE = {  # without their versions: rewards or actions of several agents; what JAX has removed
+    "jumanji": ("Connector", "LevelBasedForaging", "MultiCVRP", "SearchAndRescue"),
+    "brax": ("swimmer",),
+}
 
 
 def env_names(suite: str = "gymnax") -> list[str]:
-    """The names of a suite's environments, without the suite's.
+    """The names of a suite's environments, without the suite's, and without those that are known not to work.
 
     Raises:
         UsageError: no such suite, or its package is not installed.
     """
-    return _adapter(suite).names()
+    unusable = _UNUSABLE.get(suite, ())
+    return [name for name in _adapter(suite).names() if name.partition("-v")[0] not in unusable]
+
+
+def known_names(suite: str) -> list[str]:
+    """Names that a suite is known to have, even where it is not installed; by far not all."""
+    return _WELL_KNOWN.get(suite, "").split()
 
 
 @functools.cache
@@ -50,13 +79,16 @@ def make_env(name: str) -> Env:
         suite, bare = "gymnax", path
     if ":" in name and suite != "gymnasium":
         return _user_env(name)
-    adapter = _adapter(suite)
+    if suite not in SUITES:
+        raise UsageError(f"env = {name!r:.80}: {suite!r:.40} is no suite ({', '.join(SUITES)}); {_meant(path)}")
+    try:
+        adapter = _adapter(suite)
+    except UsageError as missing:
+        typo = "" if bare in known_names(suite) else f" And {_meant(path)}"
+        raise UsageError(f"{missing}{typo}") from missing
     elsewhere = ":" in bare or bare.startswith("ALE/")  # registered by a package that may have to be imported first
-    if bare not in (known := adapter.names()) and not elsewhere:
-        by_lower = {name.lower(): name for name in known}
-        close = [by_lower[match] for match in difflib.get_close_matches(bare.lower(), by_lower, n=3, cutoff=0.4)]
-        hint = f"did you mean {' or '.join(close)}?" if close else "python -m purejaxppo.run --list-envs shows all."
-        raise UsageError(f"env = {name!r} is not a registered environment; {hint}")
+    if not elsewhere and bare not in [*adapter.names(), *known_names(suite)]:
+        raise UsageError(f"env = {name!r:.80} is not a registered environment; {_meant(path)}")
     params = dict(_setting(name, text) for text in settings)
     try:
         with jax.ensure_compile_time_eval():  # this may be the first use of the environment, and under a trace
@@ -68,6 +100,30 @@ def make_env(name: str) -> Env:
             f"env = {name!r} cannot be made: {suite} raised {reason(error)}; correct its parameters, or choose another "
             "one."
         ) from error
+
+
+def _meant(path: str) -> str:
+    """Which environments were meant: of the suite that was named, else of all; of that name, else spelt alike."""
+    asked, _, own = path.lower().rpartition("/")
+    stems: dict[str, dict[str, str]] = {}  # stem ↦ suite ↦ the newest version's name
+    for suite in SUITES:
+        module = sys.modules.get(f"purejaxppo.envs.{suite}")  # none is imported for this
+        for name in [*(module.names() if module else ()), *known_names(suite)]:
+            stems.setdefault(_stem(name), {})[suite] = name if suite == "gymnax" else f"{suite}/{name}"
+    for among in ({asked} & {*SUITES}, {*SUITES}):
+        found = {stem: [names[suite] for suite in names if suite in among] for stem, names in stems.items()}
+        found = {stem: names for stem, names in found.items() if names}
+        close = [_stem(own)] if _stem(own) in found else difflib.get_close_matches(_stem(own), found, n=3, cutoff=0.5)
+        if meant := [name for stem in close for name in found[stem]]:
+            meant.sort(key=lambda name: name.lower().rpartition("/")[2] != own)  # stable: the same version first
+            return f"did you mean {' or '.join(meant[:4])}?"
+    return "purejaxppo envs lists all."
+
+
+def _stem(name: str) -> str:
+    """A name without its suite, version and variant: `ALE/Breakout-v5` and `Breakout-MinAtar` are both `breakout`."""
+    plain = name.lower().rpartition("/")[2]
+    return re.sub(r"-v\d+$|noframeskip|deterministic|minatar|navix|misc|bsuite|[^a-z0-9]", "", plain)
 
 
 def _adapter(suite: str) -> ModuleType:

@@ -3,26 +3,17 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
-import tyro
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.fields import check_fields, static
 from purejaxppo.parallel.runs import best_vmap_size, padded_count
 
-SeedMode = Literal["vmap", "map"]
-Flag = tyro.conf.FlagCreatePairsOff[bool]
-RunDirectory = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR", help="the run's directory")]
-OneSeed = Annotated[str, tyro.conf.arg(metavar="best|K", help="the best by the final evaluation, or a seed's number")]
-Checkpoint = Annotated[
-    str, tyro.conf.arg(metavar="last|STEPS", help="the last, or the environment steps of one that was kept")
-]
-EnvAgain = Annotated[
-    str | None, tyro.conf.arg(help="needed again where it is module:Class: a file is not trusted to run code")
-]
+SEED_MODES = ("vmap", "map")
+_COUNT = "[1, 1e9]"
 
 
 class MeshShape(NamedTuple):
@@ -59,44 +50,31 @@ class MeshShape(NamedTuple):
 class HostOptions:
     """What is logged, saved and evaluated, and how often."""
 
-    log_interval: Annotated[int | None, tyro.conf.arg(help="updates per row of metrics.csv. None: 100 rows")] = None
-    checkpoint_interval: Annotated[
-        int | None, tyro.conf.arg(help="updates between checkpoints. None: one every 30 seconds")
-    ] = None
-    keep_checkpoints: Annotated[int, tyro.conf.arg(help="checkpoints kept: so many of the last, and the best")] = 3
-    final_episodes: Annotated[int, tyro.conf.arg(help="episodes per seed of the evaluation after training")] = 100
-    tensorboard: Annotated[Flag, tyro.conf.arg(help="log for TensorBoard, too, in OUT/tensorboard")] = False
-    wandb: Annotated[Flag, tyro.conf.arg(help="log to Weights & Biases, too; needs the extra of that name")] = False
-    wandb_project: Annotated[str, tyro.conf.arg(help="project in Weights & Biases")] = "purejaxppo"
-    run_per_seed: Annotated[
-        Flag, tyro.conf.arg(help="in TensorBoard and W&B, a run for each seed instead of one of their IQM")
-    ] = False
+    log_interval: int | None = static(None, "updates per row of metrics.csv", interval=_COUNT, usual="100 rows")
+    checkpoint_interval: int | None = static(
+        None, "updates between checkpoints", interval=_COUNT, usual="one every 30 seconds"
+    )
+    keep_checkpoints: int = static(3, "checkpoints kept: so many of the last, and the best", interval=_COUNT)
+    final_episodes: int = static(100, "episodes per seed of the evaluation after training", interval=_COUNT)
+    tensorboard: bool = static(False, "log for TensorBoard, too, in OUT/tensorboard")
+    wandb: bool = static(False, "log to Weights & Biases, too; needs the extra of that name")
+    wandb_project: str = static("purejaxppo", "project in Weights & Biases")
+    run_per_seed: bool = static(False, "in TensorBoard and W&B, a run for each seed instead of one of their IQM")
 
-    mesh: Annotated[
-        str,
-        tyro.conf.arg(
-            metavar="run=N,env=M,net=2",
-            help="N × M devices, twice as many with net=2: runs lie on N, M share the environments of each, and net=2 "
-            "gives its policy and critic devices of their own. Left open: M 1, net 1, N as many as there are",
-        ),
-    ] = ""
-    seed_mode: Annotated[
-        SeedMode, tyro.conf.arg(help="runs of one device: vmap, at once; map, in turn, each with the bits it has alone")
-    ] = "vmap"
+    mesh: str = static(
+        "",
+        "N × M devices, twice as many with net=2: runs lie on N, M share the environments of each, and net=2 gives its "
+        "policy and critic devices of their own",
+        usual="M 1, net 1, N as many as there are",
+        metavar="run=N,env=M,net=2",
+    )
+    seed_mode: str = static(
+        "vmap", "runs of one device: vmap, at once; map, in turn, each with the bits it has alone", choices=SEED_MODES
+    )
 
     def check(self) -> None:
         """Raises: UsageError."""
-        for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
-            if value is None and field.default is None:
-                continue
-            if kind in (str, bool) and not isinstance(value, kind):
-                raise UsageError(f"{field.name} = {value!r} must be a {kind.__name__}; the default is {field.default}.")
-            if kind not in (str, bool) and (type(value) is not int or value < 1):
-                raise UsageError(f"{field.name} = {value!r} must be a whole number in [1, inf); pass a positive one.")
-
-        if self.seed_mode not in get_args(SeedMode):
-            raise UsageError(f"seed_mode = {self.seed_mode!r} is not one of: vmap, map; the default is vmap.")
+        check_fields(self)
         _ = self.mesh_shape  # refuses what it cannot read
 
     @cached_property

@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from purejaxppo.errors import plural
-from purejaxppo.presets import preset, settings_of
+from purejaxppo.presets import as_flags, preset, settings_of
 from purejaxppo.rundir.files import replacing
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
@@ -69,15 +69,8 @@ def command_of(sweep: Sweep, i: int) -> str:
     config, seeds = sweep.configs[i], sweep.record.seeds
     settings = settings_of(config)
     usual = settings_of(preset(settings["algo"], config.env))
-    words = ["python", "-m", "purejaxppo.run", "--algo", settings["algo"], "--env", str(config.env)]
-    for name, value in settings.items():
-        if name in ("algo", "env") or value == usual[name]:
-            continue
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    own = {name: x for name, x in settings.items() if name not in ("algo", "env") and x != usual[name]}
+    words = ["purejaxppo", "run", "--algo", settings["algo"], "--env", str(config.env), *as_flags(own)]
     return shlex.join([*words, "--num-seeds", str(len(seeds)), "--seed", str((max(seeds) + 1) % 2**31)])
 
 

@@ -1,0 +1,126 @@
+"""What `run` and `sweep` take: the settings of a run and its options, as flags."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from purejaxppo.algorithms import ALGORITHMS, with_setting
+from purejaxppo.cli.flags import Group, flag_name, flags_of, parse_flags, parse_groups, refuse_unknown, value_of
+from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.fields import check_fields, static
+from purejaxppo.presets import preset, preset_of
+
+More = TypeVar("More")
+DEBUG = "stop when a seed's numbers turn non-finite, and name the operation"
+ENV_AGAIN = "needed again where it is module:Class: a file is not trusted to run code"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What a run is, beside its settings."""
+
+    algo: str = static("ppo", "update rule", choices=ALGORITHMS)
+    env: str = static(
+        "CartPole-v1",
+        "environment, ENV,key=value with parameters, or module:Class for one of your own; see purejaxppo envs",
+    )
+    config: str | None = static(
+        None,
+        "TOML with flags as keys, or the config.json of another run, for its settings; flags given here count more",
+        metavar="FILE",
+    )
+    seed: int = static(
+        0,
+        "the first seed; runs of one setting whose seeds overlap share these seeds' results",
+        interval="[0, 4294967295]",
+    )
+    num_seeds: int = static(8, "seeds seed … seed + num_seeds - 1, trained as one program", interval="[1, 1e6]")
+    out: str | None = static(None, "run directory; must be new", metavar="DIR", usual="runs/ENV-ALGO-seedS-TIME")
+    resume: str | None = static(
+        None, "go on with the run in this directory; --resume DIR --help shows its flags", metavar="DIR"
+    )
+    devices: int | None = static(
+        None, "devices to spread the seeds over; cores are devices", usual="all, or one core for one small run"
+    )
+    debug: bool = static(False, DEBUG)
+    quiet: bool = static(False, "print errors only")
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(range(self.seed, self.seed + self.num_seeds))
+
+    def check(self) -> None:
+        """Raises: UsageError."""
+        check_fields(self)
+        if self.seed + self.num_seeds > 2**32:
+            raise UsageError(f"seed = {self.seed} must be within 0 … 2³² - num_seeds; the default is 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """Of a command that has none of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeOptions:
+    """What may be said of a run that goes on."""
+
+    resume: str = static(dataclasses.MISSING, "the run's directory", metavar="DIR")
+    total_steps: int | None = static(None, "train longer than was planned; not if the learning rate is annealed")
+    env: str | None = static(None, ENV_AGAIN)
+    devices: int | None = static(None, "devices; others change the last digits", usual="as many as before")
+    mesh: str | None = static(None, "see run --help", metavar="run=N,env=M,net=2", usual="as before, if it fits")
+    debug: bool = static(False, DEBUG)
+    quiet: bool = static(False, "print errors only")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyOptions:
+    """Which policy of which run: what is common to the commands that do something with one."""
+
+    directory: Path = static(dataclasses.MISSING, "the run's directory", metavar="DIR", positional=True)
+    seed: str = static("best", "the best by the final evaluation, or a seed's number", metavar="best|K")
+    checkpoint: str = static("last", "the last, or the environment steps of one that was kept", metavar="last|STEPS")
+    env: str | None = static(None, ENV_AGAIN)
+
+
+def groups_of(algo: str, env: str, more: Any) -> dict[str, Group]:
+    """The flags of a run of `algo` in `env`, and `more`. Raises: UsageError, there is no such algorithm."""
+    base, given = preset(algo, env), preset_of(algo, env)
+    return {
+        "run": Group(RunOptions(algo=algo, env=env)),
+        "more": Group(more),
+        "config": Group(base, ("env", "algo", "policy_network", "critic_network"), given),
+        type(base.algo).__name__: Group(base.algo, (), given),
+        "host": Group(HostOptions()),
+    }
+
+
+def parse_settings(argv: list[str], prog: str, about: str, more: More) -> tuple[Config, RunOptions, HostOptions, More]:
+    """Flags → config, options and `more`, a dataclass of a command's own options.
+
+    `--help` and errors show the flags and defaults of the `--algo` and `--env` given.
+
+    Raises:
+        UsageError: an unknown flag, or a value that cannot be.
+        SystemExit: after `--help`.
+    """
+    algo, env = value_of(argv, "algo", "ppo"), value_of(argv, "env", "CartPole-v1")
+    groups = groups_of(algo, env, more)
+    refuse_unknown(argv, flags_of(groups.values()), f"--algo {algo}", with_setting)
+    run, own, config, algorithm, host = parse_groups(groups, argv, prog, about)
+    options, given = RunOptions(**run), {flag_name(token).replace("-", "_") for token in argv}
+    options.check()
+    settings = {name: value for name, value in {**config, **algorithm}.items() if name in given}
+    return preset(algo, env, **settings), options, HostOptions(**host), type(more)(**own)
+
+
+def parse_resume(argv: list[str], prog: str) -> ResumeOptions:
+    """Raises: UsageError, a flag that a run cannot change; SystemExit after `--help`."""
+    known = flags_of([Group(ResumeOptions)])
+    for token in argv:
+        if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
+            raise UsageError(f"--{name} cannot be changed on --resume; what can: {', '.join(sorted(known))}.")
+    return parse_flags(ResumeOptions, argv, prog, "Go on exactly where a run was.")
