@@ -219,7 +219,6 @@ def test_a_policy_acts_in_gymnasium_without_jax(finished, tmp_path):
         (["--out", "policy.onnx", "--seed", "9"], "seed = '9' is not one of this run's"),
         (["--out", "policy.onnx", "--checkpoint", "7"], "checkpoint = '7' was not kept"),
         (["--out", "policy.onnx", "--sed", "4"], "--seed"),
-        ([], "--out"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(finished, argv, told, tmp_path, capsys, monkeypatch):
