@@ -97,7 +97,8 @@ def table(summary: Summary, out: Path) -> Table:
     rows = Table(title=f"{summary['algo']} on {summary['env']}", show_header=False, title_justify="left")
     interval = interval_text(evaluation["ci_low"], evaluation["ci_high"])
     interval = "" if interval == "–" else f"95% interval {interval}, "
-    rows.add_row("final return", f"IQM {evaluation['iqm']:.1f}, {interval}mean {evaluation['mean']:.1f}")
+    several = f"IQM {evaluation['iqm']:.1f}, {interval}mean {evaluation['mean']:.1f}"
+    rows.add_row("final return", several if summary["num_seeds"] > 1 else f"{evaluation['mean']:.1f}")
     shown = [f"{seed}: {score:.1f}" for seed, score in zip(summary["seeds"], evaluation["per_seed"], strict=True)]
     rows.add_row(
         "per seed", "  ".join(shown[:16]) + (f"  … {len(shown) - 16} more in summary.json" if shown[16:] else "")
@@ -106,7 +107,8 @@ def table(summary: Summary, out: Path) -> Table:
         what = f"{failed['cause']} not finite in update {failed['update']:,}; frozen"
         rows.add_row("failed seed", f"{failed['seed']}: {what}")
     rows.add_row("steps", f"{summary['env_steps']:,} per seed, {plural(summary['num_seeds'], 'seed')}")
-    rows.add_row("steps per second", f"{summary['steps_per_second']:,.0f}, all seeds, on {summary['device']}")
+    together = "one seed" if summary["num_seeds"] == 1 else f"all {summary['num_seeds']:,} seeds"
+    rows.add_row("steps per second", f"{summary['steps_per_second']:,.0f} of {together} on {summary['device']}")
     parts = f"{summary['training_seconds']:.1f} training, {summary['evaluation_seconds']:.1f} evaluating"
     parts = f"{summary['compile_seconds']:.1f} compiling, {parts}, {summary['saving_seconds']:.1f} saving"
     rows.add_row("seconds", parts)

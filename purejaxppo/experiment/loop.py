@@ -145,7 +145,8 @@ class Loop:
         self.totals = np.zeros((len(runs.rows), len(program.metrics)), np.float32)
         if snapshot:
             self._restore(snapshot)
-            self.progress.say(f"going on from update {self.done:,} of {config.num_updates:,}")
+            if runs.out:
+                self.progress.say(f"going on from update {self.done:,} of {config.num_updates:,}")
         self._find_failed()
 
     def _restore(self, snapshot: Snapshot) -> None:

@@ -7,7 +7,16 @@ from types import TracebackType
 
 import numpy as np
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    Task,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from purejaxppo.errors import plural
@@ -25,6 +34,14 @@ class _Bar(Progress):
             yield Text(self.note)
 
 
+class _Left(TimeRemainingColumn):
+    """The time left, where it can be known."""
+
+    def render(self, task: Task) -> Text:
+        known = task.total is not None and not task.finished and task.time_remaining is not None
+        return super().render(task) + " left" if known else Text()
+
+
 class ProgressLine:
     """A live bar on a terminal, a plain line every few seconds elsewhere, nothing if quiet."""
 
@@ -37,9 +54,8 @@ class ProgressLine:
 
     def __enter__(self) -> "ProgressLine":
         if self._console.is_terminal and not self._quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:>3.0f}%"))
-            times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
-            self._bar = _Bar(*columns, *times, console=self._console)
+            columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn("{task.percentage:>3.0f}%"))
+            self._bar = _Bar(*columns, TimeElapsedColumn(), TextColumn("elapsed"), _Left(), console=self._console)
             self._bar.start()
         return self
 
