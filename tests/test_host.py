@@ -22,6 +22,7 @@ from purejaxppo.envs.host.env import _seed
 from purejaxppo.envs.host.pool import EnvironmentBrokenError
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
+from purejaxppo.parallel import devices
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.spaces import Discrete, MultiBinary, MultiDiscrete
 
@@ -130,7 +131,7 @@ def test_pools_of_several_devices_share_the_cores():
     env = make_env(f"{CLOCK},terminates=3")
     run = over_runs(lambda key: played(env, 64, 1, key)[0], jax.devices()[:2])
     pools = [env._pools[number] for number in np.unique(run(jnp.arange(2)).env.pool)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = devices.cpu_cores()
     assert [len(pool._workers) for pool in pools] == [min(32, max(1, cores // 2))] * 2  # 2 environments for each
     env.close()
 

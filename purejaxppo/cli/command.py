@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 import jax
 
-from purejaxppo.errors import HostEnvironmentError, UsageError, reason
+from purejaxppo.errors import HostEnvironmentError, UsageError
 from purejaxppo.experiment.signals import Stopped
-from purejaxppo.parallel.devices import use_cpu_cores
+from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
 
 _PLAIN = {  # what Unicode's own decompositions do not say in ASCII
     **dict.fromkeys("·–—−─━", "-"),
@@ -56,18 +56,9 @@ def start_jax(alone: bool = False) -> None:
         UsageError: its platform is not here, or it is told not to compile.
     """
     use_cpu_cores(alone)
-    chosen: Any = jax.config
-    if chosen.jax_disable_jit:
+    if jax.config.values["jax_disable_jit"]:
         raise UsageError("JAX_DISABLE_JIT is set, and all of training is one compiled program; unset it.")
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        asked = chosen.jax_platforms
-        extra = "jax[tpu]" if "tpu" in str(asked) else "purejaxppo[cuda]"
-        raise UsageError(
-            f"JAX_PLATFORMS = {asked!r} cannot be used here ({reason(error):.200}); unset it, or pip install '{extra}' "
-            "where there is such a device."
-        ) from error
+    choose_devices(None)
 
 
 def run_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:

@@ -100,9 +100,9 @@ def table(summary: Summary, out: Path) -> Table:
     several = f"IQM {evaluation['iqm']:.1f}, {interval}mean {evaluation['mean']:.1f}"
     rows.add_row("final return", several if summary["num_seeds"] > 1 else f"{evaluation['mean']:.1f}")
     shown = [f"{seed}: {score:.1f}" for seed, score in zip(summary["seeds"], evaluation["per_seed"], strict=True)]
-    rows.add_row(
-        "per seed", "  ".join(shown[:16]) + (f"  … {len(shown) - 16} more in summary.json" if shown[16:] else "")
-    )
+    lines = ["  ".join(shown[i : min(i + 4, 16)]) for i in range(0, min(len(shown), 16), 4)]  # no number is torn
+    lines += [f"… {len(shown) - 16} more in summary.json"] if shown[16:] else []
+    rows.add_row("per seed", "\n".join(lines))
     for failed in summary["failed_seeds"][:8]:
         what = f"{failed['cause']} not finite in update {failed['update']:,}; frozen"
         rows.add_row("failed seed", f"{failed['seed']}: {what}")

@@ -87,8 +87,8 @@ def choose_devices(wanted: int | Sequence[jax.Device] | None) -> list[jax.Device
         asked = str(jax.config.values["jax_platforms"])
         extra = "jax[tpu]" if "tpu" in asked else "purejaxppo[cuda]"
         raise UsageError(
-            f"JAX_PLATFORMS = {asked!r} cannot be used here ({reason(error):.200}); pip install '{extra}' where there "
-            "is such a device, or unset it."
+            f"JAX_PLATFORMS = {asked!r} cannot be used here ({reason(error):.200}); unset it, or pip install '{extra}' "
+            "where there is such a device."
         ) from error
     if wanted is not None and not 1 <= wanted <= len(devices):
         raise UsageError(f"devices = {wanted} must be within 1 … {len(devices)}, the number of devices here.")

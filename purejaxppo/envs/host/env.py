@@ -8,7 +8,6 @@ with a pool of its own, where an ordered callback would allow but one.
 
 import functools
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.host.pool import EnvironmentBrokenError, Plan, Pool
 from purejaxppo.envs.host.worker import RESET, SEED, STEP
 from purejaxppo.errors import HostEnvironmentError
+from purejaxppo.parallel.devices import cpu_cores
 from purejaxppo.parallel.mesh import run_shard, run_shards
 from purejaxppo.spaces import Box, ObservationSpace, Space
 from purejaxppo.types import Observation
@@ -193,7 +193,7 @@ class HostEnv(BaseEnv):
                 if pool.num_envs == n:
                     self._free.remove(pool)
                     return pool
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = cpu_cores()
         workers = self._workers or min(max(1, cores // devices), -(-n // self._worth_a_worker))
         made = Pool(self._plan, n, workers, awake=workers * devices <= cores)
         with self._lock:
