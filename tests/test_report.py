@@ -16,11 +16,14 @@ import scipy.stats
 
 from purejaxppo.errors import UsageError
 from purejaxppo.report.labels import labels
-from purejaxppo.report.page import write_report
+from purejaxppo.report.page import named, run_directories, shared_seeds, write_report
+from purejaxppo.report.page import page as page_of
+from purejaxppo.report.sections import improvements_on
 from purejaxppo.rundir.contents import read_contents
 from purejaxppo.rundir.metrics import read_metrics
 
 HOSTILE = "<script>alert(1)</script>\"'&$x_1$ _{}\n\u202e"
+LONG = {"advantage_normalization_over_the_whole_batch_of_all_workers": "my_module.with_a_long_name.Network(512)"}
 OWN = {"ppo": {"clip_eps": 0.2}, "trpo": {"max_kl": 0.01, "damping": 0.1}, "npg": {"max_kl": 0.01}, "a2c": {}}
 COLUMNS = {
     "ppo": ["clip_fraction"],
@@ -60,10 +63,10 @@ def make_run(path, algo="ppo", env="CartPole-v1", seeds=range(4), rows=9, scores
 class Page(html.parser.HTMLParser):
     """What a page holds: tables as lists of rows of text, attributes, images, all text."""
 
-    def __init__(self, path):
+    def __init__(self, source):
         super().__init__()
         self.tables, self.attributes, self.tags, self.text, self.images = [], [], [], "", []
-        self.source, self.in_cell = path.read_text(), False
+        self.source, self.in_cell = source, False
         self.feed(self.source)
 
     def handle_starttag(self, tag, attrs):
@@ -94,7 +97,15 @@ class Page(html.parser.HTMLParser):
 
 def report(tmp_path, *directories):
     write_report(list(directories), tmp_path / "report.html")
-    return Page(tmp_path / "report.html")
+    return Page((tmp_path / "report.html").read_text())
+
+
+def entries(*runs):
+    return named([read_contents(run) for run in runs])
+
+
+def tables_of(source, *head):
+    return Page(source).table(*head)
 
 
 def refuses(*directories, out, match):
@@ -111,13 +122,12 @@ def many(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     failed = [{"seed": 3, "update": 17, "cause": "reward " + HOSTILE}]
     return [
-        make_run(root / "trpo", "trpo", seeds=range(8), failed=failed),
-        make_run(root / "wide", "trpo", seeds=range(8), max_kl=0.05, rows=90, failed=[]),
+        make_run(root / "trpo", "trpo", seeds=range(8), failed=failed, **LONG),
+        make_run(root / "wide", "trpo", seeds=range(8), max_kl=0.05, rows=90, failed=[], **LONG),
         make_run(root / "ppo", scores=[100.0, 90.0, "nan", 80.0]),
         make_run(root / "one", "a2c", seeds=[7], scores=[55.5]),
         make_run(root / "running", "npg", ended=False),
-        make_run(root / "acrobot", "npg", "Acrobot-v1", scores=[-80.0, -90.5, -100.0, -85.0]),
-        make_run(root / "hostile", HOSTILE, HOSTILE * 3, **{HOSTILE: HOSTILE, "nested": {"a": [HOSTILE]}}),
+        make_run(root / "hostile", HOSTILE, HOSTILE * 3, rows=3, **{HOSTILE: HOSTILE, "nested": {"a": [HOSTILE]}}),
     ]
 
 
@@ -145,7 +155,7 @@ def test_probability_of_improvement_is_brute_force(tmp_path):
     expected = sum((a > b) + 0.5 * (a == b) for a, b in itertools.product(x, y)) / 15
     first = make_run(tmp_path / "a", "ppo", seeds=range(5), scores=x)
     second = make_run(tmp_path / "b", "a2c", seeds=range(3), scores=y)
-    [row] = report(tmp_path, first, second).table("P(X > Y)")
+    [row] = tables_of(improvements_on("CartPole-v1", entries(first, second)), "P(X > Y)")
     assert row[:3] == ["ppo", "a2c", f"{expected:.2f}"]
     low, high = (float(x) for x in row[3].strip("[]").split(", "))
     assert 0 <= low < expected < high <= 1
@@ -154,14 +164,14 @@ def test_probability_of_improvement_is_brute_force(tmp_path):
 def test_pairs_are_of_scores_of_one_kind_and_against_the_first_of_many(page, tmp_path):
     assert {"npg"}.isdisjoint({cell for row in page.table("P(X > Y)") for cell in row})  # in progress, or alone
     assert len(page.table("P(X > Y)")) == 6
-    runs = [make_run(tmp_path / f"{i}", num_envs=i) for i in range(8)]
-    rows = report(tmp_path, *runs).table("P(X > Y)")
+    runs = [make_run(tmp_path / f"{i}", num_envs=i, rows=1) for i in range(8)]
+    rows = tables_of(improvements_on("CartPole-v1", entries(*runs)), "P(X > Y)")
     assert [row[:2] for row in rows] == [[f"ppo · num_envs={i}", "ppo · num_envs=0"] for i in range(1, 8)]
 
 
 def test_settings_that_differ(page):
     rows = {row[0]: row[1:] for row in page.table("setting")}
-    assert rows["max_kl"] == ["0.01", "0.05", "–", "–", "0.01", "0.01", "–"]
+    assert rows["max_kl"] == ["0.01", "0.05", "–", "–", "0.01", "–"]
     assert rows["seeds"][0] == "seeds 0–7"
     assert "hidden_sizes" not in rows
     assert "hidden_sizes64, 64" in page.text
@@ -170,9 +180,10 @@ def test_settings_that_differ(page):
 def test_in_progress_and_failed_seeds_are_told(page):
     rows = page.table("IQM")
     assert [row[0] for row in rows if "in progress" in row[0]] == ["npg in progress"]
-    assert "7 runs, one of them in progress" in page.text
+    assert "6 runs, one of them in progress" in page.text
     assert "not comparable with an evaluation" in page.text
-    assert "One seed gives no interval" in page.text
+    assert "Fewer than 3 seeds give no interval" in page.text
+    assert "sick" not in page.source.lower()
     [row] = page.table("cause")
     assert row[:4] == ["trpo · max_kl=0.01", "CartPole-v1", "3", "17"]
     assert row[4].startswith("reward <script>alert(1)</script>")
@@ -182,6 +193,20 @@ def test_no_failed_seeds_and_one_run(tmp_path):
     page = report(tmp_path, make_run(tmp_path / "run", failed=[]))
     assert "None." in page.text
     assert "One run: nothing to compare." in page.text
+
+
+def test_results_come_before_settings(page):
+    assert re.findall("<h2>(.*?)</h2>", page.source) == [
+        "Learning curves",
+        "Final scores",
+        "Performance profiles",
+        "Probability of improvement",
+        "Settings",
+        "Update diagnostics",
+        "Throughput",
+        "Failed seeds",
+        "How the numbers are made",
+    ]
 
 
 def test_page_is_self_contained_and_escaped(page):
@@ -201,9 +226,10 @@ def test_page_is_self_contained_and_escaped(page):
         assert len(image["alt"]) > 20
 
 
-def test_same_runs_same_bytes(many, page, tmp_path):
+def test_same_runs_same_bytes(many, tmp_path):
     state = np.random.get_state()[1].copy()
-    assert report(tmp_path, *many).source == page.source
+    first, second = (report(tmp_path, *many[2:4]).source for _ in range(2))
+    assert first == second
     assert (np.random.get_state()[1] == state).all()  # the caller's random numbers are left alone
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
@@ -229,7 +255,8 @@ def test_labels_tell_runs_apart(tmp_path):
 def test_a_run_that_only_just_began(tmp_path, content):
     run = make_run(tmp_path / "run", ended=False)
     (run / "metrics.csv").write_text(content)
-    assert "there is no score yet" in report(tmp_path, run, make_run(tmp_path / "b", "a2c", "X")).text
+    others = [] if content else [make_run(tmp_path / "b", "a2c", "X")]
+    assert "there is no score yet" in report(tmp_path, run, *others).text
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path):
@@ -243,16 +270,51 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
 def test_refuses_directories_and_names(tmp_path):
     run, out = make_run(tmp_path / "run"), tmp_path / "report.html"
     refuses(out=out, match="no run directory")
-    refuses(tmp_path / "none", out=out, match=r"'.*none' is not a directory")
-    refuses(run / "config.json", out=out, match="is not a directory")
-    refuses(run, tmp_path, out=out, match=r"holds no config\.json")
+    refuses(run, tmp_path / "none", out=out, match=r"'.*none' does not exist")
     refuses(run, out=tmp_path / "report.pdf", match=r"report\.pdf' must be the name of an \.html file")
     refuses(run, out=tmp_path / "no" / "report.html", match=r"cannot be written \(No such file or directory\)")
-    (run / "metrics.csv").unlink()
-    refuses(run, out=out, match=r"holds no metrics\.csv")
     large = make_run(tmp_path / "large")
     os.truncate(large / "config.json", 2**26 + 1)
     refuses(large, out=out, match="67,108,865 bytes, and at most 67,108,864 are read")
+    (run / "metrics.csv").unlink()
+    with pytest.warns(UserWarning, match="is skipped: it holds no run's config.json and metrics.csv"):
+        refuses(run, out=out, match="no run directory is given")
+
+
+def test_strays_are_skipped_with_a_word_and_a_sweeps_directory_is_its_runs(tmp_path):
+    """As `report DIR/*` gives them: files, directories that hold no run, and one that holds several, are not runs."""
+    runs = [make_run(tmp_path / "runs" / name, max_kl=i) for i, name in enumerate(("b", "sweep/x", "sweep/y", "a"))]
+    strays = [tmp_path / "runs" / name for name in ("notes.txt", "empty", "link")]
+    strays[0].write_text("")
+    strays[1].mkdir()
+    strays[2].symlink_to("nowhere")
+    (tmp_path / "runs" / "sweep" / "sweep.json").write_text("{}")
+    with pytest.warns(UserWarning, match="is skipped") as told:
+        found = run_directories([*sorted((tmp_path / "runs").iterdir()), runs[1]])
+    assert found == [runs[3], runs[0], runs[1], runs[2]]  # each once
+    assert sorted(str(w.message).partition(" is skipped")[0] for w in told) == sorted(map(str, strays))
+    assert run_directories([tmp_path / "runs" / "sweep"]) == runs[1:3]
+
+
+def test_runs_that_share_seeds_are_named(tmp_path):
+    """--seed 0 and --seed 1 with eight seeds each are seven identical runs."""
+    more = {"total_steps": 2000, "eval_interval": 3}
+    runs = [
+        make_run(tmp_path / "a", seeds=range(8)),
+        make_run(tmp_path / "b", seeds=range(1, 9), **more),
+        make_run(tmp_path / "c", seeds=range(8, 16)),
+        make_run(tmp_path / "d", seeds=range(8), clip_eps=0.1),
+        make_run(tmp_path / "e", "a2c", seeds=range(8)),
+        make_run(tmp_path / "f", env="X", seeds=range(8)),
+    ]
+    [first, second] = shared_seeds(entries(*runs))
+    assert re.match("ppo.* and ppo.* on CartPole-v1 have the same settings and share seeds 1–7. These", first)
+    assert re.match("ppo.* and ppo.* seeds 8–15 on CartPole-v1 have the same settings and share seed 8. These", second)
+    with pytest.warns(UserWarning, match="share seeds 1–7"):
+        shown = page_of([read_contents(run) for run in runs[:2]])
+    assert "share seeds 1–7. These runs are identical" in Page(shown).text
+    copies = [make_run(tmp_path / f"copy{i}", seeds=[3]) for i in range(5)]
+    assert shared_seeds(entries(*copies))[4:] == ["So it is with 6 more pairs of runs."]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +358,7 @@ def test_extreme_numbers_are_drawn_or_left_out(tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["settings"] |= {"huge": 10**3000, "bad": "\ud800", "none": None}
     (run / "config.json").write_text(json.dumps(config))
-    page = report(tmp_path, run, run)
+    page = report(tmp_path, run)
     assert "2 of 4" in page.text
     assert "a huge integer" in page.text
 
@@ -312,6 +374,10 @@ addEventListener("load", () => {
       viewport: root.clientWidth, content: Math.max(root.scrollWidth, page.body.scrollWidth),
       images: [...page.images].map((image) => [image.complete, image.naturalWidth, image.clientWidth]),
       requests: frame.contentWindow.performance.getEntriesByType("resource").map((entry) => entry.name),
+      overprinted: [...page.querySelectorAll("th, td, p, figcaption")]
+        .filter((element) => element.scrollWidth > element.clientWidth + 1).map((element) => element.textContent),
+      right: [...page.querySelectorAll("header, section")].map((section) => Math.max(...[...section.querySelectorAll(
+        "img, table, p, figcaption, nav")].map((element) => element.getBoundingClientRect().right))),
       alerts: page.querySelectorAll("script").length, text: page.body.innerText.length,
     };
   });
@@ -344,3 +410,5 @@ def test_in_a_browser(page, tmp_path):
         assert [name for name in frame["requests"] if not name.startswith("data:")] == []
         assert frame["alerts"] == 0
         assert frame["text"] > 3000
+        assert frame["overprinted"] == []
+        assert min(frame["right"][:7]) > 0.7 * width  # no third of the screen stays empty

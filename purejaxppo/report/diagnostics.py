@@ -70,8 +70,7 @@ def panel_figure(panel: Panel, env: str, entries: list[Entry]) -> str:
         ylim=panel.ylim,
     )
     ends = "; ".join(f"{e.label} ends at {float(s.y.point[-1]):.3g}" for e, s in series)
-    which = "" if len(drawn) == len(entries) else f" {listed(e.label for e in drawn)}."
-    caption = Markup(f"<b>{panel.title}.</b> {panel.about}{escape(which)} {escape(seeds_of(drawn).capitalize())}.")
+    caption = Markup(f"<b>{panel.title}.</b> {panel.about} {escape(seeds_of(drawn).capitalize())}.")
     return figure(image, f"{panel.title} on {env} against environment steps: {ends}.", caption)
 
 
@@ -92,7 +91,7 @@ def calibration(env: str, entries: list[Entry]) -> str:
     image = figures.calibration([s for _, s in series], "predicted KL, ½ sᵀFs", "actual KL", size=(3.6, 2.4))
     drawn = [e for e, _ in series]
     caption = Markup(
-        f"<b>Predicted and actual KL.</b> One point per log interval, IQM over seeds; dashed, equality. "
-        f"{escape(listed(e.label for e in drawn))}. {escape(seeds_of(drawn).capitalize())}."
+        "<b>Predicted and actual KL.</b> One point per log interval, IQM over seeds; dashed, equality. "
+        f"{escape(seeds_of(drawn).capitalize())}."
     )
     return figure(image, f"Actual against predicted KL on {env}: {listed(e.label for e in drawn)}.", caption)

@@ -105,7 +105,9 @@ def lines(
 
 def intervals(rows: Sequence[Interval], xlabel: str, *, reference: float | None = None, xlim: Limits = None) -> bytes:
     """A marker and its interval in each row, above the dots that it aggregates."""
-    with plotting.new_figure(5.0, 0.6 + 0.38 * len(rows)) as figure:
+    labels = ["\n".join(textwrap.fill(_text(line), 28) for line in row.label.split("\n")) for row in rows]
+    most = 1 + max(label.count("\n") for label in labels)
+    with plotting.new_figure(5.0, 0.6 + max(0.38, 0.06 + 0.15 * most) * len(rows)) as figure:
         axes = figure.subplots()
         if reference is not None:
             axes.axvline(reference, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
@@ -114,7 +116,7 @@ def intervals(rows: Sequence[Interval], xlabel: str, *, reference: float | None 
             axes.plot(some, np.full(len(some), i + 0.24), "|", color=look.colour, alpha=0.55, markersize=5)
             axes.plot([value.low, value.high], [i, i], color=look.colour, linewidth=4, alpha=0.35)
             axes.plot([value.point], [i], look.marker, color=look.colour, markersize=6.5, markeredgecolor="white")
-        axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 28, max_lines=2, placeholder="…") for row in rows])
+        axes.set_yticks(range(len(rows)), labels)
         axes.set(ylim=(len(rows) - 0.4, -0.5), xlabel=xlabel, xlim=xlim)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
@@ -177,5 +179,5 @@ def _columns(series: Iterable[Series]) -> int:
 
 def _text(label: str) -> str:
     """A label that matplotlib takes as it is: none that begins with "_" is drawn in a legend."""
-    label = label if len(label) <= 56 else label[:55] + "…"
+    label = label if len(label) <= 56 else f"{label[:35]}…{label[-20:]}"  # what differs may be the end
     return f" {label}" if label.startswith("_") else label

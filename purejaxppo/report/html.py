@@ -3,6 +3,7 @@
 import base64
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -41,6 +42,11 @@ def interval(value: Estimate, digits: int) -> str:
 def escape(text: str) -> Markup:
     """Text as HTML; what is HTML already stays."""
     return text if isinstance(text, Markup) else Markup(html.escape(text))
+
+
+def breakable(name: str) -> Markup:
+    """A name as HTML, of settings, say, that a narrow screen may break after its underscores, dots and signs."""
+    return Markup(re.sub(r"([_/=]|\.(?=[^\W\d]))", r"\1<wbr>", escape(name)))
 
 
 def paragraph(text: str, kind: str = "") -> str:

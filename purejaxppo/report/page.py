@@ -2,18 +2,19 @@
 
 import importlib.resources
 import string
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from purejaxppo._version import __version__
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import UsageError, plural
 from purejaxppo.report import sections
 from purejaxppo.report.diagnostics import diagnostics
 from purejaxppo.report.figures import looks
-from purejaxppo.report.html import decimals, escape, fixed, interval, listed
-from purejaxppo.report.labels import labels
+from purejaxppo.report.html import breakable, decimals, escape, fixed, interval, listed, paragraph
+from purejaxppo.report.labels import labels, seed_range
 from purejaxppo.report.sections import Entry, Groups, seeds_of
 from purejaxppo.rundir.contents import RunContents, read_contents
 from purejaxppo.rundir.files import replacing
@@ -26,34 +27,59 @@ def write_report(directories: list[Path], out: Path) -> None:
     The same directories give the same bytes. They are only read; nothing but `out` is written, and it only whole.
 
     Raises:
-        UsageError: a directory does not hold what a run leaves or `out` cannot be written.
+        UsageError: no directory holds a run, a file of a run is malformed, or `out` cannot be written.
     """
-    if not directories:
-        raise UsageError("no run directory is given, and a report needs at least one; name the --out of a run.")
     if out.suffix.lower() not in {".html", ".htm"} or out.is_dir():
         raise UsageError(f"out = {str(out)!r} must be the name of an .html file; write --out report.html.")
-    content = page([read_contents(directory) for directory in directories])
+    runs = [read_contents(directory) for directory in run_directories(directories)]
     try:
         with replacing(out) as draft:
-            draft.write_text(content, encoding="utf-8")
+            draft.write_text(page(runs), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"out = {str(out)!r} cannot be written ({error.strerror}); choose another --out.") from error
 
 
+def run_directories(paths: list[Path]) -> list[Path]:
+    """Those that hold a run, and instead of one that holds several, as a sweep's does, these.
+
+    What holds none is skipped with a warning.
+
+    Raises:
+        UsageError: a path does not exist, or there is no run at all.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists() and not path.is_symlink():
+            raise UsageError(f"{str(path)!r} does not exist; give run directories, as left by --out.")
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        runs = [run for run in ([path] if _is_run(path) else inside) if _is_run(run)]
+        found |= {run.resolve(): run for run in runs}
+        if not runs:
+            warnings.warn(f"{path} is skipped: it holds no run's config.json and metrics.csv", stacklevel=2)
+    if not found:
+        raise UsageError("no run directory is given, and a report needs at least one; name the --out of a run.")
+    return list(found.values())
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.json").is_file() and (path / "metrics.csv").is_file()
+
+
 def page(runs: list[RunContents]) -> str:
     """The report as HTML."""
-    names = labels(runs)
-    scores = [iqm_over_seeds(run.scores) for run in runs]
-    entries = [Entry(*entry) for entry in zip(runs, names, looks(runs, names), scores, strict=True)]
+    entries = named(runs)
     groups: Groups = {}
     for entry in entries:
         groups.setdefault(entry.run.env, []).append(entry)
+    cautions = shared_seeds(entries)
+    for caution in cautions:
+        warnings.warn(caution, stacklevel=2)
     contents: dict[str, Callable[[], str]] = {
-        "Settings": lambda: sections.settings(entries),
         "Learning curves": lambda: sections.learning_curves(groups),
         "Final scores": lambda: sections.final_scores(groups),
         "Performance profiles": lambda: sections.profiles(groups),
         "Probability of improvement": lambda: sections.improvements(groups),
+        "Settings": lambda: sections.settings(entries),
         "Update diagnostics": lambda: diagnostics(groups),
         "Throughput": lambda: sections.throughput(entries),
         "Failed seeds": lambda: sections.failed_seeds(entries),
@@ -64,11 +90,19 @@ def page(runs: list[RunContents]) -> str:
     template = importlib.resources.files("purejaxppo.report").joinpath("template.html").read_text("utf-8")
     return string.Template(template).substitute(
         title=escape(f"{listed(dict.fromkeys(run.algo for run in runs))} on {listed(groups)}"),
-        lead=escape(lead(groups)),
+        lead=breakable(lead(groups)),
+        cautions="\n".join(paragraph(caution, "caution") for caution in cautions),
         contents=" ".join(f'<a href="#{ids[title]}">{title}</a>' for title in contents),
         body="\n".join(body),
         footer=f"Made by purejaxppo {__version__} from {len(runs)} run director{'y' if len(runs) == 1 else 'ies'}.",
     )
+
+
+def named(runs: list[RunContents]) -> list[Entry]:
+    """The runs, each with its name, its look and its score."""
+    names = labels(runs)
+    scores = [iqm_over_seeds(run.scores) for run in runs]
+    return [Entry(*entry) for entry in zip(runs, names, looks(runs, names), scores, strict=True)]
 
 
 def lead(groups: Groups) -> str:
@@ -79,8 +113,25 @@ def lead(groups: Groups) -> str:
     runs = f"{len(entries)} runs{state}" if entries[1:] else f"One run{', in progress' if running else ''}"
     clauses = [f"on {env} {_best(group)}" for env, group in groups.items()]
     if len(clauses) > 4:
-        clauses[4:] = [f"{len(clauses) - 4} more environments below"]
+        clauses[4:] = [f"{plural(len(clauses) - 4, 'more environment')} below"]
     return f"{runs} ({seeds_of(entries)}): {'; '.join(clauses)}."
+
+
+def shared_seeds(entries: list[Entry]) -> list[str]:
+    """What is to be said of runs of the same settings that share seeds, and so are the same runs in part."""
+
+    def same(x: RunContents, y: RunContents) -> bool:
+        names = {name for name in {*x.settings, *y.settings} if not name.startswith(("total_steps", "eval_"))}
+        return all(x.settings.get(name) == y.settings.get(name) for name in names)
+
+    pairs = [(x, y, {*x.run.seeds} & {*y.run.seeds}) for i, x in enumerate(entries) for y in entries[i + 1 :]]
+    found = [
+        f"{x.label} and {y.label} on {x.run.env} have the same settings and share {seed_range(seeds)}. These runs "
+        "are identical, so the two are not independent samples; give one of them other seeds by --seed."
+        for x, y, seeds in pairs
+        if seeds and same(x.run, y.run)
+    ]
+    return [*found[:4], *([f"So it is with {plural(len(found) - 4, 'more pair')} of runs."] if found[4:] else [])]
 
 
 def _best(entries: list[Entry]) -> str:

@@ -7,8 +7,20 @@ from typing import NamedTuple
 import numpy as np
 
 from purejaxppo import statistics
+from purejaxppo.errors import plural
 from purejaxppo.report import figures
-from purejaxppo.report.html import Markup, decimals, escape, figure, fixed, interval, listed, paragraph, table
+from purejaxppo.report.html import (
+    Markup,
+    breakable,
+    decimals,
+    escape,
+    figure,
+    fixed,
+    interval,
+    listed,
+    paragraph,
+    table,
+)
 from purejaxppo.report.labels import differing, seed_range
 from purejaxppo.rundir.contents import RunContents
 
@@ -30,7 +42,7 @@ class Entry(NamedTuple):
     @property
     def name(self) -> Markup:
         state = "" if self.run.summary else ' <span class="tag">in progress</span>'
-        return Markup(f'<span class="name">{figures.swatch(self.look)}{escape(self.label)}</span>{state}')
+        return Markup(f'<span class="name">{figures.swatch(self.look)}{breakable(self.label)}</span>{state}')
 
 
 Groups = dict[str, list[Entry]]  # environment -> its runs, both in the order given
@@ -41,9 +53,9 @@ def settings(entries: list[Entry]) -> str:
     tables = [{**e.run.settings, "seeds": seed_range(e.run.seeds), **e.run.surroundings} for e in entries]
     keys = differing(tables)
     head = ["setting", *(entry.name for entry in entries)]
-    rows = [[key, *(values.get(key, "–") for values in tables)] for key in keys]
+    rows = [[breakable(key), *(values.get(key, "–") for values in tables)] for key in keys]
     shared = [(key, value) for key, value in tables[0].items() if key not in keys]
-    items = "\n".join(f"<li><span>{escape(key)}</span><span>{escape(value)}</span></li>" for key, value in shared)
+    items = "\n".join(f"<li><span>{breakable(key)}</span><span>{escape(value)}</span></li>" for key, value in shared)
     where = "\n".join(f"<li>{e.name}<span>{escape(str(e.run.directory))}</span></li>" for e in entries)
     differences = (
         table(head, rows, "settings")
@@ -52,7 +64,7 @@ def settings(entries: list[Entry]) -> str:
     )
     note = paragraph("“–”: the algorithm has no such setting.", "note") if any("–" in row for row in rows) else ""
     return (
-        f"{differences}{note}<details><summary>{len(shared)} settings and versions that all runs share</summary>"
+        f"{differences}{note}<details><summary>Settings and versions that all runs share: {len(shared)}</summary>"
         f'<ul class="columns">{items}</ul></details>'
         f'<details><summary>Run directories</summary><ul class="columns">{where}</ul></details>'
     )
@@ -79,7 +91,7 @@ def curve(env: str, entries: list[Entry], column: str, kind: str) -> str:
     missing = {e.label for e in entries} - {e.label for e in drawn} if column == "episode_return" else set()
     caption = Markup(
         f"<b>{escape(env)}.</b> {kind.capitalize()}: IQM over seeds ({escape(seeds_of(drawn))}) and its pointwise "
-        f"95% bootstrap interval{escape(_alone(drawn))}."
+        f"95% bootstrap interval{escape(_without(drawn))}."
         + (f" Nothing to draw yet: {escape(listed(sorted(missing)))}." if missing else "")
     )
     image = figures.lines([s for _, s in series], "environment steps per seed", kind)
@@ -117,8 +129,8 @@ def scores_on(env: str, entries: list[Entry]) -> str:
         notes.append("In progress: each seed's last return in training, which is not comparable with an evaluation.")
     if any(np.isnan(e.run.scores).any() for e in entries):
         notes.append("Seeds without a finite score are left out: the aggregate is one of survivors.")
-    if any(len(e.run.seeds) == 1 for e in entries):
-        notes.append("One seed gives no interval.")
+    if any(0 < row.dots.size < statistics.FEWEST for row in bars):
+        notes.append(f"Fewer than {statistics.FEWEST} seeds give no interval.")
     bars = [bar for bar in bars if bar.dots.size]
     text = "; ".join(f"{row.label} {fixed(row.value.point, digits)} {interval(row.value, digits)}" for row in bars)
     caption = Markup(
@@ -152,7 +164,7 @@ def profiles(groups: Groups) -> str:
         image = figures.lines(series, "score τ", "fraction of seeds with score > τ", ylim=(-0.03, 1.03), steps=False)
         caption = Markup(
             f"<b>{escape(env)}.</b> Fraction of seeds ({escape(seeds_of(known))}) whose final score is above τ, with "
-            f"pointwise 95% bootstrap bands{escape(_alone(known))}. Higher everywhere is better throughout."
+            f"pointwise 95% bootstrap bands{escape(_without(known))}. Higher everywhere is better throughout."
         )
         found.append(figure(image, f"Performance profiles on {env}: {listed(e.label for e in known)}.", caption))
     return f'<div class="figures">{"".join(found)}</div>'
@@ -175,10 +187,11 @@ def improvements_on(env: str, entries: list[Entry], all_pairs_up_to: int = 6) ->
     values = [statistics.probability_of_improvement(x.run.scores, y.run.scores) for x, y in pairs]
     rows = [[x.name, y.name, fixed(p.point, 2), interval(p, 2)] for (x, y), p in zip(pairs, values, strict=True)]
     bars = [
-        figures.Interval(f"{x.label} > {y.label}", x.look, p, np.zeros(0))
+        figures.Interval(f"{x.label}\n> {y.label}", x.look, p, np.zeros(0))
         for (x, y), p in zip(pairs, values, strict=True)
     ]
     text = "; ".join(f"{bar.label} {fixed(bar.value.point, 2)} {interval(bar.value, 2)}" for bar in bars)
+    text = text.replace("\n", " ")
     first = f" {len(known)} runs, each against the first." if len(known) > all_pairs_up_to else ""
     caption = Markup(
         f"<b>{escape(env)}.</b> Probability that a seed of X scores higher than one of Y, ties counting one half, with "
@@ -187,9 +200,8 @@ def improvements_on(env: str, entries: list[Entry], all_pairs_up_to: int = 6) ->
     )
     image = figures.intervals(bars, "P(X > Y)", reference=0.5, xlim=(-0.03, 1.03))
     head = ["X", "Y", "P(X > Y)", "95% interval"]
-    return table(head, rows, "numbers pairs", env) + figure(
-        image, f"Probability of improvement on {env}: {text}.", caption
-    )
+    drawn = figure(image, f"Probability of improvement on {env}: {text}.", caption)
+    return f'<div class="pair">{table(head, rows, "numbers pairs", env)}{drawn}</div>'
 
 
 def throughput(entries: list[Entry]) -> str:
@@ -247,15 +259,13 @@ def series_of(
 
 
 def seeds_of(entries: Sequence[Entry]) -> str:
-    """ "8 seeds each", or how many each run has."""
+    """ "8 seeds each", "4 to 8 seeds"."""
     counts = [len(e.run.seeds) for e in entries]
     if len({*counts}) == 1:
-        return f"{counts[0]} seed{'s' if counts[0] > 1 else ''}{' each' if counts[1:] else ''}"
-    if len(counts) > 4:
-        return f"{min(counts)} to {max(counts)} seeds"
-    return f"seeds: {', '.join(f'{e.label} {len(e.run.seeds)}' for e in entries)}"
+        return f"{plural(counts[0], 'seed')}{' each' if counts[1:] else ''}"
+    return f"{min(counts)} to {max(counts)} seeds"
 
 
-def _alone(entries: Sequence[Entry]) -> str:
-    alone = [e.label for e in entries if len(e.run.seeds) == 1]
-    return f"; none for {listed(alone)}, which has one seed" if alone else ""
+def _without(entries: Sequence[Entry]) -> str:
+    few = [e.label for e in entries if len(e.run.seeds) < statistics.FEWEST]
+    return f"; none for {listed(few)}: fewer than {statistics.FEWEST} seeds" if few else ""

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from purejaxppo.errors import UsageError
 from purejaxppo.rundir.files import shown
 from purejaxppo.rundir.metrics import MetricsTable, read_metrics
 from purejaxppo.rundir.record import read_config
@@ -44,13 +43,6 @@ def read_contents(directory: Path) -> RunContents:
     Raises:
         UsageError: a file is missing, malformed or too large.
     """
-    if not directory.is_dir():
-        raise UsageError(f"{str(directory)!r} is not a directory; give run directories, as left by --out.")
-    for name in ("config.json", "metrics.csv"):
-        if not (directory / name).is_file():
-            raise UsageError(
-                f"{str(directory)!r} holds no {name}, which a run leaves there; give run directories, as left by --out."
-            )
     content = read_config(directory / "config.json")
     settings, seeds = content["settings"], content["seeds"]
     surroundings = content["versions"] | {"PRNG": content["prng_implementation"]}
