@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from purejaxppo.config import Config
 from purejaxppo.envs.base import BaseEnv
 from purejaxppo.fields import limitless
-from purejaxppo.networks.heads import PolicyNetwork, SharedNetwork, ValueNetwork, initial_hidden, visible
+from purejaxppo.networks.heads import PolicyNetwork, SharedNetwork, ValueNetwork, visible
 from purejaxppo.networks.recurrent import restart
 from purejaxppo.normalize import normalize_observation
 from purejaxppo.types import Observation, Params, TrainState
@@ -26,14 +26,18 @@ class Agent(NamedTuple):
     @classmethod
     def of(cls, config: Config) -> "Agent":
         """Policy and critic share no parameter, unless the config asks for one torso."""
-        env, layers = config.environment, (config.hidden_sizes, config.activation, config.layer_norm)
-        kind, memory = config.action_distribution, (config.recurrent, config.recurrent_size)
+        env = config.environment
         for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
+        shape = {
+            name: getattr(config, name)
+            for name in ("hidden_sizes", "activation", "layer_norm", "recurrent", "recurrent_size")
+        }
+        acting = shape | {"action_space": env.action_space, "action_distribution": config.action_distribution}
         if config.shared_torso:
-            shared = SharedNetwork(env.action_space, for_policy, *layers, kind, None, *memory)
+            shared = SharedNetwork(for_policy, **acting)
             return cls(config, env, shared, shared.clone(returns_value=True))
-        policy = PolicyNetwork(env.action_space, for_policy, *layers, kind, config.policy_network, *memory)
-        return cls(config, env, policy, ValueNetwork(for_critic, *layers, config.critic_network, *memory))
+        policy = PolicyNetwork(for_policy, network=config.policy_network, **acting)
+        return cls(config, env, policy, ValueNetwork(for_critic, network=config.critic_network, **shape))
 
     def clip(self, obs: Observation) -> Observation:
         """Real numbers of an observation, within ±`observation_clip`."""
@@ -51,7 +55,7 @@ class Agent(NamedTuple):
 
     def initial_hidden(self, obs: Observation) -> Any:
         """The policy's hidden state [..., H] before the first of observations [..., O]; () if it has none."""
-        return initial_hidden(self.policy, obs)
+        return self.policy.initial_hidden(obs)
 
     def make_policy(self, state: TrainState) -> Callable[..., tuple[Any, Any]]:
         """The policy of a state: (obs [..., O] as the environment gave it, hidden [..., H]) ↦ π(·|obs), hidden.

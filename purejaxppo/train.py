@@ -17,7 +17,6 @@ from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.health import cause_of_failure, freeze
 from purejaxppo.keys import as_key
-from purejaxppo.networks.heads import initial_hidden
 from purejaxppo.networks.recurrent import swap
 from purejaxppo.networks.torso import orthogonalize
 from purejaxppo.normalize import RewardNormalizer, observation_statistics, overflowed, update_statistics
@@ -94,7 +93,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
     key, policy_key, critic_key, env_key, kernel_key = jax.random.split(as_key(key), 5)
     num_envs = config.num_envs // shards()
     episodes = begin_episodes(key_of_shard(env_key), agent.env, num_envs)
-    hidden, critic_hidden = agent.initial_hidden(episodes.obs), initial_hidden(agent.critic, episodes.obs)
+    hidden, critic_hidden = agent.initial_hidden(episodes.obs), agent.critic.initial_hidden(episodes.obs)
     params = agent.policy.init(policy_key, episodes.obs, hidden, method="advance")
     critic_params = agent.critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
     if config.shared_torso:

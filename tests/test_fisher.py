@@ -30,7 +30,7 @@ def mean_kl(old, new):
 @functools.cache
 def problem(kind, count=9):
     """A policy θ ↦ π(·|obs) that is neither uniform nor centred, θ, and the dense Hessian of its mean KL at θ."""
-    policy = PolicyNetwork(SPACES[kind], Box(-jnp.inf, jnp.inf, (4,)), (5,), "tanh")
+    policy = PolicyNetwork(Box(-jnp.inf, jnp.inf, (4,)), (5,), "tanh", action_space=SPACES[kind])
     obs = jax.random.normal(jax.random.key(0), (count, 4))
     shapes = nn.unbox(jax.eval_shape(policy.init, jax.random.key(1), obs))
     theta, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes))
@@ -120,7 +120,7 @@ def test_product_under_vmap_is_each_policys_own(kind):
 
 def test_the_network_itself_is_evaluated_once():
     """It is linearised twice, forward and back; XLA sees that both begin with the same two tanh."""
-    policy = PolicyNetwork(SPACES["discrete"], Box(-jnp.inf, jnp.inf, (4,)), (5, 6), "tanh")
+    policy = PolicyNetwork(Box(-jnp.inf, jnp.inf, (4,)), (5, 6), "tanh", action_space=SPACES["discrete"])
     obs = jnp.ones((9, 4))
     shapes = nn.unbox(jax.eval_shape(policy.init, jax.random.key(1), obs))
     theta, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape), shapes))

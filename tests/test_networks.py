@@ -12,9 +12,8 @@ from support import quick_jit
 
 import purejaxppo
 from purejaxppo.distributions import DiagonalGaussian
-from purejaxppo.networks import Torso
 from purejaxppo.networks.heads import PolicyNetwork, ValueNetwork
-from purejaxppo.networks.torso import orthogonal, orthogonalize, tanh
+from purejaxppo.networks.torso import Torso, orthogonal, orthogonalize, tanh
 from purejaxppo.spaces import Box, Discrete
 
 VECTOR = Box(-np.inf, np.inf, (4,))
@@ -143,7 +142,7 @@ def test_networks_map_any_batch_of_observations_of_any_rank(obs_shape):
     """Each observation of a batch gets what it gets alone."""
     obs = np.random.default_rng(2).standard_normal((2, 3, *obs_shape)).astype(np.float32)
     space = Box(-np.inf, np.inf, obs_shape)
-    policy, critic = PolicyNetwork(Discrete(3), space, (5,), "tanh"), ValueNetwork(space, (5,), "tanh")
+    policy, critic = PolicyNetwork(space, (5,), "tanh", action_space=Discrete(3)), ValueNetwork(space, (5,), "tanh")
     params = random_params(policy, obs)
     logits = quick_jit(lambda obs: policy.apply(params, obs).logits)
     assert logits(obs).shape == (2, 3, 3)
@@ -153,7 +152,7 @@ def test_networks_map_any_batch_of_observations_of_any_rank(obs_shape):
 
 
 def test_observations_may_be_integers_or_booleans():
-    network = PolicyNetwork(Discrete(2), Box(0, 255, (4, 4, 2)), (5,), "relu")
+    network = PolicyNetwork(Box(0, 255, (4, 4, 2)), (5,), "relu", action_space=Discrete(2))
     obs = np.arange(2 * 4 * 4 * 2).reshape(2, 4, 4, 2) % 3 == 0
     params = random_params(network, obs)
     expected = network.apply(params, jnp.asarray(obs, jnp.float32)).logits
@@ -162,7 +161,7 @@ def test_observations_may_be_integers_or_booleans():
 
 
 def test_actions_of_any_shape_are_flattened():
-    network = PolicyNetwork(Box(-1.0, 1.0, (2, 3)), VECTOR, (5,), "tanh")
+    network = PolicyNetwork(VECTOR, (5,), "tanh", action_space=Box(-1.0, 1.0, (2, 3)))
     obs = jnp.ones((7, 4))
     distribution = jax.eval_shape(network.apply, random_params(network, obs), obs)
     assert distribution.mean.shape == distribution.log_std.shape == (7, 6)
@@ -170,7 +169,7 @@ def test_actions_of_any_shape_are_flattened():
 
 def test_an_initial_categorical_policy_is_nearly_uniform_everywhere():
     """The last layer's gain is 0.01 and 64 units lie in [-1, 1], so no logit exceeds 0.08."""
-    network = PolicyNetwork(Discrete(6), VECTOR, (64, 64), "tanh")
+    network = PolicyNetwork(VECTOR, (64, 64), "tanh", action_space=Discrete(6))
     obs = 100.0 * jax.random.normal(jax.random.key(0), (500, 4))
     params = initial(network, obs)
     logits = network.apply(params, obs).logits
@@ -179,7 +178,7 @@ def test_an_initial_categorical_policy_is_nearly_uniform_everywhere():
 
 
 def test_an_initial_gaussian_policy_is_nearly_standard_normal_everywhere():
-    network = PolicyNetwork(Box(-1.0, 1.0, (3,)), VECTOR, (64, 64), "tanh")
+    network = PolicyNetwork(VECTOR, (64, 64), "tanh", action_space=Box(-1.0, 1.0, (3,)))
     obs = 100.0 * jax.random.normal(jax.random.key(0), (500, 4))
     distribution = network.apply(initial(network, obs), obs)
     assert isinstance(distribution, DiagonalGaussian)
@@ -188,7 +187,7 @@ def test_an_initial_gaussian_policy_is_nearly_standard_normal_everywhere():
 
 
 def test_log_std_does_not_depend_on_the_state_and_is_learnt():
-    network = PolicyNetwork(Box(-1.0, 1.0, (2,)), VECTOR, (5,), "tanh")
+    network = PolicyNetwork(VECTOR, (5,), "tanh", action_space=Box(-1.0, 1.0, (2,)))
     obs = jax.random.normal(jax.random.key(0), (6, 4))
     params = random_params(network, obs)
     params["params"]["log_std"] = jnp.asarray([0.3, -0.7])

@@ -18,8 +18,8 @@ from test_networks import random_params
 from purejaxppo import A2C, NPG, PPO, TRPO, Config, init, make_train, update_step
 from purejaxppo.agent import Agent
 from purejaxppo.distributions import Categorical, TanhGaussian
-from purejaxppo.networks import Torso
 from purejaxppo.networks.heads import PolicyNetwork
+from purejaxppo.networks.torso import Torso
 from purejaxppo.optimize.fisher import fisher_vector_product
 from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
@@ -34,7 +34,7 @@ def masked_policy(space, mask=mask):
     """θ ↦ π(·|s) in three states with masks, θ, and π's logits, in float64, as if nothing were masked."""
     spaces = {"x": Box(*REAL_LINE, (4,)), "action_mask": MultiBinary(5)}
     obs = {"x": jax.random.normal(KEY, (len(mask), 4)), "action_mask": jnp.asarray(mask)}
-    policy = PolicyNetwork(space, {"x": spaces["x"]}, (6,), "tanh")
+    policy = PolicyNetwork({"x": spaces["x"]}, (6,), "tanh", action_space=space)
     params = random_params(policy, obs)
     theta, unravel = jax.flatten_util.ravel_pytree(params)
     free = policy.apply(params, {"x": obs["x"]}).logits

@@ -22,7 +22,7 @@ from purejaxppo.cli.render import main as render
 from purejaxppo.cli.run import main
 from purejaxppo.errors import UsageError
 from purejaxppo.evaluation import evaluate
-from purejaxppo.networks.heads import PolicyNetwork, initial_hidden
+from purejaxppo.networks.heads import PolicyNetwork
 from purejaxppo.optimize.fisher import fisher_vector_product
 from purejaxppo.policy.acting import actor
 from purejaxppo.policy.export import TOLERANCE, export_policy, largest_difference
@@ -183,10 +183,10 @@ def test_fisher_product_is_with_the_dense_hessian_of_the_kl(kind):
     """In float64, through sequences with an episode end and a hidden state to begin with."""
     with jax.enable_x64(True):
         rng, space = np.random.default_rng(0), Box(-1.0, 1.0, (2,))
-        policy = PolicyNetwork(Discrete(3), space, (3,), "tanh", recurrent=kind, recurrent_size=2)
+        policy = PolicyNetwork(space, (3,), "tanh", action_space=Discrete(3), recurrent=kind, recurrent_size=2)
         obs, start = rng.normal(size=(2, 5, 2)), np.zeros((2, 5), bool)
         start[0, 3] = True
-        hidden = jax.tree.map(lambda x: rng.normal(size=x.shape), initial_hidden(policy, obs[:, 0]))
+        hidden = jax.tree.map(lambda x: rng.normal(size=x.shape), policy.initial_hidden(obs[:, 0]))
         seen = Sequences(obs, start, hidden, ())
         shapes = nn.unbox(jax.eval_shape(lambda: policy.init(KEY, obs[:, 0], hidden, method="advance")))
         theta, unravel = ravel_pytree(jax.tree.map(lambda x: 0.7 * rng.normal(size=x.shape), shapes))
@@ -248,7 +248,7 @@ def test_act_carries_the_hidden_state(walker):
     """One observation or a batch, step by step, from the beginning of an episode where none is given."""
     act, state, policy = walker.act, walker.state, Agent.of(walker.config).policy
     obs = np.random.default_rng(0).normal(size=(6, 4, 2)).astype(np.float32)
-    seen = Sequences(obs.swapaxes(0, 1), np.zeros((4, 6), bool), initial_hidden(policy, obs[0]), ())
+    seen = Sequences(obs.swapaxes(0, 1), np.zeros((4, 6), bool), policy.initial_hidden(obs[0]), ())
     expected = np.clip(policy.apply(state.policy, seen).mode(), -1, 1)  # [B, T, 1]
     assert np.std(expected) > 0.05
     hidden = hidden_of_one = None

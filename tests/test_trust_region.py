@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("kind", list(SPACES))
 
 
 def network(kind):
-    return PolicyNetwork(SPACES[kind], Box(-jnp.inf, jnp.inf, (OBS,)), (8,), "tanh")
+    return PolicyNetwork(Box(-jnp.inf, jnp.inf, (OBS,)), (8,), "tanh", action_space=SPACES[kind])
 
 
 @functools.cache

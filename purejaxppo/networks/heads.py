@@ -35,79 +35,81 @@ def visible(space: ObservationSpace, names: tuple[str, ...]) -> ObservationSpace
     return {name: space[name] for name in names or sorted(space.keys() - {ACTION_MASK})}
 
 
-def initial_hidden(network: Any, obs: Observation) -> Any:
-    """The hidden state [..., H] of a policy or critic before the first of observations [..., O]; () if it has none."""
-    if not is_recurrent(network.recurrent, network.network):
-        return ()
-    seen = select(network.space, obs)
-    if network.network is not None:
-        return initial_carry(network.network, seen)
-    space, x = network.space, seen
-    if isinstance(space, Mapping):  # any entry knows how many there are
-        name = min(space)
-        space, x = space[name], x[name]
-    batch_shape = jnp.shape(x)[: jnp.ndim(x) - len(space.shape)]
-    return initial_carry(CELLS[network.recurrent](network.recurrent_size), jnp.zeros((*batch_shape, 1)))
+class Network(nn.Module):
+    """What policy and critic have in common: a torso, a recurrent cell if there is one, a last layer.
 
+    Or, with `network`, a module of the user's own, what that one returns for the entries of `space`.
 
-def policy_outputs(network: Any, size: int, gain: float, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
-    """What policy and critic have in common, and the hidden state: torso, recurrent cell if there is one, last layer.
-
-    Or, with a module of the user's own, what that one returns for the entries of `space`.
-    """
-    if network.network is not None:
-        seen = select(network.space, obs)
-        if isinstance(network.network, nn.RNNCellBase):
-            return unroll(network.network, seen, hidden, start)
-        return network.network(seen), hidden
-    x, hidden = features(network, obs, hidden, start)
-    return head(size, gain)(x), hidden
-
-
-def features(network: Any, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
-    """What comes before the last layer, and the hidden state."""
-    x = Torso(network.space, network.hidden_sizes, network.activation, network.layer_norm)(obs)
-    if network.recurrent == "none":
-        return x, hidden
-    weights = {name: orthogonal(1.0) for name in ("kernel_init", "recurrent_kernel_init")}
-    return unroll(CELLS[network.recurrent](network.recurrent_size, **weights), x, hidden, start)
-
-
-def apply_batch(advance: Any, seen: Any, hidden: str) -> Any:
-    """The results [N] of observations [N, O]; or [B, T] of `Sequences`, from what is in their field `hidden` on."""
-    if not isinstance(seen, Sequences):
-        return advance(seen)[0]
-    obs, start = swap((seen.obs, seen.start))
-    return swap(advance(obs, getattr(seen, hidden), start)[0])
-
-
-class PolicyNetwork(nn.Module):
-    """π(·|s), a distribution over `action_space`; the last layer gives the parameters that `num_parameters` counts.
-
-    Actions that the observation's mask forbids have probability exactly 0. With `network`, a module of the user's own,
-    that one gives the parameters, or a distribution itself; it sees the entries of `space`.
-
-    `advance` is one step: obs [..., O], hidden state [..., H] ↦ π [...], hidden state; that is () without memory. With
-    `start` [T, ...] it is T: obs [T, ..., O], the hidden state before them ↦ π and hidden states after each, [T, ...].
+    `advance` is one step: obs [..., O], hidden state [..., H] ↦ result [...], hidden state; that is () without memory.
+    With `start` [T, ...] it is T of them: obs [T, ..., O], the hidden state before them ↦ results and hidden states
+    after each, [T, ...].
     """
 
-    action_space: Space
-    space: ObservationSpace
+    space: ObservationSpace  # what it sees
     hidden_sizes: tuple[int, ...]
     activation: str
     layer_norm: bool = False
-    action_distribution: str = "gaussian"
-    network: nn.Module | None = None
+    network: Any = None  # a flax module
     recurrent: str = "none"
     recurrent_size: int = 64
 
+    @nn.nowrap  # it needs no parameters, and is called of a module that has none
+    def initial_hidden(self, obs: Observation) -> Any:
+        """The hidden state [..., H] before the first of observations [..., O]; () if it has none."""
+        if not is_recurrent(self.recurrent, self.network):
+            return ()
+        space, x = self.space, select(self.space, obs)
+        if self.network is not None:
+            return initial_carry(self.network, x)
+        if isinstance(space, Mapping):  # any entry knows how many there are
+            name = min(space)
+            space, x = space[name], x[name]
+        batch_shape = jnp.shape(x)[: jnp.ndim(x) - len(space.shape)]
+        return initial_carry(CELLS[self.recurrent](self.recurrent_size), jnp.zeros((*batch_shape, 1)))
+
+    def apply_batch(self, seen: Any, hidden: str) -> Any:
+        """The results [N] of observations [N, O]; or [B, T] of `Sequences`, from what is in their field `hidden` on."""
+        if not isinstance(seen, Sequences):
+            return self.advance(seen)[0]
+        obs, start = swap((seen.obs, seen.start))
+        return swap(self.advance(obs, getattr(seen, hidden), start)[0])
+
+    def _features(self, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
+        """What comes before the last layer, and the hidden state."""
+        x = Torso(self.space, self.hidden_sizes, self.activation, self.layer_norm)(obs)
+        if self.recurrent == "none":
+            return x, hidden
+        weights = {name: orthogonal(1.0) for name in ("kernel_init", "recurrent_kernel_init")}
+        return unroll(CELLS[self.recurrent](self.recurrent_size, **weights), x, hidden, start)
+
+    def _outputs(self, size: int, gain: float, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
+        """What the last layer or the user's module returns, and the hidden state."""
+        if self.network is None:
+            x, hidden = self._features(obs, hidden, start)
+            return head(size, gain)(x), hidden
+        seen = select(self.space, obs)
+        if isinstance(self.network, nn.RNNCellBase):
+            return unroll(self.network, seen, hidden, start)
+        return self.network(seen), hidden
+
+
+class PolicyNetwork(Network, kw_only=True):
+    """π(·|s), a distribution over `action_space`; the last layer gives the parameters that `num_parameters` counts.
+
+    Actions that the observation's mask forbids have probability exactly 0. With `network`, a module of the user's own,
+    that one gives the parameters, or a distribution itself.
+    """
+
+    action_space: Space
+    action_distribution: str = "gaussian"
+
     def __call__(self, seen: Any) -> Any:
-        return apply_batch(self.advance, seen, "hidden")
+        return self.apply_batch(seen, "hidden")
 
     @nn.compact
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
         size = num_parameters(self.action_space, self.action_distribution)
-        x, hidden = policy_outputs(self, size, 0.01, obs, hidden, start)
+        x, hidden = self._outputs(size, 0.01, obs, hidden, start)
         return self._distribution(x, obs), hidden
 
     def _distribution(self, x: Any, obs: Observation) -> Any:
@@ -136,16 +138,16 @@ class PolicyNetwork(nn.Module):
         return (TanhGaussian if kind == "tanh-gaussian" else DiagonalGaussian)(x, log_std)
 
 
-class SharedNetwork(PolicyNetwork):
+class SharedNetwork(PolicyNetwork, kw_only=True):
     """Policy and critic in one, with all layers but the last in common: π, or V if it `judges`."""
 
     returns_value: bool = False
 
     @nn.compact
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
-        x, hidden = features(self, obs, hidden, start)
-        policy_outputs = head(num_parameters(self.action_space, self.action_distribution), 0.01)(x)
-        distribution, value = self._distribution(policy_outputs, obs), head(1, 1.0)(x)[..., 0]
+        x, hidden = self._features(obs, hidden, start)
+        parameters = head(num_parameters(self.action_space, self.action_distribution), 0.01)(x)
+        distribution, value = self._distribution(parameters, obs), head(1, 1.0)(x)[..., 0]
         return value if self.returns_value else distribution, hidden
 
 
@@ -198,24 +200,13 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
         )
 
 
-class ValueNetwork(nn.Module):
-    """V(s), without the trailing axis. With `network`, a module of the user's own, it is what that one returns.
-
-    `advance` is as a `PolicyNetwork`'s.
-    """
-
-    space: ObservationSpace
-    hidden_sizes: tuple[int, ...]
-    activation: str
-    layer_norm: bool = False
-    network: nn.Module | None = None
-    recurrent: str = "none"
-    recurrent_size: int = 64
+class ValueNetwork(Network):
+    """V(s), without the trailing axis. With `network`, a module of the user's own, it is what that one returns."""
 
     def __call__(self, seen: Any) -> jax.Array:
-        return apply_batch(self.advance, seen, "critic_hidden")
+        return self.apply_batch(seen, "critic_hidden")
 
     @nn.compact
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[jax.Array, Any]:
-        x, hidden = policy_outputs(self, 1, 1.0, obs, hidden, start)
+        x, hidden = self._outputs(1, 1.0, obs, hidden, start)
         return x[..., 0] if self.network is None else x, hidden
