@@ -82,5 +82,6 @@ def _play(agent: Agent, state: TrainState, key: jax.Array, num_episodes: int) ->
 
     begun = Playing(jnp.zeros((), jnp.int32), start, jnp.ones(num_episodes, bool), play_key)
     _, episodes, playing, _ = jax.lax.while_loop(unfinished, step, begun)
-    jax.vmap(env.release)(episodes.env)
+    if env.on_host:
+        jax.vmap(env.release)(episodes.env)
     return Evaluation(episodes.episode_return, episodes.episode_length, playing)

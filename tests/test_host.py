@@ -191,7 +191,7 @@ def test_an_evaluation_counts_whole_episodes_of_environments_that_stop(clock):
     config = preset("ppo", clock, **SMALL)
     state = quick_jit(init)(config, jax.random.key(0))
     steps, real = [], clock._host_step
-    clock._host_step = lambda table: steps.append(np.sum(table[:, 2] == 0)) or real(table)
+    clock._host_step = lambda table: steps.append(np.sum(table[:, 3] == 0)) or real(table)
     result = quick_jit(evaluate, static_argnums=3)(config, state, jax.random.key(1), 23)
     del clock._host_step
     assert result.lengths.shape == (23,)
@@ -233,7 +233,7 @@ FAILURES = {
     "nan observation": "gave an observation that is not finite",
     "infinite observation": "gave an observation that is not finite",
     "inf reward": "gave a reward that is not finite",
-    "abort": "ended the process (SIGABRT)",
+    "abort": "ended its process (SIGABRT)",
 }
 
 
@@ -241,15 +241,15 @@ FAILURES = {
 def test_a_failure_names_the_environment_and_ends_the_processes(how):
     """The second of four, in the third step."""
     env = make_env(f"{CLOCK},fails_at=3,how={how},below=0.3,workers=2")
-    pools, slots, ended, start = env._host_open(1, np.asarray([[14], [12], [13], [9]]))
+    pools, slots, ended, start = env._host_open(1, 4, np.asarray([[0, 14], [0, 12], [0, 13], [0, 9]]))
     assert (start[:, 0] < 0.3).tolist() == [False, True, False, False]
-    table = np.stack([pools, slots, ended, slots, slots * 0], axis=1)
+    table = np.stack([slots * 0, pools, slots, ended, slots, slots * 0], axis=1)
     for _ in range(2):
         env._host_step(table)
     with pytest.raises(EnvironmentBrokenError) as broken:
         env._host_step(table)
     assert FAILURES[how] in str(broken.value)
-    assert broken.value.index == (0 if how == "abort" else 1)  # the first of the process
+    assert (broken.value.run, broken.value.index) == (0, 1)
     assert not children()
     env.close()
 
@@ -337,10 +337,10 @@ import numpy as np
 from purejaxppo.envs.registry import make_env
 
 env = make_env(sys.argv[1])
-pools, slots, ended, _ = env._host_open(1, np.asarray([[3], [4]]))
+pools, slots, ended, _ = env._host_open(1, 2, np.asarray([[0, 3], [0, 4]]))
 print("ready", flush=True)
 while True:
-    env._host_step(np.stack([pools, slots, ended, slots, slots], axis=1))
+    env._host_step(np.stack([slots * 0, pools, slots, ended, slots, slots], axis=1))
 """
 
 

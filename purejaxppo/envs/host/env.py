@@ -9,6 +9,7 @@ with a pool of its own, where an ordered callback would allow but one.
 import functools
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from purejaxppo.spaces import Box, ObservationSpace, Space
 from purejaxppo.types import Observation
 
 MOST_POOLS = 16  # of one environment; beyond it the one that was used longest ago is closed
+_LOCK = threading.Lock()  # for the pools of all environments
+_ENVS: weakref.WeakSet["HostEnv"] = weakref.WeakSet()
 ALL = slice(None)  # slots of a pool
 _EPISODES_AT_ONCE = 10
 _SMALL = 64 * 1024  # bytes; JAX copies larger arguments in a thread, for which a callback might wait in vain
@@ -47,15 +50,18 @@ class Failed(NamedTuple):
 
     env: str
     run: int  # of those that are vmapped and spread over devices together
-    place: int  # among the run's environments
+    env_index: int  # among the run's environments
     how: str
 
 
 class HostEnv(BaseEnv):
     """An environment of the protocol (`types.Env`) on the host. After an end it stands still until `restart`.
 
+    Its processes end when it is closed or nothing refers to it any more. Those of runs that have ended (see `release`)
+    serve later ones with as many environments, and end when others must be started.
+
     Args:
-        plan: how workers make one, with the entries of its observation in `paths`.
+        plan: how workers make one, and the entries of its observation.
         observation_space, action_space: ours.
         dtypes: entry of the observation ↦ its dtype; "" where it is no dictionary.
         worth_a_worker: so many environments are enough for a process of their own, whose waking costs 50 to 100 µs.
@@ -79,8 +85,10 @@ class HostEnv(BaseEnv):
         self._plan, self._dtypes, self._worth_a_worker, self._workers = plan, dtypes, worth_a_worker, workers
         self._pools: OrderedDict[int, Pool] = OrderedDict()
         self._free: list[Pool] = []
-        self._lock = threading.Lock()
         self.failed: Failed | None = None
+        with _LOCK:
+            _ENVS.add(self)
+        weakref.finalize(self, _close_all, self._pools)
 
     def reset(self, key: jax.Array) -> tuple[HostState, Observation]:
         """An environment that was not there before. All resets that are vmapped together share a pool."""
@@ -106,10 +114,8 @@ class HostEnv(BaseEnv):
 
     def close(self) -> None:
         """End all processes. States of before name nothing any more."""
-        with self._lock:
-            for pool in self._pools.values():
-                pool.close()
-            self._pools.clear()
+        with _LOCK:
+            _close_all(self._pools)
             self._free.clear()
             self.failed = None
 
@@ -118,8 +124,9 @@ class HostEnv(BaseEnv):
     def _open(self, shape: tuple[int, ...], seeds: jax.Array) -> HostState:
         entries, n = self._entries(len(seeds)), jax.ShapeDtypeStruct((len(seeds),), jnp.int32)
         flag = jax.ShapeDtypeStruct(n.shape, bool)
-        open_pool = functools.partial(self._host_open, run_shards())
-        return HostState(*self._call(open_pool, shape, (n, n, flag, entries), seeds))
+        per_run = (shape or (1,))[-1]  # the last axis of a batch counts the environments of a run, those before it runs
+        open_pool = functools.partial(self._host_open, run_shards(), per_run)
+        return HostState(*self._call(open_pool, (n, n, flag, entries), seeds))
 
     def _step(self, shape: tuple[int, ...], where: Any, seeds: jax.Array, action: jax.Array) -> Any:
         n = len(seeds)
@@ -127,24 +134,22 @@ class HostEnv(BaseEnv):
         returned = (entries, entries, jax.ShapeDtypeStruct((n,), jnp.float32), flag, flag)
         numbers = action.astype(jnp.float32 if isinstance(self.action_space, Box) else jnp.int32)
         bits = jax.lax.bitcast_convert_type(numbers, jnp.int32).reshape(n, -1)
-        return self._call(self._host_step, shape, returned, *where, seeds, *bits.T)
+        return self._call(self._host_step, returned, *where, seeds, *bits.T)
 
     def _release(self, shape: tuple[int, ...], where: Any) -> jax.Array:
-        return self._call(self._host_release, shape, jax.ShapeDtypeStruct(where[0].shape, bool), *where)
+        return self._call(self._host_release, jax.ShapeDtypeStruct(where[0].shape, bool), *where)
 
-    def _call(
-        self, act: Callable[[np.ndarray], Any], shape: tuple[int, ...], returned: Any, *columns: jax.Array
-    ) -> Any:
-        """`act(table)` on the host; the table's columns [N] are given, all that it is told."""
+    def _call(self, act: Callable[[np.ndarray], Any], returned: Any, *columns: jax.Array) -> Any:
+        """`act(table)` on the host; the table's columns [N] are which device this is, and those given."""
 
         def host(*tables: Any) -> Any:
             # JAX hands over arrays of its own: to compute with them could wait for a thread that waits for this one
             table = np.asarray(tables[0]) if len(tables) == 1 else np.concatenate([np.asarray(x) for x in tables])
             try:
-                return act(table[:, 1:])
+                return act(table)
             except EnvironmentBrokenError as broken:
-                self.failed = failed = _failed(self._plan.name, broken, shape, int(table[0, 0]))
-                message = f"{failed.env}: environment {failed.place} of run {failed.run} {failed.how}"
+                self.failed = Failed(self._plan.name, broken.run, broken.index, str(broken))
+                message = f"{self._plan.name}: environment {broken.index} of run {broken.run} {broken}"
                 raise HostEnvironmentError(message) from None
 
         shard = jnp.broadcast_to(run_shard(), columns[0].shape)
@@ -159,50 +164,52 @@ class HostEnv(BaseEnv):
 
     # What runs on the host.
 
-    def _host_open(self, devices: int, table: np.ndarray) -> Any:
+    def _host_open(self, devices: int, per_run: int, table: np.ndarray) -> Any:
         pool = self._take(len(table), devices)
-        told = np.zeros((pool.num_envs, pool.arrays["told"].shape[1]), np.int32)
-        told[:, SEED] = table[:, 0]
+        pool.begin(int(table[0, 0]) * len(table) // per_run, per_run)
+        with _LOCK:
+            self._pools[pool.number] = pool
+        commands = np.zeros((len(table), pool.arrays["commands"].shape[1]), np.int32)
+        commands[:, SEED] = table[:, 1]
         with pool.lock:
-            pool.turn(ALL, RESET, told)
+            pool.step(ALL, RESET, commands)
             start = self._seen(pool, "start", ALL)
         return np.full(len(table), pool.number, np.int32), pool.slots, np.zeros(len(table), bool), start
 
     def _host_step(self, table: np.ndarray) -> Any:
         pool, slots = self._find(table)
         with pool.lock:
-            pool.turn(slots, STEP, table[:, 2:])
+            pool.step(slots, STEP, table[:, 3:])
             given = (pool.arrays[name][slots].copy() for name in ("reward", "terminated", "truncated"))
             return self._seen(pool, "reached", slots), self._seen(pool, "start", slots), *given
 
     def _host_release(self, table: np.ndarray) -> Any:
         pool, _ = self._find(table)
-        if len(table) == pool.num_envs:
-            with self._lock:
+        with _LOCK:
+            if len(table) == pool.num_envs and pool not in self._free:
                 self._free.append(pool)
         return np.zeros(len(table), bool)
 
     def _seen(self, pool: Pool, when: str, slots: np.ndarray | slice) -> Any:
-        entries = {name: pool.arrays[f"{when}:{name}"][slots].copy() for name in self._plan.paths}
+        entries = {name: pool.arrays[f"{when}:{name}"][slots].copy() for name in self._plan.entries}
         return entries if isinstance(self.observation_space, dict) else entries[""]
 
     def _take(self, n: int, devices: int) -> Pool:
         """A pool of n environments, one that nobody uses any more or new; those of several devices share the cores."""
-        with self._lock:
+        with _LOCK:
             for pool in self._free:
                 if pool.num_envs == n:
                     self._free.remove(pool)
+                    del self._pools[pool.number]
                     return pool
+            for env in _ENVS:  # what nobody uses would stay for ever
+                while env._free:
+                    env._pools.pop(env._free.pop().number).close()
+            while len(self._pools) >= MOST_POOLS:
+                self._pools.popitem(last=False)[1].close()
         cores = cpu_cores()
         workers = self._workers or min(max(1, cores // devices), -(-n // self._worth_a_worker))
-        made = Pool(self._plan, n, workers, awake=workers * devices <= cores)
-        with self._lock:
-            self._pools[made.number] = made
-            while len(self._pools) > MOST_POOLS:
-                _, oldest = self._pools.popitem(last=False)
-                oldest.close()
-                self._free = [pool for pool in self._free if pool is not oldest]
-        return made
+        return Pool(self._plan, n, workers, awake=workers * devices <= cores)
 
     def _find(self, table: np.ndarray) -> tuple[Pool, np.ndarray | slice]:
         """The pool and the slots that the first columns name.
@@ -210,19 +217,21 @@ class HostEnv(BaseEnv):
         Raises:
             EnvironmentBrokenError: they are not there, or one is to be two.
         """
-        numbers, slots = table[:, 0], table[:, 1]
-        pool = self._pools.get(int(numbers[0]))
-        whole = pool is not None and table[:, :2].tobytes() == pool.named
+        numbers, slots = table[:, 1], table[:, 2]
+        with _LOCK:
+            if pool := self._pools.get(int(numbers[0])):
+                self._pools.move_to_end(pool.number)
+        whole = pool is not None and table[:, 1:3].tobytes() == pool.named
         if pool is None or not (whole or (numbers == numbers[0]).all()):
             raise EnvironmentBrokenError(
-                0, "is not in this process, or was closed; begin new episodes: they cannot be stored"
+                0,
+                0,
+                "is not in this process, was closed, or serves another run; begin new episodes: they cannot be stored",
             )
-        with self._lock:
-            self._pools.move_to_end(pool.number)
         if whole:
             return pool, ALL
         if len(np.unique(slots)) < len(slots):
-            raise EnvironmentBrokenError(0, "is to be in two runs at once; give each run a key of its own")
+            raise EnvironmentBrokenError(0, 0, "is to be in two runs at once; give each run a key of its own")
         return pool, slots
 
 
@@ -260,10 +269,9 @@ def _seed(key: jax.Array) -> jax.Array:
     return ((x ^ (x >> 16)) >> 1).astype(jnp.int32)
 
 
-def _failed(name: str, broken: EnvironmentBrokenError, shape: tuple[int, ...], device: int) -> Failed:
-    """The last axis of a batch counts the environments of a run, those before it runs."""
-    per_run, runs = (shape or (1,))[-1], int(np.prod(shape[:-1], dtype=int))
-    return Failed(name, device * runs + broken.index // per_run, broken.index % per_run, str(broken))
+def _close_all(pools: dict[int, Pool]) -> None:
+    while pools:
+        pools.popitem()[1].close()
 
 
 class _NotTwice(logging.Filter):

@@ -6,11 +6,13 @@ import json
 import math
 import mmap
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +21,16 @@ import numpy as np
 from purejaxppo.envs.host import worker as gymnasium_worker
 from purejaxppo.envs.host.worker import SKIP, Layout, size, views
 
+SILENT_SECONDS = 60.0  # after which an environment that has not answered is named
 _NUMBERS = itertools.count(1)
 
 
 class EnvironmentBrokenError(RuntimeError):
-    """An environment failed: `index` is which of the pool's, the message how."""
+    """An environment failed: the `index`-th of the `run`-th run; the message is how."""
 
-    def __init__(self, index: int, message: str) -> None:
+    def __init__(self, run: int, index: int, message: str) -> None:
         super().__init__(message)
-        self.index = index
+        self.run, self.index = run, index
 
 
 class Plan(NamedTuple):
@@ -36,14 +39,14 @@ class Plan(NamedTuple):
     name: str
     params: dict[str, Any]
     layout: Layout  # of one environment's rows
-    paths: dict[str, list[Any]]  # entry of the observation ↦ where it is in Gymnasium's
-    starts: dict[str, int]  # entry ↦ what its first integer is
-    action: tuple[str, tuple[int, ...]]  # dtype and shape of what the last columns of `told` are
+    entries: dict[str, dict[str, Any]]  # of the observation ↦ `path` in Gymnasium's, and `n`, `start` of integers
+    separate_mask: bool  # which actions are valid is told beside the observation
+    action: tuple[str, tuple[int, ...]]  # dtype and shape of what the last columns of `commands` are
 
 
 class _Process(NamedTuple):
     process: "subprocess.Popen[bytes]"
-    first: int  # of its environments
+    rows: slice  # its environments
     ask: int  # pipes
     answer: int
 
@@ -51,16 +54,16 @@ class _Process(NamedTuple):
 class Pool:
     """N environments. Nothing of it outlives this process: the memory has no name, and workers end with their parent.
 
-    Workers that are `awake` wait for a turn without sleeping, for a while: there should be no more of them than cores.
+    Workers that are `awake` wait for a step without sleeping, for a while: there should be no more of them than cores.
 
-    `arrays` [N, …], to be read after a turn: `reward`, `terminated`, `truncated`, `reached:entry` (what a step led to)
+    `arrays` [N, …], to be read after a step: `reward`, `terminated`, `truncated`, `reached:entry` (what a step led to)
     and `start:entry` (of the episode that begins after an end, or with a reset).
     """
 
     def __init__(self, plan: Plan, num_envs: int, workers: int, awake: bool) -> None:
-        self.number, self.num_envs, self.lock = next(_NUMBERS), num_envs, threading.Lock()
+        self.name, self.num_envs, self.lock = plan.name, num_envs, threading.Lock()
         self.slots = np.arange(num_envs, dtype=np.int32)
-        self.named = np.stack([np.full_like(self.slots, self.number), self.slots], axis=1).tobytes()  # all of them
+        self.begin(0, num_envs)
         floats_first = sorted(plan.layout.items(), key=lambda x: x[1][0] != "float32")
         plan = plan._replace(layout=dict(floats_first))
         total = size(plan.layout, num_envs)
@@ -76,6 +79,20 @@ class Pool:
         bytes_of_floats = size({name: plan.layout[name] for name in self._floats}, num_envs)
         self._all_floats = np.frombuffer(memory, np.float32, bytes_of_floats // 4)  # 0 between arrays
 
+    def begin(self, first_run: int, per_run: int) -> None:
+        """Be another pool from here on: what names the old one finds it no more.
+
+        Args:
+            first_run: the first of its runs, of those that are spread over devices together.
+            per_run: environments of each run, which lie next to one another.
+        """
+        self.number, self._first_run, self._per_run = next(_NUMBERS), first_run, per_run
+        self.named = np.stack([np.full_like(self.slots, self.number), self.slots], axis=1).tobytes()  # all of them
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The run of an environment, and which of the run's it is."""
+        return self._first_run + index // self._per_run, index % self._per_run
+
     def _start(self, plan: Plan, memory: int, awake: bool, first: int, last: int) -> _Process:
         (asked, ask), (answer, answered) = os.pipe(), os.pipe()
         about = plan._asdict() | {
@@ -86,47 +103,70 @@ class Pool:
             [sys.executable, "-P", str(Path(gymnasium_worker.__file__)), json.dumps(about)],
             stdin=subprocess.DEVNULL,
             pass_fds=(memory, asked, answered),
-            start_new_session=True,  # Ctrl-C is the parent's alone
+            start_new_session=True,  # Ctrl-C is the parent's alone; and a group, to be killed with what it started
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         os.close(asked)
         os.close(answered)
-        return _Process(process, first, ask, answer)
+        return _Process(process, slice(first, last), ask, answer)
 
-    def turn(self, slots: np.ndarray | slice, todo: int, told: np.ndarray) -> None:
-        """Let the environments `slots` do what `todo` says; `told` [n, …] int32 are their rows, see the worker.
+    def step(self, slots: np.ndarray | slice, todo: int, commands: np.ndarray) -> None:
+        """Let the environments `slots` do what `todo` says; `commands` [n, …] int32 are their rows, see the worker.
 
         Raises:
             EnvironmentBrokenError: one failed, gave a number that is not finite, or its process ended. All are closed.
         """
         if not self._workers:
-            raise EnvironmentBrokenError(0, "was closed after a failure")
-        self.arrays["do"].fill(SKIP)
-        self.arrays["do"][slots] = todo
-        self.arrays["told"][slots] = told
+            raise EnvironmentBrokenError(*self.place(0), "was closed after a failure")
+        self.arrays["do"][slots] = todo  # all are SKIP once the workers have answered
+        self.arrays["commands"][slots] = commands
         try:
             for worker in self._workers:
-                with contextlib.suppress(BrokenPipeError):  # it is not there any more: it will be heard
+                with contextlib.suppress(BrokenPipeError):  # its process has ended: `_wait_for` says so
                     os.write(worker.ask, b".")
             for worker in self._workers:
-                self._hear(worker)
+                self._wait_for(worker)
             self._check_finite()
         except BaseException:
             self.close()
             raise
 
-    def _hear(self, worker: _Process) -> None:
-        """Wait for a worker. Raises: EnvironmentBrokenError."""
-        said = os.read(worker.answer, 1)
+    def _wait_for(self, worker: _Process) -> None:
+        """Until it answers. Raises: EnvironmentBrokenError."""
+        silent_at, ready = time.monotonic() + SILENT_SECONDS, select.poll()
+        ready.register(worker.answer, select.POLLIN)
+        while not ready.poll(1000.0 * min(1.0, SILENT_SECONDS)):
+            if worker.process.poll() is not None and not ready.poll(0):
+                said = b""  # not an end of file: processes that it started may hold the pipe open
+                break
+            if time.monotonic() > silent_at:
+                silent_at = math.inf
+                self._warn_of_silence(worker)
+        else:
+            said = os.read(worker.answer, 1)
         if said == gymnasium_worker.DONE:
             return
         if said == gymnasium_worker.FAILED:
             with os.fdopen(os.dup(worker.answer), "rb") as answer:
-                told = json.loads(answer.readline())
-            raise EnvironmentBrokenError(told["index"], f"raised {told['error']}")
+                failure = json.loads(answer.readline())
+            raise EnvironmentBrokenError(*self.place(failure["index"]), failure["how"])
         code = worker.process.wait()
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise EnvironmentBrokenError(worker.first, f"or one beside it in its process ended the process ({name})")
+        raise EnvironmentBrokenError(*self.place(self._at_work(worker)), f"ended its process ({name})")
+
+    def _at_work(self, worker: _Process) -> int:
+        """Which of a worker's environments has not answered: the first that was not done."""
+        return worker.rows.start + int((self.arrays["do"][worker.rows] != SKIP).argmax())
+
+    def _warn_of_silence(self, worker: _Process) -> None:
+        run, index = self.place(self._at_work(worker))
+        with contextlib.suppress(OSError, ValueError):  # nobody may read it any more
+            print(
+                f"warning: {self.name}: environment {index} of run {run} has not answered for {SILENT_SECONDS:g} s "
+                f"(process {worker.process.pid}); waiting on. A second Ctrl-C ends the run at once.",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _check_finite(self) -> None:
         """Raises: EnvironmentBrokenError."""
@@ -138,12 +178,15 @@ class Pool:
             finite = np.isfinite(self.arrays[name]).reshape(self.num_envs, -1).all(axis=1)
             if not finite.all():
                 what = "a reward" if name == "reward" else "an observation"
-                raise EnvironmentBrokenError(int(np.flatnonzero(~finite)[0]), f"gave {what} that is not finite")
+                raise EnvironmentBrokenError(
+                    *self.place(int(np.flatnonzero(~finite)[0])), f"gave {what} that is not finite"
+                )
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and what their environments have started."""
         for worker in self._workers:
-            worker.process.kill()
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left
+                os.killpg(worker.process.pid, signal.SIGKILL)
             worker.process.wait()
             os.close(worker.ask)
             os.close(worker.answer)

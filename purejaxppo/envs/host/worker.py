@@ -1,7 +1,8 @@
 """A process that steps some of a pool's Gymnasium environments. Run as a script: it must not import JAX.
 
-It shares the pool's memory, and is told by one byte on a pipe that `do` and `told` are set; it answers with one byte,
-or with a line of JSON that says which environment failed, and how. It ends when its parent does.
+It shares the pool's memory. One byte on a pipe asks it to do what `do` and `commands` say; it answers with one byte, or
+with a line of JSON that says which environment failed, and how. It ends when its parent does, and with it all processes
+that its environments have started.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import importlib
 import json
 import mmap
 import os
+import random
 import select
 import signal
 import sys
@@ -22,9 +24,9 @@ import gymnasium
 import numpy as np
 
 SKIP, STEP, RESET = range(3)
-IDLE, SEED, WORDS = range(3)  # columns of `told`: it has ended and stands still; of the next episode; of the action
+IDLE, SEED, WORDS = range(3)  # columns of `commands`: has ended, stands still; seed of the next episode; the action
 DONE, FAILED = b".", b"!"
-AWAKE_SECONDS = 0.0005  # after a turn; between two, a policy acts for 0.2 ms
+AWAKE_SECONDS = 0.0005  # after a step; between two, a policy acts for 0.2 ms
 Layout = dict[str, tuple[str, list[int]]]  # of one environment's rows: name ↦ dtype, shape
 
 
@@ -57,59 +59,67 @@ def size(layout: Layout, num_envs: int) -> int:
     )
 
 
+class OutsideSpaceError(ValueError):
+    """What an environment gave is not in its own space."""
+
+
 class Worker:
     """Environments `first` … `last` - 1 of a pool."""
 
     def __init__(self, about: dict[str, Any]) -> None:
         memory = mmap.mmap(about["memory"], size(about["layout"], about["num_envs"]))
         self.arrays = views(memory, about["layout"], about["num_envs"])
-        self.index = about["first"]
-        rows = range(about["first"], about["last"])
-        self.places = [Slot(i, make(about["name"], about["params"]), self.arrays, about) for i in rows]
+        self.index, self.slots = about["first"], []
+        for i in range(about["first"], about["last"]):
+            seed_everything(i)
+            self.slots.append(Slot(i, make(about["name"], about["params"]), self.arrays, about))
 
-    def turn(self) -> None:
+    def step(self) -> None:
         """What the pool asks of each environment. `self.index` is the one at work."""
-        todo = self.arrays["do"].tolist()
-        for place in self.places:
-            self.index = i = place.index
+        do = self.arrays["do"]
+        todo = do.tolist()
+        for slot in self.slots:
+            self.index = i = slot.index
             if todo[i] == STEP:
-                place.step()
+                slot.step()
             elif todo[i] == RESET:
-                place.reset()
+                slot.reset()
+            do[i] = SKIP  # so that the pool knows which one has not answered
 
 
 class Slot:
     """An environment, and its rows of the pool's arrays."""
 
     def __init__(self, index: int, env: Any, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-        self.index, self._env, self._told = index, env, arrays["told"][index]
+        self.index, self._env, self._command = index, env, arrays["commands"][index]
         self._ends = [arrays[name][index, ...] for name in ("reward", "terminated", "truncated")]
         dtype, shape = about["action"]
-        self._action = self._told[WORDS:].view(dtype).reshape(shape)
+        self._action = self._command[WORDS:].view(dtype).reshape(shape)
         self._scalar, self._dtype = isinstance(env.action_space, gymnasium.spaces.Discrete), env.action_space.dtype
         self._first = np.asarray(getattr(env.action_space, "start", 0)).astype(self._dtype)
         self._from_zero = not self._first.any()
-
-        def rows(when: str) -> list[tuple[list[Any], int, np.ndarray]]:
-            entries = about["paths"].items()
-            return [(path, about["starts"][entry], arrays[f"{when}:{entry}"][index, ...]) for entry, path in entries]
-
-        self._reached, self._start = rows("reached"), rows("start")
+        self._mask = action_masks(env) if about["separate_mask"] else None
+        self._reached, self._start = (
+            [(name, entry, arrays[f"{when}:{name}"][index, ...]) for name, entry in about["entries"].items()]
+            for when in ("reached", "start")
+        )
 
     def step(self) -> None:
         """Act as told, and begin the next episode if this one ends; where it has ended before, stand still."""
         reward, terminated, truncated = 0.0, True, False
-        if not self._told[IDLE]:
-            obs, reward, terminated, truncated, _ = self._env.step(self._chosen())
-            show(obs, self._reached)
+        if not self._command[IDLE]:
+            obs, reward, terminated, truncated, info = self._env.step(self._chosen())
+            self._show(obs, info, self._reached)
             if terminated or truncated:
                 self.reset()
         for row, x in zip(self._ends, (reward, terminated, truncated and not terminated), strict=True):
             row[...] = x
 
     def reset(self) -> None:
-        obs, _ = self._env.reset(seed=int(self._told[SEED]))
-        show(obs, self._start)
+        seed = int(self._command[SEED])
+        seed_everything(seed)
+        obs, info = self._env.reset(seed=seed)
+        self._show(obs, info, self._start)
 
     def _chosen(self) -> Any:
         if self._scalar:
@@ -117,14 +127,54 @@ class Slot:
         chosen = self._action.astype(self._dtype)
         return chosen if self._from_zero else chosen + self._first
 
+    def _show(self, obs: Any, info: Any, rows: list[tuple[str, dict[str, Any], np.ndarray]]) -> None:
+        """Write the entries of an observation where the pool reads them."""
+        if self._mask:
+            obs = [obs, self._mask(info)]
+        for name, entry, row in rows:
+            part = obs
+            for key in entry["path"]:
+                part = part[key]
+            if getattr(part, "shape", None) != row.shape and np.shape(part) != row.shape:
+                raise OutsideSpaceError(
+                    f"an observation{name and f' {name}'} of shape {np.shape(part)}, not {row.shape}"
+                )
+            if n := entry["n"]:
+                part = int(part) - entry["start"]
+                if not 0 <= part < n:
+                    raise OutsideSpaceError(
+                        f"{part + entry['start']} as observation {name}, one of {n} from {entry['start']} on"
+                    )
+            elif (
+                row.dtype == np.uint8
+                and (x := np.asarray(part)).dtype != np.uint8
+                and not 0 <= x.min() <= x.max() < 256
+            ):
+                raise OutsideSpaceError(f"an observation{name and f' {name}'} that is not within 0 … 255")
+            row[...] = part
 
-def show(obs: Any, rows: list[tuple[list[Any], int, np.ndarray]]) -> None:
-    """Write the entries of an observation where the pool reads them."""
-    for path, first, row in rows:
-        part = obs
-        for key in path:
-            part = part[key]
-        row[...] = part - first if first else part
+
+def has_separate_mask(env: Any, size: int) -> bool:
+    """Whether an environment tells the `size` valid actions beside its observation: by a method `action_masks`, as
+    sb3-contrib asks for, or in `info`, as Gymnasium's Taxi does.
+    """
+    _, info = env.reset(seed=0)
+    masks = np.shape(action_masks(env)(info)) if env.has_wrapper_attr("action_masks") or "action_mask" in info else None
+    return bool(size) and masks == (size,)
+
+
+def action_masks(env: Any) -> Any:
+    """info ↦ which actions are valid, of an environment that tells it beside the observation."""
+    if not env.has_wrapper_attr("action_masks"):
+        return lambda info: info["action_mask"]
+    masks = env.get_wrapper_attr("action_masks")
+    return lambda info: np.hstack(masks())
+
+
+def seed_everything(seed: int) -> None:
+    """What an environment may draw from beside its own generator."""
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 class CommandPipe:
@@ -143,19 +193,29 @@ class CommandPipe:
         return os.read(self._pipe, 1)
 
 
+def end() -> None:
+    """At once, without what environments do at exit, which may take long; and the processes that they have started."""
+    os.killpg(0, signal.SIGKILL)  # the group is this process's own, see `Pool`
+
+
 def watch(parent: int) -> None:
     """End with the parent, even while an environment hangs."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    os._exit(1)
+    end()
 
 
-def failure(worker: Worker | None, index: int, error: BaseException) -> bytes:
+def failure(index: int, error: BaseException) -> bytes:
     """The line that tells of an exception, and where the environment's code raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-    return FAILED + json.dumps({"index": worker.index if worker else index, "error": f"{text} ({where})"}).encode()
+    text = " ".join(str(error).split())
+    if isinstance(error, OutsideSpaceError):
+        how = f"gave {text}; its space says otherwise"
+    elif isinstance(error, gymnasium.error.UnregisteredEnv):
+        how = f"is unknown to worker processes ({text}); give gymnasium/MODULE:ID, with the module that registers it"
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        how = f"raised {type(error).__name__}: {text} ({os.path.basename(frame.filename)}:{frame.lineno})"
+    return FAILED + json.dumps({"index": index, "how": how}).encode()
 
 
 def main() -> None:
@@ -168,16 +228,19 @@ def main() -> None:
         if os.sched_getscheduler(0) == os.SCHED_OTHER:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     sys.path[:0] = about["path"]
+    for descriptor in (about["memory"], about["ask"], about["answer"]):
+        os.set_inheritable(descriptor, False)  # not for what environments start
     worker = None
     try:
-        worker, ear = Worker(about), CommandPipe(about["ask"], about["awake"])
-        while ear.listen():
-            worker.turn()
+        worker = Worker(about)
+        pipe = CommandPipe(about["ask"], about["awake"])
+        while pipe.listen():
+            worker.step()
             os.write(about["answer"], DONE)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            os.write(about["answer"], failure(worker, about["first"], error) + b"\n")
-    os._exit(0)  # without what environments do at exit, which may take long
+            os.write(about["answer"], failure(worker.index if worker else about["first"], error) + b"\n")
+    end()
 
 
 if __name__ == "__main__":
