@@ -11,7 +11,7 @@ from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, PPO, with_setting
 from purejaxppo.envs.base import BaseEnv, adapt
-from purejaxppo.envs.check import check_env
+from purejaxppo.envs.check import check_env, warn_of_bounds
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
@@ -228,6 +228,8 @@ class Config(struct.PyTreeNode):
                 )
         elif kind in ("tanh-gaussian", "beta") and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
             raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
+        if kind.startswith("gaussian") and self.policy_network is None:
+            warn_of_bounds(acted)
         for name in ("shared_torso", "joint_update"):
             if getattr(self, name) and not traits_of(self.algo).first_order:
                 raise UsageError(

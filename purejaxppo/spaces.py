@@ -51,6 +51,15 @@ ObservationSpace = Any  # a Box, a Discrete, or a dict of them, with or without 
 ACTION_MASK = "action_mask"  # the entry of an observation that says which actions are valid
 
 
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of such a shape are [C, H, W] rather than [H, W, C].
+
+    As in Stable-Baselines3 the smallest axis holds the channels; and they are few, or the rest is a square or large.
+    """
+    channels, *sides = shape
+    return len(sides) == 2 and channels < min(sides) and (channels <= 4 or sides[0] == sides[1] or min(sides) >= 36)
+
+
 def describe(space: Any) -> str:
     """A space, ours or Gymnasium's, in a few words: of a box its shape, least and greatest bound, not all of them."""
     if not hasattr(space, "low"):

@@ -49,7 +49,10 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
 
     @single_precision
     def train(key: jax.Array) -> tuple[TrainState, Metrics]:
-        return train_updates(config, opaque(init(config, key)), config.num_updates)
+        state, metrics = train_updates(config, opaque(init(config, key)), config.num_updates)
+        if config.on_host:  # its processes may serve the next run
+            jax.vmap(config.environment.release)(state.rollout.env)
+        return state, metrics
 
     return train
 

@@ -80,7 +80,10 @@ class UserEnv(BaseEnv):
         self.env = env
         if hasattr(env, "render"):
             self.render_frames = lambda states: (env.render(state) for state in states)  # type: ignore[method-assign]
-        self.__dict__ |= {name: getattr(env, name) for name in (*_REQUIRED, *FACTS, *_METHODS) if hasattr(env, name)}
+        with jax.ensure_compile_time_eval():  # of bounds, which may be asked for under a trace
+            self.__dict__ |= {
+                name: getattr(env, name) for name in (*_REQUIRED, *FACTS, *_METHODS) if hasattr(env, name)
+            }
 
     def __repr__(self) -> str:
         return repr(self.env)

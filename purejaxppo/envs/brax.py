@@ -3,21 +3,17 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from brax import envs
 
-from purejaxppo.envs.base import BaseEnv
-from purejaxppo.envs.common import Timed, continue_episode, mujoco_frames, quiet, start_episode
-from purejaxppo.spaces import Box
+from purejaxppo.envs.common import PhysicsEnv, Timed, mujoco_frames, quiet
 
 
 def names() -> list[str]:
     return sorted(set(envs._envs) - {"fast"})  # which is brax's own test double
 
 
-class BraxEnv(BaseEnv):
+class BraxEnv(PhysicsEnv):
     """One brax environment without brax's wrappers: no auto-reset to a cached start, and a time limit that truncates.
 
     Args:
@@ -27,27 +23,10 @@ class BraxEnv(BaseEnv):
         params: what else the environment's constructor takes.
     """
 
-    action_space: Box
-
     def __init__(self, name: str, episode_length: int = 1000, **params: Any) -> None:
         with quiet():
-            self._env = envs.get_environment(name, **params)
-            start = jax.eval_shape(self._env.reset, jax.random.key(0))
-        self._limit = episode_length
-        self.observation_space = Box(-jnp.inf, jnp.inf, start.obs.shape)
-        self.action_space = Box(-1.0, 1.0, (self._env.action_size,))
-        self.render_fps = float(1.0 / self._env.dt)
-
-    def reset(self, key: jax.Array) -> tuple[Timed, jax.Array]:
-        state = start_episode(self._env.reset(key))
-        return state, state.inner.obs
-
-    def step(
-        self, key: jax.Array, state: Timed, action: jax.Array
-    ) -> tuple[Timed, jax.Array, jax.Array, jax.Array, jax.Array]:
-        reached = self._env.step(state.inner, action)
-        state, terminated, truncated = continue_episode(state, reached, reached.done, self._limit)
-        return state, state.inner.obs, state.inner.reward, terminated, truncated
+            env = envs.get_environment(name, **params)
+        super().__init__(env, episode_length)
 
     def render_frames(self, states: Sequence[Timed]) -> Iterator[np.ndarray]:
         """MuJoCo's pictures of the poses. Raises: UsageError: this machine has no OpenGL."""

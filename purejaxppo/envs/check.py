@@ -1,13 +1,17 @@
 """Holding an environment against the protocol."""
 
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from purejaxppo.envs.base import adapt
 from purejaxppo.errors import UsageError, reason
-from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete
+from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, channels_first
 
 
 def check_env(env: Any, name: str) -> None:
@@ -16,9 +20,7 @@ def check_env(env: Any, name: str) -> None:
     Raises:
         UsageError: a part is missing, a space is not supported, or `step` does not return what it should.
     """
-    missing = [part for part in ("reset", "step", "observation_space", "action_space") if not hasattr(env, part)]
-    if missing:
-        raise UsageError(f"env = {name} has no {', '.join(missing)}; give a name, or what types.Env describes.")
+    env = adapt(env)
     seen, acted = env.observation_space, env.action_space
     _check_spaces(seen, acted)
     key = jax.random.key(0)
@@ -51,7 +53,7 @@ def check_env(env: Any, name: str) -> None:
         if arrays[entry].shape != space.shape or not jnp.issubdtype(arrays[entry].dtype, kind):
             raise UsageError(
                 f"env = {name}: reset's obs{entry and f'[{entry!r}]'} is {_shapes(arrays[entry])} but its space is "
-                f"{space!r:.80}; make them agree (Discrete is a whole number, MultiBinary bool)."
+                f"{space!r}; make them agree (Discrete is a whole number, MultiBinary bool)."
             )
 
 
@@ -63,8 +65,13 @@ def _check_spaces(seen: Any, acted: Any) -> None:
         label = f"observation_space{name and f'[{name!r}]'} = {space!r}"
         if not isinstance(space, Box | Discrete) or len(space.shape) > 3:
             raise UsageError(f"{label} is neither a Box of rank ≤ 3 nor Discrete; flatten it.")
-        if len(space.shape) == 3 and min(space.shape[:2]) < 3:
-            raise UsageError(f"{label} holds images smaller than 3 × 3; flatten them.")
+        _check_size(label, space)
+        if len(space.shape) == 3:
+            first = channels_first(space.shape)
+            if min(space.shape[1:] if first else space.shape[:2]) < 3:
+                raise UsageError(f"{label} holds images smaller than 3 × 3; flatten them.")
+            if first:
+                warnings.warn(f"{label} is taken as images [C, H, W], channels first.", stacklevel=4)
     if not entries:
         raise UsageError(f"observation_space = {seen!r} leaves the networks nothing to see; add a Box.")
     valid = isinstance(acted, Box | Discrete | MultiDiscrete | MultiBinary)
@@ -75,12 +82,38 @@ def _check_spaces(seen: Any, acted: Any) -> None:
             f"action_space = {acted!r} is no purejaxppo Box, Discrete, MultiDiscrete (of a tuple of positive ints) or "
             "MultiBinary; adapt the environment."
         )
+    _check_size(f"action_space = {acted!r}", acted)
     if mask is not None:
         if not isinstance(acted, Discrete | MultiDiscrete):
             raise UsageError(f"observation_space has an action_mask, but action_space = {acted!r} takes none; drop it.")
         wanted = MultiBinary(sum(acted.nvec) if isinstance(acted, MultiDiscrete) else acted.n)
-        if mask != wanted:
+        if not (isinstance(mask, MultiBinary) and mask == wanted):
             raise UsageError(f"observation_space['action_mask'] = {mask!r} must be {wanted!r}, for {acted!r}.")
+
+
+def _check_size(label: str, space: Any) -> None:
+    """Raises: UsageError: there is nothing in a space, or its bounds are none."""
+    if 0 in space.shape or getattr(space, "n", 1) < 1:
+        raise UsageError(f"{label} has nothing in it; leave it out, or give it a size.")
+    if isinstance(space, Box):
+        low, high = (np.asarray(end, float) for end in (space.low, space.high))
+        if not np.all(low <= high):  # nor if one is NaN
+            raise UsageError(f"{label} must have low ≤ high everywhere, and no NaN; correct its bounds.")
+
+
+def warn_of_bounds(acted: Any) -> None:
+    """Of a Gaussian policy, N(0, 1) at first, nearly all of whose actions would be clipped to a bound."""
+    if not isinstance(acted, Box):
+        return
+    below_high, below_low = (
+        0.5 + 0.5 * np.vectorize(math.erf)(np.asarray(end) / 2**0.5) for end in (acted.high, acted.low)
+    )
+    if np.min(below_high - below_low) < 0.05:
+        warnings.warn(
+            f"action_space = {acted!r}: a Gaussian policy begins as N(0, 1), so over 95% of its actions are clipped to a "
+            "bound; --action-distribution beta (action_distribution='beta') scales them to the bounds instead.",
+            stacklevel=4,
+        )
 
 
 def _shapes(tree: Any) -> str:

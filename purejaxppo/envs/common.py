@@ -2,14 +2,17 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purejaxppo.envs.base import BaseEnv, Step
 from purejaxppo.errors import UsageError, reason
+from purejaxppo.spaces import Box
+from purejaxppo.types import Observation
 
 
 class Timed(NamedTuple):
@@ -19,17 +22,50 @@ class Timed(NamedTuple):
     steps: jax.Array  # [] int32
 
 
-def start_episode(inner: Any) -> Timed:
-    """The state of a fresh episode."""
-    return Timed(strong(inner), jnp.zeros((), jnp.int32))
+class TimedEnv(BaseEnv):
+    """An environment of a suite that leaves the time limit to others. An adapter has the first two methods."""
+
+    time_limit: int | None  # steps, which truncate
+
+    def start(self, key: jax.Array) -> tuple[Any, Observation]:
+        """`(inner, obs)` of a fresh episode."""
+        raise NotImplementedError
+
+    def advance(self, key: jax.Array, inner: Any, action: jax.Array) -> tuple[Any, Observation, jax.Array, jax.Array]:
+        """`(inner, obs, reward, over)` of one step, with which the process is `over` or not."""
+        raise NotImplementedError
+
+    def reset(self, key: jax.Array) -> tuple[Timed, Observation]:
+        inner, obs = self.start(key)
+        return Timed(strong(inner), jnp.zeros((), jnp.int32)), obs
+
+    def step(self, key: jax.Array, state: Timed, action: jax.Array) -> Step:
+        inner, obs, reward, over = self.advance(key, state.inner, action)
+        steps, terminated = state.steps + 1, jnp.asarray(over).astype(bool)
+        truncated = jnp.zeros((), bool) if self.time_limit is None else (steps >= self.time_limit) & ~terminated
+        return Timed(strong(inner, state.inner), steps), obs, jnp.asarray(reward, jnp.float32), terminated, truncated
 
 
-def continue_episode(state: Timed, inner: Any, over: Any, limit: int | None) -> tuple[Timed, jax.Array, jax.Array]:
-    """`(state, terminated, truncated)` after a step to `inner`, with which the process is `over` or not."""
-    steps = state.steps + 1
-    terminated = jnp.asarray(over).astype(bool)
-    truncated = jnp.zeros((), bool) if limit is None else (steps >= limit) & ~terminated
-    return Timed(strong(inner, state.inner), steps), terminated, truncated
+class PhysicsEnv(TimedEnv):
+    """brax's interface, which is Playground's, too: a state has the observation, the reward and whether it is done."""
+
+    def __init__(self, env: Any, time_limit: int) -> None:
+        with quiet():
+            start = jax.eval_shape(env.reset, jax.random.key(0))
+        self._env, self.time_limit, self.render_fps = env, time_limit, float(1.0 / env.dt)
+        self.observation_space = jax.tree.map(lambda x: Box(-jnp.inf, jnp.inf, x.shape), self._seen(start))
+        self.action_space = Box(-1.0, 1.0, (env.action_size,))
+
+    def start(self, key: jax.Array) -> tuple[Any, Observation]:
+        state = self._env.reset(key)
+        return state, self._seen(state)
+
+    def advance(self, key: jax.Array, inner: Any, action: jax.Array) -> tuple[Any, Observation, jax.Array, jax.Array]:
+        reached = self._env.step(inner, action)
+        return reached, self._seen(reached), reached.reward, reached.done
+
+    def _seen(self, state: Any) -> Observation:
+        return dict(state.obs) if isinstance(state.obs, Mapping) else state.obs
 
 
 def strong(tree: Any, like: Any = None) -> Any:

@@ -96,6 +96,10 @@ class GymnaxEnv(BaseEnv):
         self, key: jax.Array, state: Any, action: jax.Array
     ) -> tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array]:
         obs, new_state, reward, terminated, _ = self._env.step_env(key, state, action, self._params)
+        if self.name == "MountainCarContinuous-v0":  # Gymnasium's car stops at the left wall; gymnax 1.0's does not
+            at_wall = (new_state.position <= self._params.min_position) & (new_state.velocity < 0)
+            new_state = new_state.replace(velocity=jnp.where(at_wall, 0.0, new_state.velocity))
+            obs = self._env.get_obs(new_state)
         new_state = strong(new_state, state)
         terminated = jnp.asarray(terminated, bool)
         truncated = jnp.asarray(self._env.is_truncated(new_state, self._params), bool) & ~terminated

@@ -1,5 +1,6 @@
 """Jumanji environments (https://github.com/instadeepai/jumanji)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,8 +9,7 @@ import jax.numpy as jnp
 import jumanji
 import numpy as np
 
-from purejaxppo.envs.base import BaseEnv
-from purejaxppo.envs.common import Timed, continue_episode, quiet, start_episode
+from purejaxppo.envs.common import Timed, TimedEnv, quiet
 from purejaxppo.errors import UsageError
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete
 from purejaxppo.types import Observation
@@ -21,11 +21,12 @@ def names() -> list[str]:
     return sorted(jumanji.registered_environments())
 
 
-class JumanjiEnv(BaseEnv):
+class JumanjiEnv(TimedEnv):
     """One Jumanji environment, for one agent. Its `time_limit`, where it has one, truncates.
 
     An observation is all of Jumanji's in one vector, [O] float32; with an action mask, that is the entry `values` of a
-    dictionary and the mask, flattened, the other.
+    dictionary and the mask, flattened, the other. Where the mask is over all combinations of a vector of actions, as
+    Tetris' is over rotations × columns, an action is the number of such a combination.
 
     Args:
         name: `Snake-v1`, say.
@@ -46,41 +47,48 @@ class JumanjiEnv(BaseEnv):
                 f"env = 'jumanji/{name}' has actions {type(acted).__name__} and rewards of shape {start.reward.shape}; "
                 "only one agent's actions, Discrete or a vector of such, are supported: choose another one."
             )
-        self._limit = getattr(self._env, "time_limit", None)
-        if self._limit is not None:
+        self.time_limit = getattr(self._env, "time_limit", None)
+        if self.time_limit is not None:
             self._env.time_limit = _NEVER  # Jumanji would call it a termination
-        sizes = tuple(int(n) for n in np.ravel(acted.num_values))
-        self.action_space = MultiDiscrete(sizes) if several else Discrete(*sizes)
+        self._sizes = tuple(int(n) for n in np.ravel(acted.num_values))
+        self._num_masked = 0
+        masks = [part.shape for path, part in jax.tree.leaves_with_path(start.observation) if _is_mask(path)]
+        self._joint = several and masks == [self._sizes]
+        self.action_space = (
+            MultiDiscrete(self._sizes) if several and not self._joint else Discrete(math.prod(self._sizes))
+        )
+        if masks and (self._joint or math.prod(masks[0]) == sum(self._sizes)):
+            self._num_masked = math.prod(masks[0])
         seen = jax.eval_shape(self._observe, start.observation)
         values = seen["values"] if isinstance(seen, dict) else seen
         self.observation_space: Any = Box(-jnp.inf, jnp.inf, values.shape)
         if isinstance(seen, dict):
-            self.observation_space = {"values": self.observation_space, ACTION_MASK: MultiBinary(sum(sizes))}
+            self.observation_space = {"values": self.observation_space, ACTION_MASK: MultiBinary(self._num_masked)}
 
-    def reset(self, key: jax.Array) -> tuple[Timed, Observation]:
+    def start(self, key: jax.Array) -> tuple[Any, Observation]:
         state, timestep = self._env.reset(key)
-        return start_episode(state), self._observe(timestep.observation)
+        return state, self._observe(timestep.observation)
 
-    def step(
-        self, key: jax.Array, state: Timed, action: jax.Array
-    ) -> tuple[Timed, Observation, jax.Array, jax.Array, jax.Array]:
-        reached, timestep = self._env.step(state.inner, action)
-        state, terminated, truncated = continue_episode(state, reached, timestep.last(), self._limit)
-        return state, self._observe(timestep.observation), timestep.reward.astype(jnp.float32), terminated, truncated
+    def advance(self, key: jax.Array, inner: Any, action: jax.Array) -> tuple[Any, Observation, jax.Array, jax.Array]:
+        if self._joint:
+            action = jnp.stack(jnp.unravel_index(action, self._sizes)).astype(action.dtype)
+        reached, timestep = self._env.step(inner, action)
+        return reached, self._observe(timestep.observation), timestep.reward, timestep.last()
 
     def _observe(self, observation: Any) -> Observation:
         leaves = jax.tree.leaves_with_path(observation)
-        masks = [part for path, part in leaves if ACTION_MASK in str(path[0])]
-        others = [part for path, part in leaves if ACTION_MASK not in str(path[0])]
-        values = jnp.concatenate([jnp.ravel(part).astype(jnp.float32) for part in others])
-        space: Any = self.action_space
-        size = sum(space.nvec) if isinstance(space, MultiDiscrete) else space.n
-        if [mask.size for mask in masks] != [size]:  # none, or one over pairs of factors
+        values = jnp.concatenate([jnp.ravel(part).astype(jnp.float32) for path, part in leaves if not _is_mask(path)])
+        if not self._num_masked:
             return values
-        return {"values": values, ACTION_MASK: jnp.ravel(masks[0]).astype(bool)}
+        [mask] = [part for path, part in leaves if _is_mask(path)]
+        return {"values": values, ACTION_MASK: jnp.ravel(mask).astype(bool)}
 
     def render_frames(self, states: Sequence[Timed]) -> Iterator[np.ndarray]:
         """Jumanji's own pictures, drawn with matplotlib."""
         viewer = self._env._viewer
         viewer._display = viewer._display_rgb_array
         return (np.asarray(viewer.render(state.inner))[..., :3] for state in states)
+
+
+def _is_mask(path: Any) -> bool:
+    return ACTION_MASK in str(path[0])

@@ -23,14 +23,14 @@ class NavixEnv(BaseEnv):
 
     Args:
         name: `Navix-Empty-8x8-v0`, say.
-        params: what `navix.make` takes; `max_steps`, 100 if left out, truncates. `observation_fn` may be the name of
-            a function in `navix.observations`.
+        max_steps: the time limit, which truncates. Navix' own default depends on its version; MiniGrid's on the grid.
+        params: what else `navix.make` takes. `observation_fn` may be the name of a function in `navix.observations`.
     """
 
-    def __init__(self, name: str, **params: Any) -> None:
+    def __init__(self, name: str, max_steps: int = 100, **params: Any) -> None:
         if isinstance(function := params.get("observation_fn"), str):
             params["observation_fn"] = getattr(navix.observations, function)
-        self._env = navix.make(name, **params)
+        self._env = navix.make(name, max_steps=max_steps, **params)
         start = jax.eval_shape(self._env.reset, jax.random.key(0))
         self.observation_space = Box(0.0, 255.0, start.observation.shape)
         self.action_space = Discrete(len(self._env.action_set))

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import pgx
 
-from purejaxppo.envs.base import BaseEnv
-from purejaxppo.envs.common import Timed, continue_episode, quiet, start_episode
+from purejaxppo.envs.common import TimedEnv, quiet
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary
 from purejaxppo.types import Observation
 
@@ -23,7 +22,7 @@ class Game(NamedTuple):
     player: jax.Array  # [] int32
 
 
-class PgxEnv(BaseEnv):
+class PgxEnv(TimedEnv):
     """One game. In those of several players the policy is one of them, drawn at the start, and the others play at
     random, within `step`: so each observation is the policy's own view, at its turn or at the end.
 
@@ -38,7 +37,7 @@ class PgxEnv(BaseEnv):
         with quiet():
             self._env: Any = pgx.make(name)
             board = jax.eval_shape(self._env.init, jax.random.key(0))
-        self._limit = max_steps
+        self.time_limit = max_steps
         num_actions = board.legal_action_mask.shape[0]
         self.observation_space = {
             "board": Box(-jnp.inf, jnp.inf, board.observation.shape),
@@ -46,21 +45,18 @@ class PgxEnv(BaseEnv):
         }
         self.action_space = Discrete(num_actions)
 
-    def reset(self, key: jax.Array) -> tuple[Timed, Observation]:
+    def start(self, key: jax.Array) -> tuple[Game, Observation]:
         start_key, player_key, opponents_key = jax.random.split(key, 3)
         player = jax.random.randint(player_key, (), 0, self._env.num_players)
         board, _ = self._opponents(opponents_key, self._env.init(start_key), player)
-        return start_episode(Game(board, player)), self._observe(board, player)
+        return Game(board, player), self._observe(board, player)
 
-    def step(
-        self, key: jax.Array, state: Timed, action: jax.Array
-    ) -> tuple[Timed, Observation, jax.Array, jax.Array, jax.Array]:
-        (board, player), (own_key, opponents_key) = state.inner, jax.random.split(key)
+    def advance(self, key: jax.Array, inner: Game, action: jax.Array) -> tuple[Game, Observation, jax.Array, jax.Array]:
+        (board, player), (own_key, opponents_key) = inner, jax.random.split(key)
         board = self._env.step(board, action, own_key)
         reward = board.rewards[player]
         board, more = self._opponents(opponents_key, board, player)
-        state, terminated, truncated = continue_episode(state, Game(board, player), board.terminated, self._limit)
-        return state, self._observe(board, player), reward + more, terminated, truncated
+        return Game(board, player), self._observe(board, player), reward + more, board.terminated
 
     def _observe(self, board: Any, player: jax.Array) -> Observation:
         seen = self._env._observe(board, player)  # `board.observation` is whose turn it is

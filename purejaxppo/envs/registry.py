@@ -67,7 +67,7 @@ def known_names(suite: str) -> list[str]:
 def make_env(name: str) -> Env:
     """The environment called `name`: `suite/environment`, or `module:Class` for one of your own.
 
-    gymnax's need no suite: `CartPole-v1`. Parameters follow after commas: `brax/ant,backend=spring`.
+    gymnax's need no suite: `CartPole-v1`. Parameters follow after commas: `brax/ant,backend=spring`, `…,sizes=[3,4]`.
 
     Raises:
         UsageError: no such environment, or one that cannot be made; its suite is not installed, or refuses the
@@ -77,8 +77,9 @@ def make_env(name: str) -> Env:
     suite, slash, bare = path.partition("/")
     if not slash:
         suite, bare = "gymnax", path
-    if ":" in name and suite != "gymnasium":
-        return _user_env(name)
+    params = _params(name, settings)
+    if ":" in path and suite != "gymnasium":
+        return _user_env(name, path, params)
     if suite not in SUITES:
         raise UsageError(f"env = {name!r:.80}: {suite!r:.40} is no suite ({', '.join(SUITES)}); {_meant(path)}")
     try:
@@ -89,7 +90,6 @@ def make_env(name: str) -> Env:
     elsewhere = ":" in bare or bare.startswith("ALE/")  # registered by a package that may have to be imported first
     if not elsewhere and bare not in [*adapter.names(), *known_names(suite)]:
         raise UsageError(f"env = {name!r:.80} is not a registered environment; {_meant(path)}")
-    params = dict(_setting(name, text) for text in settings)
     try:
         with jax.ensure_compile_time_eval():  # this may be the first use of the environment, and under a trace
             return getattr(adapter, SUITES[suite])(bare, **params)
@@ -141,22 +141,30 @@ def _adapter(suite: str) -> ModuleType:
         ) from error
 
 
-def _setting(name: str, text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise UsageError(f"env = {name!r}: {text!r} is not key=value; write {name.partition(',')[0]},key=value.")
-    try:
-        return key, json.loads(value.lower())
-    except ValueError:  # a word
-        return key, value
+def _params(name: str, parts: list[str]) -> dict[str, Any]:
+    """What is given as key=value: values are JSON, or words. Commas within brackets or quotes belong to them."""
+    params, words = {}, {"true": True, "false": False}
+    while parts:
+        text, *parts = parts
+        while parts and (sum(map(text.count, "[{")) > sum(map(text.count, "]}")) or text.count('"') % 2):
+            text, parts = f"{text},{parts[0]}", parts[1:]
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"env = {name!r}: {text!r} is not key=value; write {name.partition(',')[0]},key=value.")
+        try:
+            params[key] = words[value.lower()] if value.lower() in words else json.loads(value)
+        except ValueError:  # a word
+            params[key] = value
+    return params
 
 
-def _user_env(name: str) -> Env:
-    module, _, attribute = name.partition(":")
+def _user_env(name: str, path: str, params: dict[str, Any]) -> Env:
+    module, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)()
+        kind = getattr(importlib.import_module(module), attribute)
+        return kind(**params)
     except Exception as error:  # whatever the user's code raises
         raise UsageError(
-            f"env = {name!r} cannot be made ({reason(error)}); "
-            "give module:Class, with the module on PYTHONPATH and a class that needs no arguments."
+            f"env = {name!r} cannot be made ({reason(error)}); give module:Class, with the module on PYTHONPATH, and "
+            "what the class needs after commas: module:Class,key=value."
         ) from error

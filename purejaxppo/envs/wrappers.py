@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.envs.base import FACTS, BaseEnv, Step
-from purejaxppo.spaces import Box, ObservationSpace
+from purejaxppo.spaces import Box, ObservationSpace, channels_first
 from purejaxppo.types import EnvState, Observation
 
 
@@ -84,8 +84,8 @@ class Stacked(NamedTuple):
 class FrameStack(Wrapper):
     """The last `count` observations as one, the newest last; an episode's first is there `count` times.
 
-    [H, W] becomes [H, W, count], [H, W, C] becomes [H, W, count · C], and vectors [O] become [count · O]. Integers and
-    action masks are the newest alone.
+    [H, W] becomes [H, W, count], [H, W, C] and [C, H, W] become [H, W, count · C], and vectors [O] become [count · O].
+    Integers and action masks are the newest alone.
     """
 
     def __init__(self, env: BaseEnv, count: int) -> None:
@@ -116,7 +116,7 @@ class FrameStack(Wrapper):
         def repeat(space: Any, new: jax.Array) -> jax.Array:
             if not isinstance(space, Box):
                 return new
-            return jnp.concatenate([_as_frame(new, len(space.shape))] * self.count, axis=-1)
+            return jnp.concatenate([_as_frame(new, space.shape)] * self.count, axis=-1)
 
         return self._map(repeat, seen)
 
@@ -126,7 +126,7 @@ class FrameStack(Wrapper):
         def append(space: Any, old: jax.Array, new: jax.Array) -> jax.Array:
             if not isinstance(space, Box):
                 return new
-            frame = _as_frame(new, len(space.shape))
+            frame = _as_frame(new, space.shape)
             return jnp.concatenate([old[..., frame.shape[-1] :], frame], axis=-1)
 
         return self._map(append, stack, seen)
@@ -138,7 +138,7 @@ class FrameStack(Wrapper):
     def _widen(self, space: Any) -> Any:
         if not isinstance(space, Box):
             return space
-        ends = (_as_frame(np.broadcast_to(end, space.shape), len(space.shape)) for end in (space.low, space.high))
+        ends = (_as_frame(np.broadcast_to(end, space.shape), space.shape) for end in (space.low, space.high))
         low, high = (np.concatenate([end] * self.count, -1) for end in ends)
         return Box(low, high, low.shape)
 
@@ -150,9 +150,11 @@ class FrameStack(Wrapper):
         return {name: change(entry, *(obs[name] for obs in observations)) for name, entry in space.items()}
 
 
-def _as_frame(x: Any, rank: int) -> Any:
-    """What frames are joined along is the last axis: numbers and [H, W] get one."""
-    return x[..., None] if rank in (0, 2) else x
+def _as_frame(x: Any, shape: tuple[int, ...]) -> Any:
+    """What frames are joined along is the last axis: numbers and [H, W] get one, [C, H, W] becomes [H, W, C]."""
+    if len(shape) in (0, 2):
+        return x[..., None]
+    return x.swapaxes(-3, -2).swapaxes(-2, -1) if channels_first(shape) else x
 
 
 def wrapped(env: BaseEnv, frame_stack: int, action_repeat: int) -> BaseEnv:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from purejaxppo.networks.linear import matmul, narrow_matmul
-from purejaxppo.spaces import Box, Discrete, ObservationSpace
+from purejaxppo.spaces import Discrete, ObservationSpace, channels_first
 from purejaxppo.types import Observation
 
 
@@ -121,11 +121,11 @@ def convolution(x: jax.Array, features: int, size: int, stride: int = 1) -> jax.
 class Torso(nn.Module):
     """Observation → features: each entry is encoded, in the order of their names; then all go through one MLP.
 
-    Vectors and matrices are flattened; integers are embedded (as wide as the first hidden layer). Images [H, W, C] of
-    at least 36 × 36 go through the network of Mnih et al. (2015, Nature 518; dense 512 included, bytes divided by
-    255), smaller ones through 16 filters, 3×3 (Young and Tian, 2019, arXiv:1903.03176); ReLU in both. The layers of
-    `hidden_sizes` after that are ours: Mnih et al. (and CleanRL's Atari PPO) have none, `hidden_sizes=()`; Young and
-    Tian have one of 128 units.
+    Vectors and matrices are flattened; integers are embedded (as wide as the first hidden layer). Images [H, W, C], or
+    [C, H, W] (see `channels_first`), of at least 36 × 36 go through the network of Mnih et al. (2015, Nature 518; dense
+    512 included), smaller ones through 16 filters, 3×3 (Young and Tian, 2019, arXiv:1903.03176); ReLU in both. Bytes of
+    images and matrices are divided by 255. The layers of `hidden_sizes` after that are ours: Mnih et al. (and CleanRL's
+    Atari PPO) have none, `hidden_sizes=()`; Young and Tian have one of 128 units.
     """
 
     space: ObservationSpace  # what it sees
@@ -151,17 +151,16 @@ class Torso(nn.Module):
         rank = len(space.shape)
         x = obs.astype(jnp.float32)
         batch_shape = x.shape[: x.ndim - rank]
-        if is_large_image(space):
-            x = x / 255.0 if obs.dtype == jnp.uint8 else x
-            x = convolution(convolution(convolution(x, 32, 8, 4), 64, 4, 2), 64, 3)
-            return nn.relu(dense(512, 2**0.5)(x.reshape(*batch_shape, -1)))
+        if rank > 1 and obs.dtype == jnp.uint8 and np.max(space.high) > 1:
+            x = x / 255.0
         if rank == 3:
+            if channels_first(space.shape):
+                x = jnp.moveaxis(x, -3, -1)
+            if min(x.shape[-3:-1]) >= 36:
+                x = convolution(convolution(convolution(x, 32, 8, 4), 64, 4, 2), 64, 3)
+                return nn.relu(dense(512, 2**0.5)(x.reshape(*batch_shape, -1)))
             x = convolution(x, 16, 3)
         return x.reshape(*batch_shape, -1)
-
-
-def is_large_image(space: Box) -> bool:
-    return len(space.shape) == 3 and min(space.shape[:2]) >= 36
 
 
 def select(space: ObservationSpace, obs: Observation) -> Observation:
