@@ -1,6 +1,7 @@
 """Gymnasium environments of the tests' own, with known rewards and ends; some that fail on purpose."""
 
 import os
+import random
 import time
 
 import gymnasium
@@ -40,6 +41,8 @@ class Clock(gymnasium.Env):
             obs[1] = np.nan
         if bad and self.how == "infinite observation":
             obs[:] = np.inf, -np.inf
+        if bad and self.how == "short observation":
+            obs = obs[:1]
         if bad and self.how == "inf reward":
             reward = np.inf
         return obs, reward, bool(self.start < 0.5 and self.steps >= self.terminates), False, {}
@@ -49,8 +52,14 @@ class Clock(gymnasium.Env):
             raise ValueError("the spring\nis broken")
         if self.how == "abort":
             os.abort()
+        if self.how == "abort and leave a process":
+            if os.fork() == 0:  # it has the pipes
+                time.sleep(3600)
+            os.abort()
         if self.how == "hang":
             time.sleep(3600)
+        if self.how == "pause":
+            time.sleep(0.5)
 
 
 class Spaces(gymnasium.Env):
@@ -90,5 +99,52 @@ class Spaces(gymnasium.Env):
         return self.observe(), float(np.sum(action)), False, False, {}
 
 
+class Dice(gymnasium.Env):
+    """Throws Python's, NumPy's and its own dice; with a method `action_masks`, or the mask in `info`, or in neither."""
+
+    observation_space = Box(-np.inf, np.inf, (3,))
+    action_space = Discrete(3)
+
+    def __init__(self, mask="method"):
+        self.where = mask
+        if mask == "method":
+            self.action_masks = lambda: [True, self.steps % 2 == 0, True]
+
+    def told(self):
+        return {"action_mask": np.asarray([1, self.steps % 2 == 0, 1], np.int8)} if self.where == "info" else {}
+
+    def throw(self):
+        return np.asarray([random.random(), np.random.random(), self.np_random.random()])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.throw(), self.told()
+
+    def step(self, action):
+        self.steps += 1
+        return self.throw(), 0.0, False, False, self.told()
+
+
+class Raw(gymnasium.Env):
+    """A constant observation, which may not be in its space, and a mask of any type."""
+
+    action_space = Discrete(3)
+
+    def __init__(self, place=0, mask="float"):
+        self.place = place
+        kind = {"float": np.float32, "bool": np.bool_, "int": np.int64}[mask]
+        self.observation_space = Dict({"action_mask": Box(0, 1, (3,), kind), "place": Discrete(3)})
+        self.mask = np.asarray([1, 0, 1], kind)
+
+    def reset(self, *, seed=None, options=None):
+        return {"action_mask": self.mask, "place": self.place}, {}
+
+    def step(self, action):
+        return self.reset()[0], 0.0, False, False, {}
+
+
+gymnasium.register("Dice-v0", Dice, max_episode_steps=7)
+gymnasium.register("Raw-v0", Raw, max_episode_steps=7)
 gymnasium.register("Clock-v0", Clock, max_episode_steps=7)
 gymnasium.register("Spaces-v0", Spaces, max_episode_steps=7)

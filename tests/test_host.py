@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from support import quick_jit
 from purejaxppo import evaluate, init, make_train, over_runs, preset, update_step
 from purejaxppo.cli.run import main
 from purejaxppo.envs.check import check_env
+from purejaxppo.envs.gymnasium import GymnasiumEnv, _parts
+from purejaxppo.envs.host import pool
 from purejaxppo.envs.host.env import _seed
 from purejaxppo.envs.host.pool import EnvironmentBrokenError
 from purejaxppo.envs.registry import make_env
@@ -27,6 +30,7 @@ from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.spaces import Discrete, MultiBinary, MultiDiscrete
 
 gymnasium = pytest.importorskip("gymnasium")
+host_environments = pytest.importorskip("host_environments")
 CLOCK = "gymnasium/host_environments:Clock-v0"
 TESTS = Path(__file__).parent
 LIMIT = 7
@@ -233,7 +237,9 @@ FAILURES = {
     "nan observation": "gave an observation that is not finite",
     "infinite observation": "gave an observation that is not finite",
     "inf reward": "gave a reward that is not finite",
+    "short observation": "gave an observation of shape (1,), not (2,)",
     "abort": "ended its process (SIGABRT)",
+    "abort and leave a process": "ended its process (SIGABRT)",
 }
 
 
@@ -252,6 +258,125 @@ def test_a_failure_names_the_environment_and_ends_the_processes(how):
     assert (broken.value.run, broken.value.index) == (0, 1)
     assert not children()
     env.close()
+
+
+def opened(env, seeds, per_run=None):
+    """Environments of those seeds, without JAX: the rows that name them, and what they observe first."""
+    table = np.stack([np.zeros(len(seeds), int), seeds], axis=1)
+    pools, slots, ended, start = env._host_open(1, per_run or len(seeds), table)
+    return np.stack([slots * 0, pools, slots, ended, slots, slots * 0], axis=1), start
+
+
+def test_an_environment_that_does_not_answer_is_named(monkeypatch, capfd):
+    """The second of the second run, in a step that takes half a second."""
+    env = make_env(f"{CLOCK},fails_at=1,how=pause,below=0.3,workers=1")
+    rows, start = opened(env, [14, 13, 9, 12], per_run=2)
+    assert (start[:, 0] < 0.3).tolist() == [False, False, False, True]
+    monkeypatch.setattr(pool, "SILENT_SECONDS", 0.1)
+    env._host_step(rows)
+    env.close()
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: host_environments:Clock-v0: environment 1 of run 1 has not answered for 0.1 s")
+
+
+def test_processes_serve_later_runs_and_end_with_their_environment():
+    """Twenty runs after one another; another environment's; one that is not closed but forgotten; a `with`."""
+    env = GymnasiumEnv("host_environments:Clock-v0", workers=1)
+    for seed in range(20):
+        rows, _ = opened(env, [seed, 1])
+        env._host_release(rows)
+    assert len(children()) == 1
+    with pytest.raises(EnvironmentBrokenError, match="begin new episodes"):
+        env._host_step(rows - [0, 1, 0, 0, 0, 0])  # of the run before
+    with GymnasiumEnv("host_environments:Clock-v0", workers=1) as other:
+        opened(other, [1, 2])
+        assert len(children()) == 1  # what the first one kept in reserve has ended
+    assert not children()
+    opened(env, [1, 2])
+    assert len(children()) == 1
+    del env
+    gc.collect()
+    assert not children()
+
+
+def test_training_gives_its_processes_back(clock):
+    config = preset("a2c", clock, total_steps=32, **SMALL)
+    train = quick_jit(make_train(config))
+    for seed in range(2):
+        jax.block_until_ready(train(jax.random.key(seed)))
+    assert len(clock._pools) == 1
+
+
+@pytest.mark.parametrize("mask", ["method", "info", "none"])
+def test_global_generators_are_seeded_and_masks_beside_the_observation_are_used(mask):
+    env = make_env(f"gymnasium/host_environments:Dice-v0,mask={mask},workers=1")
+    (rows, start), (_, again) = opened(env, [3, 4]), opened(env, [3, 4])
+    jax.tree.map(np.testing.assert_array_equal, start, again)
+    reached = env._host_step(rows)[0]
+    env.close()
+    if mask == "none":
+        assert start.shape == (2, 3)
+        assert (start[0] != start[1]).all()
+        return
+    check_env(env, "dice")
+    assert {name: x.shape for name, x in start.items()} == {"obs": (2, 3), "action_mask": (2, 3)}
+    np.testing.assert_array_equal(start["action_mask"], [[True, True, True]] * 2)
+    np.testing.assert_array_equal(reached["action_mask"], [[True, False, True]] * 2)
+    free = env.from_gymnasium(np.ones((5, 3)))
+    np.testing.assert_array_equal(free["action_mask"], np.ones((5, 3), bool))
+    told = env.from_gymnasium(np.ones(3), [1, 0, 1])
+    np.testing.assert_array_equal(told["action_mask"], [True, False, True])
+
+
+@pytest.mark.parametrize("mask", ["float", "bool", "int"])
+def test_a_mask_may_have_any_type(mask):
+    env = make_env(f"gymnasium/host_environments:Raw-v0,mask={mask},workers=1")
+    assert env.observation_space["action_mask"] == MultiBinary(3)
+    _, start = opened(env, [1])
+    env.close()
+    np.testing.assert_array_equal(start["action_mask"], [[True, False, True]])
+
+
+def test_an_integer_outside_its_space_is_named():
+    env = make_env("gymnasium/host_environments:Raw-v0,place=5,workers=1")
+    with pytest.raises(EnvironmentBrokenError, match="gave 5 as observation place, one of 3 from 0 on"):
+        opened(env, [1, 2])
+
+
+@pytest.mark.parametrize("actions", ["discrete", "multi", "binary", "box"])
+def test_observations_and_actions_are_translated_as_workers_do(actions):
+    env = make_env(f"gymnasium/host_environments:Spaces-v0,actions={actions},workers=1")
+    _, start = opened(env, [1])
+    env.close()
+    raw = host_environments.Spaces(actions)
+    ours = env.from_gymnasium(raw.observe())
+    assert {name: (x.dtype, x.shape) for name, x in ours.items()} == {
+        name: (x.dtype, x.shape[1:]) for name, x in start.items()
+    }
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), ours, start)
+    batch = env.from_gymnasium(jax.tree.map(lambda x: np.stack([x] * 4), raw.observe()))
+    assert batch["nested.1"].shape == (4, 2)
+    given = {"discrete": 0, "multi": [2, 1], "binary": [1, 0], "box": [[1.5, 0.5]]}[actions]
+    taken = env.to_gymnasium(jnp.asarray(given))
+    raw.step(taken)  # it asserts that its space contains it
+    assert env.to_gymnasium(jnp.asarray([given] * 3)).shape[0] == 3
+    assert actions != "discrete" or hash(taken) == hash(-1)
+
+
+def test_entries_of_the_same_name_are_told_apart():
+    box = gymnasium.spaces.Box(0, 1, (1,))
+    nested = gymnasium.spaces.Dict({"a": gymnasium.spaces.Dict({"b": box}), "a.b": box})
+    assert {name: path for name, (path, _) in _parts("x", nested, False).items()} == {"a/b": ["a", "b"], "a.b": ["a.b"]}
+
+
+def test_what_only_this_process_knows_is_refused_with_what_to_write():
+    source = type("Here", (gymnasium.Env,), {"__module__": "__main__"})
+    gymnasium.register("Here-v0", source)
+    gymnasium.register("There-v0", "host_environments:Clock", max_episode_steps=7)
+    for name, part in (("Here-v0", "MODULE:Here-v0"), ("There-v0", "host_environments:There-v0")):
+        with pytest.raises(UsageError, match=f"registered in this process alone.*{part}"):
+            make_env(f"gymnasium/{name}")
+        gymnasium.registry.pop(name)
 
 
 def run(*flags):

@@ -110,8 +110,8 @@ def warn_of_bounds(acted: Any) -> None:
     )
     if np.min(below_high - below_low) < 0.05:
         warnings.warn(
-            f"action_space = {acted!r}: a Gaussian policy begins as N(0, 1), so over 95% of its actions are clipped to a "
-            "bound; --action-distribution beta (action_distribution='beta') scales them to the bounds instead.",
+            f"action_space = {acted!r}: a Gaussian policy begins as N(0, 1), so over 95% of its actions are clipped to "
+            "a bound; --action-distribution beta (action_distribution='beta') scales them to the bounds instead.",
             stacklevel=4,
         )
 
