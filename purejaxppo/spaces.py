@@ -54,10 +54,10 @@ ACTION_MASK = "action_mask"  # the entry of an observation that says which actio
 def channels_first(shape: tuple[int, ...]) -> bool:
     """Whether images of such a shape are [C, H, W] rather than [H, W, C].
 
-    As in Stable-Baselines3 the smallest axis holds the channels; and they are few, or the rest is a square or large.
+    As in Stable-Baselines3 the smallest axis holds the channels; and the rest is a square, or large beside them.
     """
     channels, *sides = shape
-    return len(sides) == 2 and channels < min(sides) and (channels <= 4 or sides[0] == sides[1] or min(sides) >= 36)
+    return len(sides) == 2 and channels < min(sides) and (sides[0] == sides[1] or min(sides) >= min(2 * channels, 36))
 
 
 def describe(space: Any) -> str:

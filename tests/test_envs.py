@@ -1,26 +1,30 @@
 """Every registered environment keeps the promises of `types.Env`, and trains."""
 
+import contextlib
+import dataclasses
 import functools
 import os
 import subprocess
 import sys
+from typing import Any
 
+import gymnasium
 import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from environments import Walk
+from environments import StepCounter, Walk
 from support import quick_jit
 
 from purejaxppo import PPO, Config, init, make_train, update_step
 from purejaxppo.distributions import Categorical, DiagonalGaussian, FactoredCategorical
 from purejaxppo.envs.check import check_env
-from purejaxppo.envs.registry import env_names, make_env
+from purejaxppo.envs.registry import _params, env_names, make_env
 from purejaxppo.errors import UsageError
 from purejaxppo.networks.heads import masked
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.spaces import Box, Discrete, MultiDiscrete
+from purejaxppo.spaces import Box, Discrete, MultiDiscrete, describe
 
 KEY = jax.random.key(0)
 BATCH, STEPS = 3, 20
@@ -121,6 +125,32 @@ def test_one_hot_observations():
     np.testing.assert_array_equal(obs, np.eye(16)[0])
 
 
+WALL = -1.2
+
+
+def test_the_continuous_mountain_car_is_gymnasiums_and_stops_at_the_left_wall():
+    """500 random states, half of them near the wall, with a random action each; gymnax's own car goes on pushing."""
+    rng, original = np.random.default_rng(0), gymnasium.make("MountainCarContinuous-v0", disable_env_checker=True)
+    original.reset()
+    env, (theirs, params) = make_env("MountainCarContinuous-v0"), gymnax.make("MountainCarContinuous-v0")
+    position = np.where(rng.random(500) < 0.5, rng.uniform(WALL, 0.4, 500), rng.uniform(WALL, WALL + 0.05, 500))
+    starts = np.stack([position, rng.uniform(-0.07, 0.07, 500)], axis=1).astype(np.float32)
+    actions = rng.uniform(-1, 1, (500, 1)).astype(np.float32)
+    _, state = theirs.reset_env(KEY, params)
+    states = jax.vmap(lambda x: state.replace(position=x[0], velocity=x[1], time=jnp.int32(0)))(starts)
+    _, obs, reward, terminated, _ = jax.vmap(env.step, (None, 0, 0))(KEY, states, actions)
+    expected = []
+    for start, action in zip(starts, actions, strict=True):
+        original.unwrapped.state = start.astype(np.float64)
+        expected.append(original.step(action)[:3])
+    for ours, original_ones in zip((obs, reward, terminated), zip(*expected, strict=True), strict=True):
+        np.testing.assert_allclose(ours, np.asarray(original_ones), rtol=1e-4, atol=1e-5)
+    stopped = (obs[:, 0] == np.float32(WALL)) & (obs[:, 1] == 0)
+    assert stopped.sum() > 30
+    own = jax.vmap(lambda state, action: theirs.step_env(KEY, state, action, params)[0])(states, actions)
+    assert (own[stopped, 1] < 0).all(), "gymnax stops its car now: envs/gymnax.py need not do it any more"
+
+
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Asterix", "Freeway", "Seaquest", "SpaceInvaders")]
 
 
@@ -199,6 +229,72 @@ def test_names_with_suite_and_of_own_classes():
     assert make_env("gymnax/CartPole-v1").name == make_env("CartPole-v1").name == "CartPole-v1"
     assert make_env("environments:Walk") == Walk()
     assert make_env("CartPole-v1") is make_env("CartPole-v1")
+
+
+def test_parameters_may_be_lists_and_words():
+    given = _params("x", 'sizes=[3,4],a={"b":[1,2],"C":"D,e"},c="x,y",d=Word,e=True,f=null,g=1e5'.split(","))
+    assert given == {
+        **{"sizes": [3, 4], "a": {"b": [1, 2], "C": "D,e"}, "c": "x,y"},
+        **{"d": "Word", "e": True, "f": None, "g": 1e5},
+    }
+    assert make_env("environments:StepCounter,limit=3") == StepCounter(3)
+
+
+ONE, TWO = Box(-1.0, 1.0, (1,)), Discrete(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded(StepCounter):
+    """Any observation or action space."""
+
+    observation_space: Any = ONE
+    action_space: Any = TWO
+
+
+class OfGymnasium(gymnasium.Env):
+    pass
+
+
+OTHERS = {
+    "their own": (gymnasium.make("CartPole-v1"), "env='gymnasium/CartPole-v1'"),
+    "a class of theirs": (OfGymnasium, "gymnasium.register.*env='gymnasium/test_envs:OfGymnasium-v0'"),
+    "one of theirs": ("test_envs:OfGymnasium", "gymnasium.register.*env='gymnasium/test_envs:OfGymnasium-v0'"),
+    "gymnax's": (gymnax.make("CartPole-v1")[0], "pass its name, env='gymnax/NAME'"),
+    "a class": (StepCounter, r"pass an instance, StepCounter\(\)"),
+    "nothing": (3, "has no reset, step, observation_space, action_space"),
+    "an empty box": (Bounded(observation_space=Box(-1.0, 1.0, (0,))), r"Box\(-1, 1, \(0,\)\) has nothing in it"),
+    "no actions": (Bounded(action_space=Discrete(0)), "has nothing in it"),
+    "bounds that are NaN": (Bounded(observation_space=Box(np.nan, 1.0, (1,))), "low ≤ high"),
+    "bounds that cross": (Bounded(action_space=Box(np.ones(2), np.asarray([2.0, 0.0]), (2,))), "low ≤ high"),
+    "a mask that is a Box": (
+        Bounded(observation_space={"x": Box(0.0, 1.0, (1,)), "action_mask": Box(np.zeros(2), np.ones(2), (2,))}),
+        r"must be MultiBinary\(n=2\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_environment_says_in_one_line_what_to_pass(kind):
+    env, told = OTHERS[kind]
+    with pytest.raises(UsageError, match=told) as caught:
+        Config(env=env).check()
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_spaces_are_printed_in_a_few_words():
+    space = Box(np.zeros((84, 84, 3)), np.linspace(1, 255, 84 * 84 * 3).reshape(84, 84, 3), (84, 84, 3))
+    assert repr(space) == describe(space) == "Box(0, 255, (84, 84, 3))"
+    theirs = gymnasium.spaces.Box(np.arange(6, dtype=np.float32), np.full(6, np.inf, np.float32))
+    assert describe(theirs) == "Box(0, inf, (6,), float32)"
+
+
+@pytest.mark.parametrize(("bounds", "warned"), [((100.0, 1000.0), True), ((-0.01, 0.01), True), ((-0.4, 0.4), False)])
+def test_bounds_that_a_gaussian_hardly_ever_meets_are_told(bounds, warned):
+    config = Config(env=Bounded(action_space=Box(*bounds, (2,))))
+    with pytest.warns(UserWarning, match="--action-distribution beta") if warned else contextlib.nullcontext():
+        config.check()
+    config.replace(action_distribution="beta").check()
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Acrobot-v1", "DeepSea-bsuite"])

@@ -204,6 +204,17 @@ def test_large_images_go_through_the_nature_network(dtype):
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((3, 9, 9), np.float32), ((4, 36, 40), np.uint8), ((7, 9), np.uint8)])
+def test_images_may_have_their_channels_first_and_bytes_are_divided_by_255(shape, dtype):
+    """The same features as of the image turned round, and as of real numbers between 0 and 1."""
+    obs = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(dtype)
+    torso, turned = Torso(Box(0, 255, shape), (5,), "tanh"), np.moveaxis(obs, 1, -1) if len(shape) == 3 else obs
+    params = random_params(torso, jnp.asarray(obs))
+    scaled = turned / np.float32(255) if dtype == np.uint8 else turned
+    same = Torso(Box(0, 255, turned.shape[1:]), (5,), "tanh")
+    np.testing.assert_allclose(torso.apply(params, obs), same.apply(params, scaled), rtol=1e-5, atol=1e-5)
+
+
 def test_layer_norm_comes_before_each_activation():
     obs = np.random.default_rng(2).standard_normal((5, 4)).astype(np.float32)
     torso = Torso(Box(*REAL_LINE, (4,)), (6, 3), "relu", layer_norm=True)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support import quick_jit
 from test_host import CLOCK, SMALL, Always, found_by_workers  # noqa: F401
 
@@ -13,7 +14,7 @@ from purejaxppo.agent import Agent
 from purejaxppo.envs.base import adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
-from purejaxppo.envs.wrappers import wrapped
+from purejaxppo.envs.wrappers import FrameStack, wrapped
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.spaces import Box, Discrete, MultiBinary
 from purejaxppo.train import learning_batch
@@ -97,6 +98,25 @@ def test_stacked_frames_are_the_last_ones_of_the_episode():
     assert t.obs["image"].dtype == np.uint8
     np.testing.assert_array_equal(t.terminated | t.truncated, np.arange(12)[:, None] % 5 == [4, 4])
     np.testing.assert_array_equal(t.terminated[4], start[4] % 2 == 0)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 5, 7)])
+def test_frames_of_channel_first_images_are_joined_by_their_channels(shape):
+    images = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    stack = FrameStack(adapt(Pictures(shape)), 2)
+    with pytest.warns(UserWarning, match="channels first"):
+        check_env(Pictures(shape), "pictures")
+    assert stack.observation_space.shape == (*shape[1:], 2 * shape[0])
+    seen = stack.push(stack.fill(images[0]), images[1])
+    np.testing.assert_array_equal(np.moveaxis(seen, -1, 0), np.concatenate(images))
+
+
+class Pictures(Steps):
+    def __init__(self, shape):
+        self.observation_space = Box(0.0, 1.0, shape)
+
+    def observe(self, state):
+        return jnp.zeros(self.observation_space.shape)
 
 
 def test_a_repeated_action_stops_at_the_end():
