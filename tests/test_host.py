@@ -218,7 +218,7 @@ def test_what_cannot_be_is_told(clock):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("gymnasium/LunarLandr-v3", ["did you mean LunarLander-v3"]),
+        ("gymnasium/LunarLandr-v3", ["did you mean gymnasium/LunarLander-v3"]),
         ("gymnasium/CartPole-v1,workers=0", ["workers = 0"]),
         ("gymnasium/CartPole-v1,wheels=3", ["gymnasium raised", "wheels"]),
         ("gymnasium/host_environments:Spaces-v0,actions=odd", ["actions Dict", "choose another one"]),
