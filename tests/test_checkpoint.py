@@ -14,7 +14,7 @@ from purejaxppo.cli.run import main
 from purejaxppo.errors import UsageError
 from purejaxppo.policy.load import load
 from purejaxppo.presets import preset, settings_of
-from purejaxppo.rundir.checkpoint import newest_whole, prune, read, restore, save, steps_saved, unflatten
+from purejaxppo.rundir.checkpoint import newest_whole, prune, read, save, steps_saved
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.manifest import digest
 from purejaxppo.rundir.record import RunRecord, versions, write_record
@@ -37,6 +37,10 @@ def state(seed=0):
         "odd": jnp.asarray([jnp.nan, -0.0, jnp.inf, 1e-45], jnp.float32),
         "keys": jax.random.split(jax.random.key(seed), 4),
     }
+
+
+def restore(directory, like):
+    return read(directory).state(like)
 
 
 def saved(tmp_path, *seeds):
@@ -84,8 +88,7 @@ def test_names_with_separators_are_told_apart_and_stay_inside(tmp_path):
     names = ["", ".", "..", "../../out", "/etc", "a/b", "a.b", ".zarray", "ü\n", "with space"]
     tree = {name: jnp.full(2, i, jnp.float32) for i, name in enumerate(names)} | {"a": {"b": jnp.full(2, -1.0)}}
     save(tmp_path / "inside" / "1", {"state": tree}, {})
-    restored = unflatten(read(tmp_path / "inside" / "1"), {"state": tree})
-    assert_same_bits(restored["state"], tree)
+    assert_same_bits(restore(tmp_path / "inside" / "1", tree), tree)
     assert [path.name for path in tmp_path.iterdir()] == ["inside"]
     assert [path.name for path in (tmp_path / "inside").iterdir()] == ["1"]
 
@@ -217,7 +220,7 @@ def test_no_damage_is_restored_and_the_one_before_is_used(tmp_path, cases):
         assert len(said) == 2, what
         assert str(file) in said[0], (what, said)
         assert said[1] == "going on from checkpoint 1 instead"
-        assert_same_bits(unflatten(snapshot, state(1), "state."), state(1))
+        assert_same_bits(snapshot.state(state(1)), state(1))
     assert newest_whole(candidates, lambda snapshot: None, said.append).directory == candidates[1]
 
 

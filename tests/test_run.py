@@ -24,7 +24,7 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.parallel import runs as devices
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import PRESETS, preset, settings_of
-from purejaxppo.rundir.checkpoint import restore
+from purejaxppo.rundir.checkpoint import read
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.record import RunRecord, versions
 from purejaxppo.spaces import Box, Discrete
@@ -169,7 +169,7 @@ def test_the_checkpoint_is_the_state_of_the_bare_train_bit_for_bit(tmp_path, mon
     keys = jax.vmap(jax.random.key)(np.array([5, 6, 7, 7], np.uint32))
     state, _ = over_runs(make_train(config), jax.devices())(keys)
     state = jax.tree.map(lambda x: x[:3], state)
-    saved = restore(out / "checkpoints" / "224", state)
+    saved = read(out / "checkpoints" / "224").state(state)
     bits = [jax.random.key_data(x) if x.dtype == keys.dtype else x for x in jax.tree.leaves((state, saved))]
     half = len(bits) // 2
     assert half > 20

@@ -169,7 +169,7 @@ def start_record(
     interval = min(options.log_interval or -(-config.num_updates // 100), config.num_updates)
     host = dataclasses.asdict(dataclasses.replace(options, log_interval=interval))
     prng = str(jax.random.key_impl(jax.random.key(0)))
-    return RunRecord(out, config, seeds, host, prng, len(devices), versions(), threads())
+    return RunRecord(out, config, seeds, host, prng, len(devices), versions(config.env), threads())
 
 
 def devices_again(
@@ -196,7 +196,7 @@ def devices_again(
     for config, runs in programs:
         here = options.place(config, runs, here)
     now = record._replace(
-        options=dataclasses.asdict(options), devices=len(here), versions=versions(), threads=threads()
+        options=dataclasses.asdict(options), devices=len(here), versions=versions(record.config.env), threads=threads()
     )
     shape, old = options.mesh_shape, before.mesh_shape
     if shape.env != old.env:
@@ -208,7 +208,7 @@ def devices_again(
     elif record.threads and now.threads and now.threads != record.threads:
         progress.warn(f"{now.threads} threads instead of {record.threads}: the last digits of what follows may differ")
     for package, version in now.versions.items():
-        if (old_version := record.versions.get(package)) != version:
+        if (old_version := record.versions.get(package, version)) != version:
             progress.warn(f"{package} is {version} and was {old_version}: the last digits of what follows may differ")
     return now, here
 
@@ -236,7 +236,7 @@ def _run_directory(out: str | Path | None) -> Iterator[Path]:
 
 def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResult:
     (record,) = loop.runs.records
-    metrics = read_metrics(record.directory / "metrics.csv", record.seeds).tidy(record.seeds)
+    metrics = read_metrics(record.directory / "metrics.csv", record.seeds).tidy()
     return ExperimentResult(
         record.config, record.seeds, record.directory if keep else None, summaries[0], metrics, loop.state
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from purejaxppo.errors import plural
+from purejaxppo.rundir.files import replacing
 from purejaxppo.statistics import FEWEST, iqm_over_seeds
 
 
@@ -28,4 +29,5 @@ def learning_curve(path: Path, title: str, env_steps: list[int], returns: list[n
         axes.set(title=title, xlabel="environment steps per seed", ylabel="episode return in training")
         axes.set_xlim(left=0)
         plotting.whole_ticks(axes.xaxis)
-        figure.savefig(path)
+        with replacing(path) as draft:
+            figure.savefig(draft)

@@ -139,7 +139,8 @@ class Log:
         self._sinks: list[Sink] = []
         with ExitStack() as undo:  # a sink that cannot be made closes those made before
             undo.callback(self.close)
-            self._sinks.append(MetricsFile(out / "metrics.csv", seeds, done))
+            intervals = options.log_interval or 1, settings["eval_interval"]
+            self._sinks.append(MetricsFile(out / "metrics.csv", seeds, done, intervals))
             if options.tensorboard:
                 self._sinks.append(TensorBoard(out, seeds, options.run_per_seed, settings, begin))
             if options.wandb:

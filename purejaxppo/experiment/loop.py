@@ -158,7 +158,7 @@ class Loop:
                 f"{snapshot.directory} logs {self.totals.shape[1]} metrics and this version "
                 f"{len(self.program.metrics)}; resume with the version that began the run."
             )
-        restored = checkpoint.unflatten(snapshot, runs.state_shapes, "state.")
+        restored = snapshot.state(runs.state_shapes)
         self.state = jax.tree.map(lambda new, old: jax.device_put(old[runs.rows], new.sharding), fresh, restored)
         if self.config.on_host:
             self.progress.say("environments on the host cannot be restored: all begin new episodes")
@@ -323,8 +323,9 @@ class Loop:
         seconds = {name: x / len(self.runs.records) for name, x in self.seconds.items()}
         failed = [found for member, found in self.failed.items() if member in members]
         summary = write_summary(record, returns, failed, seconds, self.runs.devices, self.done * self.steps_per_update)
-        table = read_metrics(record.directory / "metrics.csv", record.seeds)
-        curve = table.env_steps.tolist(), [*table.columns["episode_return"].T]
+        intervals = self.runs.options.log_interval or 1, self.config.eval_interval
+        table = read_metrics(record.directory / "metrics.csv", record.seeds, self.done, intervals)
+        curve = table.env_steps.tolist(), [*table.metric("episode_return").T]
         learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
         return summary
 

@@ -12,7 +12,7 @@ import numpy as np
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.policy.acting import actor
-from purejaxppo.rundir.checkpoint import Snapshot, newest_whole, steps_saved, unflatten
+from purejaxppo.rundir.checkpoint import Snapshot, newest_whole, steps_saved
 from purejaxppo.rundir.record import RunRecord, read_record
 from purejaxppo.rundir.summary import read_summary
 from purejaxppo.train import init
@@ -78,7 +78,7 @@ def load_all(record: RunRecord, checkpoint: int | str = "last") -> tuple[Snapsho
         lambda found: found.check(record.config, record.seeds, like),
         lambda text: warnings.warn(text, stacklevel=4),
     )
-    return snapshot, unflatten(snapshot, like, "state.")
+    return snapshot, snapshot.state(like)
 
 
 def seed_index(record: RunRecord, snapshot: Snapshot, seed: int | str) -> int:

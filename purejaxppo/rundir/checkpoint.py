@@ -11,11 +11,13 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +28,10 @@ import numpy as np
 from purejaxppo._version import __version__
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError, reason
+from purejaxppo.parallel.devices import free_memory
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.files import read_json, refusing, to_json, write_json
-from purejaxppo.rundir.manifest import FORMAT, describe, digest, file_digest, files_of, read_manifest
+from purejaxppo.rundir.files import read_json, refusing, to_json
+from purejaxppo.rundir.manifest import describe, read_manifest, write_manifest
 
 Arrays = dict[str, np.ndarray]  # by path in the tree: "state.policy.params.Dense_0.kernel"
 
@@ -64,7 +67,32 @@ class Snapshot(NamedTuple):
                     f"{self.directory} was written with {name} = {theirs.get(name)!r:.80}, and config.json says "
                     f"{ours.get(name)!r:.80}; put back the one that belongs to it."
                 )
-        unflatten(self, like, "state.")
+        self.state(like)
+
+    def state(self, like: Any) -> Any:
+        """The saved state as a tree like `like`: a tree of arrays, or its `jax.eval_shape`.
+
+        Raises:
+            UsageError: an array is missing, or of another shape or dtype; nothing is cast.
+        """
+        leaves = [self._leaf(path, wanted) for path, wanted in _leaves({"state": like}).items()]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _leaf(self, path: str, wanted: Any) -> Any:
+        found, data = self.arrays.get(path), jax.eval_shape(_as_data, wanted)
+        if found is None or (found.shape, found.dtype) != (data.shape, data.dtype):
+            what = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
+            raise UsageError(
+                f"{self.directory}: {path} is {what} and must be {data.dtype}{list(data.shape)}; the checkpoint "
+                "is of another network size, environment or algorithm."
+            )
+        if not _is_key(wanted):
+            return found
+        with refusing(self.directory / "manifest.json"):
+            key = jax.random.wrap_key_data(jnp.asarray(found), impl=self.keys[path])
+        if key.dtype != wanted.dtype:
+            raise UsageError(f"{self.directory}: {path} is a key of {self.keys[path]}, and must not be.")
+        return key
 
     def _check_progress(self, batch: int, num_seeds: int) -> None:
         """Raises: ValueError, TypeError, KeyError: what it says of itself cannot be."""
@@ -88,11 +116,8 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
     Raises:
         OSError: it could not be written. Nothing of it is left, and other checkpoints are as they were.
     """
-    import orbax.checkpoint as ocp
-
     arrays = flatten(tree)
-    draft = directory.with_name(f".{directory.name}.saving").absolute()
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = directory.with_name(f".{secrets.token_hex(8)}.saving")
     content = {
         "purejaxppo": __version__,
         "about": to_json(about),
@@ -100,15 +125,15 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
         "arrays": {path: describe(x) for path, x in arrays.items()},
     }
     try:
-        draft.mkdir(parents=True)
+        draft.parent.mkdir(exist_ok=True)  # but not the run directory, if that was moved away
+        draft.mkdir()
         need, free = sum(x.nbytes for x in arrays.values()) + 2**20, shutil.disk_usage(draft).free
         if need > free:  # found out by orbax, it would leave threads that complain
             raise OSError(f"it may take {need:,} bytes, and {free:,} are free")
-        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(draft / "arrays", {path: x for path, x in arrays.items() if x.size})
+        with _orbax(draft) as (checkpointer, folder):
+            checkpointer.save(folder, {path: x for path, x in arrays.items() if x.size})
         (draft / "arrays" / "commit_success.txt").unlink(missing_ok=True)  # tells where on this machine it was written
-        content["files"] = {name: file_digest(path) for name, path in files_of(draft).items()}
-        write_json(draft / "manifest.json", {"format": FORMAT, "sha256": digest(content), "content": content})
+        write_manifest(draft, content)
         read(draft, own=True)
         if directory.is_symlink():
             directory.unlink()
@@ -127,19 +152,8 @@ def read(directory: Path, own: bool = False) -> Snapshot:
     Raises:
         UsageError: it is damaged, or of a newer version; the message names the file.
     """
-    import orbax.checkpoint as ocp
-
-    manifest, folder = directory / "manifest.json", directory / "arrays"
-    with refusing(manifest):
-        content = read_manifest(manifest)
-        listed, files = content["files"], files_of(directory)
-        for name in sorted(listed.keys() | files.keys()):
-            if name not in files:
-                raise UsageError(f"{directory / name} is missing.")
-            if name not in listed:
-                raise UsageError(f"{directory / name} is not in {manifest.name}; delete it, if you know what it is.")
-            if file_digest(files[name]) != listed[name]:
-                raise UsageError(f"{directory / name} is damaged: its SHA-256 is not the manifest's.")
+    content, folder = read_manifest(directory), directory / "arrays"
+    with refusing(directory / "manifest.json"):
         described = content["arrays"]
         empty = {path: np.zeros(x["shape"], x["dtype"]) for path, x in described.items() if 0 in x["shape"]}
         like = {
@@ -148,11 +162,11 @@ def read(directory: Path, own: bool = False) -> Snapshot:
             if path not in empty
         }
     try:
-        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+        with _orbax(directory) as (checkpointer, linked):
             if not own:
-                metadata = checkpointer.metadata(folder.absolute())
+                metadata = checkpointer.metadata(linked)
                 _check_sizes(folder, like, getattr(metadata, "item_metadata", metadata))
-            arrays: Arrays = checkpointer.restore(folder.absolute(), like)
+            arrays: Arrays = checkpointer.restore(linked, like)
     except UsageError:
         raise
     except Exception as error:  # tensorstore's errors are of many kinds
@@ -161,38 +175,6 @@ def read(directory: Path, own: bool = False) -> Snapshot:
         if describe(x) != described[path]:
             raise UsageError(f"{folder}: array {path} is not what was saved: its SHA-256 differs.")
     return Snapshot(arrays | empty, content["keys"], content["about"], directory)
-
-
-def unflatten(snapshot: Snapshot, like: Any, prefix: str = "") -> Any:
-    """The arrays under `prefix` as a tree like `like`: a tree of arrays, or its `jax.eval_shape`.
-
-    Raises:
-        UsageError: an array is missing, or of another shape or dtype; nothing is cast.
-    """
-
-    def leaf(path: str, wanted: Any) -> Any:
-        found, data = snapshot.arrays.get(path), jax.eval_shape(_as_data, wanted)
-        if found is None or (found.shape, found.dtype) != (data.shape, data.dtype):
-            what = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
-            raise UsageError(
-                f"{snapshot.directory}: {path} is {what} and must be {data.dtype}{list(data.shape)}; the checkpoint "
-                "is of another network size, environment or algorithm."
-            )
-        if not _is_key(wanted):
-            return found
-        with refusing(snapshot.directory / "manifest.json"):
-            key = jax.random.wrap_key_data(jnp.asarray(found), impl=snapshot.keys[path])
-        if key.dtype != wanted.dtype:
-            raise UsageError(f"{snapshot.directory}: {path} is a key of {snapshot.keys[path]}, and must not be.")
-        return key
-
-    leaves = [leaf(prefix + path, wanted) for path, wanted in _leaves(like).items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def restore(directory: Path, like: Any) -> Any:
-    """The training state of all seeds that a run saved; `like` is one, or its `jax.eval_shape`."""
-    return unflatten(read(directory), like, "state.")
 
 
 def steps_saved(checkpoints: Path) -> list[Path]:
@@ -267,21 +249,32 @@ def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:
             raise UsageError(f"{folder}: array {path} is {found.dtype}{list(found.shape)}, and the manifest differs.")
         if chunks and any(chunk > max(size, 1) for chunk, size in zip(chunks, x.shape, strict=True)):
             raise UsageError(f"{folder}: array {path} has chunks of {list(chunks)}, larger than itself.")
-    need, memory = sum(x.nbytes for x in like.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > memory:
-        raise UsageError(f"{folder} takes {need / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f} GiB.")
+    need, free = sum(x.nbytes for x in like.values()), free_memory()
+    if free is not None and need > free:
+        raise UsageError(f"{folder} takes {need / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free.")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the tracebacks that orbax's and tensorstore's threads print and log; what they say is raised, too."""
+def _orbax(directory: Path) -> Iterator[tuple[Any, Path]]:
+    """Orbax's checkpointer, and the folder of arrays in `directory` as it must be called there.
+
+    Without the tracebacks that orbax's and tensorstore's threads print and log; what they say is raised, too.
+    """
+    import orbax.checkpoint as ocp
+
     logger, hooks = logging.getLogger("absl"), (sys.excepthook, sys.unraisablehook, threading.excepthook)
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     silent: Any = lambda *_: None  # noqa: E731
     sys.excepthook = sys.unraisablehook = threading.excepthook = silent
+    folder = directory.absolute() / "arrays"
     try:
-        yield
+        with ExitStack() as stack:
+            if {*str(folder)} & ({*"[*?\\"} - {os.sep}):  # which they take for patterns: a link leads there
+                link = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
+                link.symlink_to(folder.parent, target_is_directory=True)
+                folder = link / "arrays"
+            yield stack.enter_context(ocp.StandardCheckpointer()), folder
     finally:
         logger.setLevel(level)
         sys.excepthook, sys.unraisablehook, threading.excepthook = hooks

@@ -28,7 +28,7 @@ class RunContents(NamedTuple):
         """[seeds] The final evaluation; in progress, each seed's last training return; NaN if there is none."""
         if self.summary:
             return np.array(self.summary["eval_return"]["per_seed"])
-        rows = self.metrics.columns.get("episode_return", np.empty((len(self.seeds), 0)))
+        rows = self.metrics.metric("episode_return")
         return np.array([known[-1] if (known := row[~np.isnan(row)]).size else np.nan for row in rows])
 
     @property

@@ -1,14 +1,15 @@
 """How all files of a run directory are written, whole or not at all, and read, without trust."""
 
 import csv
-import fcntl
 import json
 import math
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from purejaxppo.errors import UsageError, reason
 
+SWEEP = "sweep.json"  # beside the run directories of a sweep
 LARGEST_FILE = {".json": 2**26, ".csv": 2**29}  # bytes that are read
 LARGEST_NUMBER = 1e100  # no float32 comes near it; what is beyond counts as missing, so that sums stay finite
 
@@ -43,23 +45,38 @@ def new_directory(out: Path) -> Path:
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """Hold a run directory, while entered or until the process ends.
+    """Hold a run directory, while entered or until the process ends; and that of its sweep, so that it does not train.
 
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process holds it, or the sweep that it is part of.
     """
-    handle = os.open(out, os.O_RDONLY)
+    with ExitStack() as held:
+        _lock(held, out)
+        if (sweep := out.resolve().parent).joinpath(SWEEP).exists():
+            _lock(held, sweep, shared=True)  # other runs of it may go on, too
+        yield
+
+
+def _lock(held: ExitStack, directory: Path, shared: bool = False) -> None:
+    if sys.platform == "win32":  # no locks of directories, and no shared ones
+        import msvcrt
+
+        if shared:
+            return
+        file = held.enter_context((directory / ".lock").open("w"))
+        take = partial(msvcrt.locking, file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        handle = os.open(directory, os.O_RDONLY)
+        held.callback(os.close, handle)
+        take = partial(fcntl.flock, handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UsageError(f"{out} is being written by another process; wait for it, or stop it.") from error
+        take()
+    except (BlockingIOError, PermissionError) as error:
+        raise UsageError(f"{directory} is being written by another process; wait for it, or stop it.") from error
     except OSError:  # a file system without locks
         pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def refuse_links(directory: Path) -> None:

@@ -2,30 +2,46 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from purejaxppo.errors import UsageError
-from purejaxppo.rundir.files import json_text, read_json
+from purejaxppo.rundir.files import json_text, malformed, read_json, read_text, refusing, write_json
 from purejaxppo.rundir.record import refuse_newer
 
 FORMAT = 1  # one more with each change that older versions cannot read
 
 
-def read_manifest(manifest: Path) -> dict[str, Any]:
-    """What a manifest holds, if every byte of it is as it was written."""
+def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
+    """Of a checkpoint whose arrays are written."""
+    content = {**content, "files": {name: file_digest(path) for name, path in files_of(directory).items()}}
+    write_json(directory / "manifest.json", {"format": FORMAT, "sha256": digest(content), "content": content})
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What it says, if every byte of it and of the files that it lists is as it was written. Raises: UsageError."""
+    manifest = directory / "manifest.json"
     outer = read_json(manifest)
-    version, content = outer.get("format"), outer.get("content")
+    version = outer.get("format")
+    content: Any = outer.get("content")
     if type(version) is int and version > FORMAT:
         raise UsageError(f"{manifest} has format {version} and this version reads up to {FORMAT}; upgrade purejaxppo.")
-    whole = outer.keys() == {"format", "sha256", "content"} and type(version) is int and version > 0
-    if not whole or outer["sha256"] != digest(content) or json_text(outer) != manifest.read_text(encoding="utf-8"):
-        raise UsageError(f"{manifest} is damaged: its SHA-256 is not what it says.")
-    if not isinstance(content, dict):
-        raise UsageError(f"{manifest} is not what a run leaves; restore it.")
-    refuse_newer(manifest, content.get("purejaxppo"))
+    with refusing(manifest):
+        whole = outer.keys() == {"format", "sha256", "content"} and type(version) is int and version > 0
+        if not whole or outer["sha256"] != digest(content) or json_text(outer) != read_text(manifest):
+            raise UsageError(f"{manifest} is damaged: its SHA-256 is not what it says.")
+        refuse_newer(manifest, content.get("purejaxppo"))
+        listed, files = content["files"], files_of(directory)
+        for name in sorted(listed.keys() | files.keys()):
+            if name not in files:
+                raise UsageError(f"{directory / name} is missing.")
+            if name not in listed:
+                raise UsageError(f"{directory / name} is not in {manifest.name}; delete it, if you know what it is.")
+            if file_digest(files[name]) != listed[name]:
+                raise UsageError(f"{directory / name} is damaged: its SHA-256 is not the manifest's.")
     return content
 
 
@@ -39,7 +55,7 @@ def files_of(directory: Path) -> dict[str, Path]:
     found = sorted(folder.rglob("*"))
     for path in (directory, folder, *found):
         if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
-            raise UsageError(f"{path} is a link or no file, which none of ours is; restore it.")
+            raise malformed(path, "it is a link or no file")
     return {x.relative_to(directory).as_posix(): x for x in found if x.is_file()}
 
 

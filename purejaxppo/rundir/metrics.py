@@ -18,16 +18,21 @@ Row = Mapping[str, np.ndarray]  # each metric [seeds]
 class MetricsTable(NamedTuple):
     """metrics.csv as arrays; NaN where a cell is empty, not finite or not written yet."""
 
+    seeds: list[int]
     update: np.ndarray  # [rows]
     env_steps: np.ndarray  # [rows] per seed
     columns: dict[str, np.ndarray]  # name -> [seeds, rows]
 
-    def tidy(self, seeds: list[int]) -> dict[str, np.ndarray]:
+    def metric(self, name: str) -> np.ndarray:
+        """[seeds, rows]; NaN if it was not logged."""
+        return self.columns.get(name, np.full((len(self.seeds), len(self.update)), np.nan))
+
+    def tidy(self) -> dict[str, np.ndarray]:
         """Columns of one length with a row per update and seed, as the file has them."""
         named = {"update": self.update, "env_steps": self.env_steps}
-        whole = {name: np.repeat(x.astype(np.int64), len(seeds)) for name, x in named.items()}
+        whole = {name: np.repeat(x.astype(np.int64), len(self.seeds)) for name, x in named.items()}
         tidy = {name: x.T.ravel() for name, x in self.columns.items()}
-        return {"seed": np.tile(seeds, self.update.size)} | whole | tidy
+        return {"seed": np.tile(self.seeds, len(self.update))} | whole | tidy
 
 
 class MetricsFile:
@@ -37,12 +42,16 @@ class MetricsFile:
         """`done` updates stand in the file already; rows after them are dropped, to be written again.
 
         Raises:
-            UsageError: the file is damaged, or lacks rows of updates that are multiples of one of `intervals`. It may
-                begin late, as where an older file was moved away.
+            UsageError: the file is damaged, or lacks rows; see `read_metrics`.
         """
-        self._columns = _drop_rows_after(path, seeds, done, intervals) if done and path.exists() else []
+        self._seeds, self._columns = seeds, []
+        if done and path.exists():
+            header, rows = _rows(path, seeds, done, intervals)
+            if rows:
+                self._columns = header[3:]
+                with replacing(path) as draft, draft.open("w", newline="") as file:
+                    csv.writer(file).writerows([header, *rows])
         self._file = path.open("a" if self._columns else "w", newline="")
-        self._seeds = seeds
 
     def write(self, update: int, env_steps: int, row: Row) -> None:
         """One row per seed. The first call fixes the columns; NaN becomes an empty cell."""
@@ -63,25 +72,33 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path, seeds: list[int]) -> MetricsTable:
-    """Read metrics.csv as far as it is written, strictly. Raises: UsageError: it is damaged, see `_rows`."""
-    header, rows = _rows(path, seeds)
+def read_metrics(path: Path, seeds: list[int], done: int = 0, intervals: Iterable[int] = ()) -> MetricsTable:
+    """Read metrics.csv as far as it is written, strictly.
+
+    Args:
+        done: updates after which rows do not count, and up to which none may be missing; 0: all rows that there are.
+        intervals: updates that are multiples of one of them have rows. The file may begin late, as one does where an
+            older one was moved away.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    header, rows = _rows(path, seeds, done, intervals)
     table = np.full((-(-len(rows) // len(seeds)) * len(seeds), len(header)), np.nan)
     for i, row in enumerate(rows):
         try:
             table[i] = [to_float(cell) for cell in row]
         except ValueError as error:
             raise malformed(path, f"line {i + 2}: {shown(str(error), 100)}") from error
-    columns = {name: table[:, i].reshape(-1, len(seeds)).T for i, name in enumerate(header[3:], 3)}
     update, env_steps = table[:: len(seeds), 1:3].reshape(-1, 2).T
-    return MetricsTable(update, env_steps, columns)
+    columns = {name: table[:, i].reshape(-1, len(seeds)).T for i, name in enumerate(header[3:], 3)}
+    return MetricsTable(seeds, update, env_steps, columns)
 
 
-def _rows(path: Path, seeds: list[int]) -> tuple[list[str], list[list[str]]]:
-    """The header, and the cells of all rows. What follows the last line's end is still being written.
+def _rows(path: Path, seeds: list[int], done: int, intervals: Iterable[int]) -> tuple[list[str], list[list[str]]]:
+    """The header, and the cells of rows of every seed in turn, of one update after the other; the last may lack seeds.
 
-    Raises:
-        UsageError: they are not of every seed in turn, of one update after the other; the last may lack seeds.
+    What follows the last line's end is still being written.
     """
     text = read_text(path)
     fix, before = "restore it, or move it away to log from here on", 0
@@ -96,21 +113,11 @@ def _rows(path: Path, seeds: list[int]) -> tuple[list[str], list[list[str]]]:
             if seed != seeds[i % len(seeds)] or (update <= before if i % len(seeds) == 0 else update != before):
                 raise malformed(path, f"line {i + 2}, of seed {seed} and update {update}, does not follow", fix)
             before = update
+    if done and header:
+        rows = [row for row in rows if int(row[1]) <= done]
+        logged = {int(row[1]) for row in rows[len(seeds) - 1 :: len(seeds)]}
+        first = min(logged, default=1)
+        due = {n for interval in intervals if interval for n in range(interval, done + 1, interval) if n >= first}
+        if due - logged or len(rows) % len(seeds):
+            raise malformed(path, f"rows of update {min(due - logged, default=done):,} are missing", fix)
     return header, rows
-
-
-def _drop_rows_after(path: Path, seeds: list[int], done: int, intervals: Iterable[int]) -> list[str]:
-    """Keep the header and the rows of updates up to `done`, and return the metrics' names; none if there is no row."""
-    header, rows = _rows(path, seeds)
-    kept = [row for row in rows if int(row[1]) <= done]
-    logged = {int(row[1]) for row in kept[len(seeds) - 1 :: len(seeds)]}
-    first = min(logged, default=1)
-    missing = [n for interval in intervals for n in range(interval, done + 1, interval) if {n} - logged and n >= first]
-    if header and (missing or len(kept) % len(seeds)):
-        which = f"the rows of update {min(missing)}" if missing else f"rows of update {kept[-1][1]}"
-        raise malformed(path, f"{which} are missing", "restore it, or move it away to log from here on")
-    if not kept:
-        return []
-    with replacing(path) as draft, draft.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *kept])
-    return header[3:]

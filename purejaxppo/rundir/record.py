@@ -1,5 +1,7 @@
 """The run directory: made, described in config.json, and read back without trust."""
 
+import contextlib
+import importlib
 import importlib.metadata
 import platform
 import re
@@ -141,8 +143,25 @@ def refuse_newer(path: Path, version: Any) -> None:
         raise UsageError(f"{path} was written by purejaxppo {version}, newer than this {__version__}; upgrade.")
 
 
-def versions() -> dict[str, str]:
-    """What a run's numbers depend on beside its settings."""
-    packages = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-    found = {package: importlib.metadata.version(package) for package in packages}
-    return {"purejaxppo": __version__, "python": platform.python_version(), **found}
+def versions(env: Any = "") -> dict[str, str]:
+    """What a run's numbers depend on beside its settings: of packages, those that are installed, `env`'s among them."""
+    found = {"purejaxppo": __version__, "python": platform.python_version()}
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", *_packages_of(env)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _packages_of(env: Any) -> list[str]:
+    """The packages that step an environment: its suite's, or the one that its class is from."""
+    if not isinstance(env, str):
+        env = type(env).__module__.removeprefix("purejaxppo.envs.") + ":"
+    suite, slash, name = env.partition(",")[0].partition("/")
+    if suite != "gymnasium":
+        own = suite.partition(":")[0].partition(".")[0] if slash or ":" in suite else "gymnax"
+        return [own, *(("mujoco", "mujoco-mjx") if own in ("brax", "playground") else ())]
+    module, _, name = name.rpartition(":")
+    entry = getattr(importlib.import_module("gymnasium").registry.get(name), "entry_point", "")
+    engines = {"ALE/": ("ale-py",), ".mujoco": ("mujoco",), ".box2d": ("box2d", "box2d-py")}
+    found = [package for word, packages in engines.items() if word in f"{name}{entry}" for package in packages]
+    return [suite, *found, *([module.partition(".")[0]] if module else ())]

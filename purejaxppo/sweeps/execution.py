@@ -17,13 +17,11 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
-from purejaxppo.rundir.files import json_text, lock, new_directory, read_json, refuse_links, refusing, to_json
+from purejaxppo.rundir.files import SWEEP, json_text, lock, new_directory, read_json, refuse_links, refusing, to_json
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
 from purejaxppo.rundir.summary import Summary, read_summary
 from purejaxppo.sweeps import plan
 from purejaxppo.sweeps.axes import Settings, checked, label, traced
-
-RECORD = "sweep.json"
 
 
 class Sweep(NamedTuple):
@@ -72,7 +70,7 @@ def begin_sweep(
     new_directory(out)
     (out / "checkpoints").rmdir()
     record = start_record(config, seeds, out, devices, options)
-    write_record(record, RECORD, {"sweep": settings})
+    write_record(record, SWEEP, {"sweep": settings})
     return Sweep(record, settings, configs, _names(settings)), devices
 
 
@@ -80,8 +78,8 @@ def read_sweep(
     directory: Path, progress: ProgressLine, devices: int | None = None, mesh: str | None = None, env: Any = None
 ) -> tuple[Sweep, list[jax.Device]]:
     """One that was interrupted. Raises: UsageError, its sweep.json is damaged or cannot work here."""
-    path = directory / RECORD
-    record = read_record(directory, env, name=RECORD)
+    path = directory / SWEEP
+    record = read_record(directory, env, name=SWEEP)
     settings = read_json(path).get("sweep")
     with refusing(path):
         if not isinstance(settings, list) or not all(isinstance(own, dict) for own in settings):
@@ -128,6 +126,7 @@ def run_sweep(
                     continue
                 progress.say(f"{step.group.name}: {plural(len(members), 'setting')}")
                 runs = _batch(sweep, step.group, members, step.at_once, devices)
+                runs.directory.mkdir(parents=True, exist_ok=True)
                 for record in runs.records:
                     record.directory.mkdir(exist_ok=True)
                     write_record(record)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from purejaxppo.rundir.files import replacing
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
 from purejaxppo.sweeps.axes import Settings, show
@@ -36,7 +37,8 @@ def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summa
             interval = "" if np.isnan(scores[1]).all() else ", 95% interval"
             panels[0].set_ylabel(f"IQM of final returns{interval}")
         figure.suptitle(title)
-        figure.savefig(path)
+        with replacing(path) as draft:
+            figure.savefig(draft)
 
 
 def _heat_map(

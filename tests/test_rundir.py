@@ -1,0 +1,166 @@
+"""Run directories: how files are replaced, locked and read, and what is said where one is missing or damaged."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import assert_same_bits
+
+from purejaxppo.errors import UsageError
+from purejaxppo.presets import preset
+from purejaxppo.rundir.checkpoint import read, save
+from purejaxppo.rundir.files import lock, replacing, write_json
+from purejaxppo.rundir.metrics import MetricsFile, read_metrics
+from purejaxppo.rundir.record import versions
+from purejaxppo.rundir.summary import read_summary
+
+ROW = {"episode_return": np.array([1.0, 2.0]), "kl": np.array([np.nan, 0.5])}
+
+
+@pytest.mark.parametrize("name", ["policy.onnx", "film.gif", "config.json", "n" * 250 + ".png"])
+def test_a_file_is_replaced_whole_and_no_link_is_followed(tmp_path, name):
+    path, precious = tmp_path / "out" / name, tmp_path / "precious"
+    path.parent.mkdir()
+    precious.write_text("mine")
+    for planted in (name, f".{name[:200]}.saving", f".{path.stem[:200]}.saving{path.suffix}"):
+        (path.parent / planted).symlink_to(precious)
+    with replacing(path) as draft:
+        assert draft.suffix == path.suffix
+        assert draft.stat().st_size == 0
+        draft.write_text("new")
+    with pytest.raises(UnicodeEncodeError), replacing(path) as draft:
+        draft.write_text("half \ud800", encoding="utf-8")
+    assert precious.read_text() == "mine"
+    assert not path.is_symlink()
+    assert path.read_text() == "new"
+    assert len([*path.parent.iterdir()]) == 3
+
+
+def test_a_directory_is_held_by_one_and_a_sweeps_runs_are_held_with_it(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    with lock(one), pytest.raises(UsageError, match="one is being written by another process"), lock(one):
+        pass
+    (tmp_path / "sweep.json").write_text("{}")
+    with lock(tmp_path), pytest.raises(UsageError, match="being written by another process"), lock(one):
+        pass
+    with lock(one), lock(other), pytest.raises(UsageError, match="being written by another process"), lock(tmp_path):
+        pass
+    with lock(tmp_path):
+        pass
+
+
+def test_the_package_is_imported_where_there_is_no_fcntl():
+    """As on Windows, where JAX's own modules, too, must do without it."""
+    code = "import sys; sys.modules['fcntl'] = None\nimport purejaxppo, purejaxppo.cli.run, purejaxppo.cli.sweep"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["ünï[x]{y}%20d/日本", "a*b?c", "a\\b"])
+def test_a_checkpoint_in_a_directory_of_any_name(tmp_path, name):
+    run = tmp_path / name / "run"
+    run.mkdir(parents=True)
+    tree = {"x": jnp.arange(3.0), "a": {"b": jnp.ones(2)}, "a.b": jnp.zeros(2)}
+    save(run / "checkpoints" / "32", {"state": tree, "totals": np.zeros((1, 1))}, {})
+    assert_same_bits(read(run / "checkpoints" / "32").state(tree), tree)
+
+
+def test_a_run_directory_that_was_moved_away_is_not_made_again(tmp_path):
+    with pytest.raises(OSError, match=r"run/checkpoints/32 cannot be written \(FileNotFoundError.*run/checkpoints'"):
+        save(tmp_path / "run" / "checkpoints" / "32", {"state": jnp.zeros(2)}, {})
+    assert [*tmp_path.iterdir()] == []
+
+
+def log(path, *updates, seeds=(3, 5)):
+    file = MetricsFile(path, [*seeds])
+    for update in updates:
+        file.write(update, 32 * update, ROW)
+    file.close()
+    return path.read_text().splitlines(keepends=True)
+
+
+def test_metrics_come_back_as_arrays_and_as_tidy_columns(tmp_path):
+    log(tmp_path / "metrics.csv", 2, 4, 5)
+    table = read_metrics(tmp_path / "metrics.csv", [3, 5])
+    np.testing.assert_array_equal(table.env_steps, [64, 128, 160])
+    np.testing.assert_array_equal(table.metric("kl"), [[np.nan] * 3, [0.5] * 3])
+    np.testing.assert_array_equal(table.metric("eval_return"), np.full((2, 3), np.nan))
+    tidy = table.tidy()
+    assert {name: x.tolist() for name, x in tidy.items() if name != "kl"} == {
+        "seed": [3, 5] * 3,
+        "update": [2, 2, 4, 4, 5, 5],
+        "env_steps": [64, 64, 128, 128, 160, 160],
+        "episode_return": [1.0, 2.0] * 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (lambda lines: lines[:3] + lines[4:], "line 4, of seed 5 and update 4, does not follow"),
+        (lambda lines: lines[:3] + lines[5:], "rows of update 4 are missing"),
+        (lambda lines: lines[:5], "rows of update 5 are missing"),  # at which an evaluation was due
+        (lambda lines: lines[:6], "rows of update 5 are missing"),
+        (lambda lines: lines[:1], "rows of update 2 are missing"),
+        (lambda lines: [*lines[:4], lines[4][:5], *lines[5:]], "line 5 has .* cells and the first 5"),
+        (lambda lines: lines[1:], "its first line is"),
+        (lambda lines: lines[:3] + lines[1:], "line 4, of seed 3 and update 2, does not follow"),
+    ],
+)
+def test_missing_rows_are_named_with_the_way_out(tmp_path, cut, message):
+    path = tmp_path / "metrics.csv"
+    path.write_text("".join(cut(log(path, 2, 4, 5, 6))), newline="")
+    before = path.read_bytes()
+    for use in (MetricsFile, read_metrics):
+        with pytest.raises(UsageError, match=f"{path}.*{message}.*restore it") as refused:
+            use(path, [3, 5], 6, (2, 5))
+        assert "\n" not in str(refused.value)
+    assert path.read_bytes() == before
+
+
+def test_a_log_may_begin_late_and_its_torn_end_is_cut_off(tmp_path):
+    """The way out of the above: moved away, rows go on from where the run was."""
+    path = tmp_path / "metrics.csv"
+    lines = log(path, 4, 5, 6)
+    path.write_text("".join([*lines, lines[-1][:7]]), newline="")
+    file = MetricsFile(path, [3, 5], 5, (2, 5))
+    file.write(6, 192, ROW)
+    file.close()
+    assert path.read_text().splitlines(keepends=True) == lines
+    path.unlink()
+    MetricsFile(path, [3, 5], 5, (2, 5)).close()
+    MetricsFile(path, [3, 5], 5, (2, 5)).close()
+    assert read_metrics(path, [3, 5], 5, (2, 5)).tidy()["seed"].size == 0
+
+
+def test_a_summary_of_an_older_version_is_read(tmp_path):
+    failed = [{"seed": 4, "update": 7, "cause": "reward"}]
+    write_json(tmp_path / "summary.json", {"eval_return": {"per_seed": [1.5, np.nan]}, "sick_seeds": failed})
+    summary = read_summary(tmp_path, [3, 4])
+    assert summary["failed_seeds"] == failed
+    np.testing.assert_array_equal(summary["eval_return"]["per_seed"], [1.5, np.nan])
+    assert np.isnan(summary["steps_per_second"])
+    assert read_summary(tmp_path / "none", [3, 4]) is None
+
+
+@pytest.mark.parametrize(
+    ("env", "packages"),
+    [
+        ("CartPole-v1", {"gymnax"}),
+        ("gymnasium/CartPole-v1", {"gymnasium"}),
+        ("gymnasium/HalfCheetah-v5,frame_skip=1", {"gymnasium", "mujoco"}),
+        ("gymnasium/ALE/Pong-v5", {"gymnasium", "ale-py"}),
+        ("brax/ant", {"brax", "mujoco", "mujoco-mjx"}),
+        ("pytest.mark:Env", {"pytest"}),
+        (preset("ppo").environment, {"gymnax"}),
+    ],
+)
+def test_versions_are_those_of_the_packages_that_step_the_environment(monkeypatch, env, packages):
+    pytest.importorskip("gymnasium")
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "1.0")
+    found = versions(env)
+    assert found.keys() - versions("-:").keys() == packages
+    assert {"jax", "orbax-checkpoint", "numpy"} < found.keys()
