@@ -18,7 +18,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.report.labels import labels
 from purejaxppo.report.page import named, run_directories, shared_seeds, write_report
 from purejaxppo.report.page import page as page_of
-from purejaxppo.report.sections import improvements_on
+from purejaxppo.report.sections import improvements
 from purejaxppo.rundir.contents import read_contents
 from purejaxppo.rundir.metrics import read_metrics
 
@@ -155,7 +155,7 @@ def test_probability_of_improvement_is_brute_force(tmp_path):
     expected = sum((a > b) + 0.5 * (a == b) for a, b in itertools.product(x, y)) / 15
     first = make_run(tmp_path / "a", "ppo", seeds=range(5), scores=x)
     second = make_run(tmp_path / "b", "a2c", seeds=range(3), scores=y)
-    [row] = tables_of(improvements_on("CartPole-v1", entries(first, second)), "P(X > Y)")
+    [row] = tables_of(improvements("CartPole-v1", entries(first, second)), "P(X > Y)")
     assert row[:3] == ["ppo", "a2c", f"{expected:.2f}"]
     low, high = (float(x) for x in row[3].strip("[]").split(", "))
     assert 0 <= low < expected < high <= 1
@@ -165,7 +165,7 @@ def test_pairs_are_of_scores_of_one_kind_and_against_the_first_of_many(page, tmp
     assert {"npg"}.isdisjoint({cell for row in page.table("P(X > Y)") for cell in row})  # in progress, or alone
     assert len(page.table("P(X > Y)")) == 6
     runs = [make_run(tmp_path / f"{i}", num_envs=i, rows=1) for i in range(8)]
-    rows = tables_of(improvements_on("CartPole-v1", entries(*runs)), "P(X > Y)")
+    rows = tables_of(improvements("CartPole-v1", entries(*runs)), "P(X > Y)")
     assert [row[:2] for row in rows] == [[f"ppo · num_envs={i}", "ppo · num_envs=0"] for i in range(1, 8)]
 
 
@@ -314,7 +314,7 @@ def test_runs_that_share_seeds_are_named(tmp_path):
         shown = page_of([read_contents(run) for run in runs[:2]])
     assert "share seeds 1–7. These runs are identical" in Page(shown).text
     copies = [make_run(tmp_path / f"copy{i}", seeds=[3]) for i in range(5)]
-    assert shared_seeds(entries(*copies))[4:] == ["So it is with 6 more pairs of runs."]
+    assert shared_seeds(entries(*copies))[4:] == ["The same holds for 6 more pairs of runs."]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from purejaxppo.report.page import write_report
 class ReportOptions:
     """What is compared."""
 
-    directories: tuple[Path, ...] = static(dataclasses.MISSING, "run directories", metavar="DIR", positional=True)
+    directories: tuple[Path, ...] = static(
+        dataclasses.MISSING, "run directories, or directories of runs, as a sweep's", metavar="DIR", positional=True
+    )
     out: Path = static(Path("report.html"), "the page, one self-contained .html file", metavar="FILE")
 
 

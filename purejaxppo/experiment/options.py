@@ -56,7 +56,9 @@ class HostOptions:
     )
     keep_checkpoints: int = static(3, "checkpoints kept: so many of the last, and the best", interval=_COUNT)
     final_episodes: int = static(100, "episodes per seed of the evaluation after training", interval=_COUNT)
-    tensorboard: bool = static(False, "log for TensorBoard, too, in OUT/tensorboard")
+    tensorboard: bool = static(
+        False, "log for TensorBoard, too, in OUT/tensorboard; to look at it: pip install tensorboard"
+    )
     wandb: bool = static(False, "log to Weights & Biases, too; needs the extra of that name")
     wandb_project: str = static("purejaxppo", "project in Weights & Biases")
     run_per_seed: bool = static(False, "in TensorBoard and W&B, a run for each seed instead of one of their IQM")

@@ -1,13 +1,13 @@
 """The report's section on what the updates did."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from purejaxppo import statistics
 from purejaxppo.report import figures
 from purejaxppo.report.html import Markup, escape, figure, listed, paragraph
-from purejaxppo.report.sections import Entry, Groups, seeds_of, series_of
+from purejaxppo.report.sections import POINTS, Entry, seeds_of, series_of
 
 
 class Panel(NamedTuple):
@@ -26,72 +26,46 @@ PANELS = [
     Panel("backtracks", "Backtracks", "Times that the line search shortened the step.", ylim=(0, None)),
     Panel("clip_fraction", "Clip fraction", "Fraction of the samples whose ratio is clipped.", ylim=(0, None)),
     Panel("kl_coef", "KL coefficient", "The penalty's β.", log=True),
-    Panel(
-        "explained_variance",
-        "Explained variance",
-        "1 − Var(target − V) / Var(target); cut off below −1.",
-        False,
-        (-1, None),
-    ),
+    Panel("explained_variance", "Explained variance", "1 − Var(target − V) / Var(target), from −1.", False, (-1, None)),
     Panel("entropy", "Entropy", "Of the policy, mean over states."),
     Panel("cg_residual", "CG residual", "Of the conjugate gradient's solution.", log=True),
     Panel("alive", "Alive", "Fraction of the seeds that are still finite.", ylim=(-0.03, 1.03)),
 ]
 
 
-def diagnostics(groups: Groups) -> str:
-    """What the updates did, side by side."""
-    return paragraph(
-        "Lines: IQM over seeds at each log interval. Bands: the middle half of the seeds.", "note"
-    ) + "\n".join(diagnostics_on(env, entries) for env, entries in groups.items())
-
-
-def diagnostics_on(env: str, entries: list[Entry]) -> str:
-    """One environment's panels."""
+def diagnostics(env: str, entries: list[Entry]) -> str:
+    """What the updates did on one environment, side by side."""
     found = [panel_figure(panel, env, entries) for panel in PANELS]
     found.insert(1, calibration(env, entries))
     key = "".join(f"<li>{entry.name}</li>" for entry in entries)
-    return f'<h3>{escape(env)}</h3>\n<ul class="key">{key}</ul>\n<div class="panels">{"".join(found)}</div>'
+    about = paragraph("Lines: IQM over seeds at each log interval. Bands: the middle half of the seeds.", "note")
+    return f'<h3>{escape(env)}</h3>\n{about}<ul class="key">{key}</ul>\n<div class="panels">{"".join(found)}</div>'
 
 
 def panel_figure(panel: Panel, env: str, entries: list[Entry]) -> str:
     """One diagnostic; nothing if no run has it, or no seed ever died."""
-    series = [(e, s) for e in entries if (s := series_of(e, panel.column, statistics.quartiles_over_seeds)) is not None]
-    if not series or (panel.column == "alive" and all((s.y.point == 1).all() for _, s in series)):
+    drawn, series = series_of(entries, panel.column, statistics.quartiles_over_seeds)
+    if not series or (panel.column == "alive" and all((line.y.point == 1).all() for line in series)):
         return ""
-    drawn = [e for e, _ in series]
-    image = figures.lines(
-        [s for _, s in series],
-        "environment steps per seed",
-        panel.title,
-        size=(3.6, 2.4),
-        legend=False,
-        log=panel.log,
-        ylim=panel.ylim,
-    )
-    ends = "; ".join(f"{e.label} ends at {float(s.y.point[-1]):.3g}" for e, s in series)
+    style: Any = {"size": (3.6, 2.4), "legend": False, "log": panel.log, "ylim": panel.ylim}
+    image = figures.lines(series, "environment steps per seed", panel.title, **style)
+    ends = "; ".join(f"{line.label} ends at {line.y.point[-1]:.3g}" for line in series)
     caption = Markup(f"<b>{panel.title}.</b> {panel.about} {escape(seeds_of(drawn).capitalize())}.")
     return figure(image, f"{panel.title} on {env} against environment steps: {ends}.", caption)
 
 
 def calibration(env: str, entries: list[Entry]) -> str:
-    """The KL that the quadratic model predicts against the KL that the step had."""
+    """The KL that the quadratic model predicts against the KL that the step had, IQM over seeds."""
     series = []
     for e in entries:
-        predicted, actual = (series_of(e, name, statistics.quartiles_over_seeds) for name in ("predicted_kl", "kl"))
-        if predicted is None or actual is None:
-            continue
-        _, i, j = np.intersect1d(predicted.x, actual.x, return_indices=True)
-        x, y = predicted.y.point[i], actual.y.point[j]
-        some = (x > 0) & (y > 0)
-        if some.any():
-            series.append((e, figures.Series(e.label, e.look, x[some], statistics.Estimate(*[y[some]] * 3))))
+        columns = [e.run.metrics.columns.get(name) for name in ("predicted_kl", "kl")]
+        x, y = (np.array([statistics.iqm(row) for row in ([] if values is None else values.T)]) for values in columns)
+        some = np.flatnonzero((x > 0) & (y > 0)) if x.size == y.size else np.zeros(0, int)
+        some = some[figures.evenly(some.size, POINTS)]
+        if some.size:
+            series.append(figures.Series(e.label, e.look, x[some], statistics.Estimate(*[y[some]] * 3)))
     if not series:
         return ""
-    image = figures.calibration([s for _, s in series], "predicted KL, ½ sᵀFs", "actual KL", size=(3.6, 2.4))
-    drawn = [e for e, _ in series]
-    caption = Markup(
-        "<b>Predicted and actual KL.</b> One point per log interval, IQM over seeds; dashed, equality. "
-        f"{escape(seeds_of(drawn).capitalize())}."
-    )
-    return figure(image, f"Actual against predicted KL on {env}: {listed(e.label for e in drawn)}.", caption)
+    image = figures.calibration(series, "predicted KL, ½ sᵀFs", "actual KL", size=(3.6, 2.4))
+    caption = Markup("<b>Predicted and actual KL.</b> One point per log interval, IQM over seeds; dashed, equality.")
+    return figure(image, f"Actual against predicted KL on {env}: {listed(line.label for line in series)}.", caption)

@@ -18,8 +18,6 @@ _COLOURS = dict(zip(("trpo", "ppo", "npg", "a2c", "ppo-penalty", "reinforce", ""
 _DASHES = [(), (5, 1.6), (1.2, 1.4), (6, 1.5, 1.2, 1.5), (8, 2, 2, 2, 2, 2)]  # in line widths
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 _STRIP_AT_MOST = 128  # scores drawn one by one
-
-
 Limits = tuple[float, float | None] | None  # of an axis; an open top: only what is below is cut off
 
 
@@ -57,16 +55,12 @@ class Interval(NamedTuple):
 def looks(runs: Sequence[RunContents], labels: Sequence[str]) -> list[Look]:
     """One look for each label: the algorithm's colour, or the next free one where its runs have several labels."""
     algos = {label: run.algo for label, run in reversed(list(zip(labels, runs, strict=True)))}
-    chosen: dict[str, str] = {}
-    for label in dict.fromkeys(labels):
-        own = _COLOURS.get(algos[label])
-        if own and own not in chosen.values():
-            chosen[label] = own
-    wanted = {_COLOURS.get(algo) for algo in algos.values()}
-    free = [colour for colour in _COLOURS.values() if colour not in wanted]
-    found = {}
+    free = [colour for algo, colour in _COLOURS.items() if algo not in algos.values()]
+    found: dict[str, Look] = {}
     for i, label in enumerate(dict.fromkeys(labels)):
-        colour = chosen.get(label) or (free.pop(0) if free else list(_COLOURS.values())[i % len(_COLOURS)])
+        colour = _COLOURS.get(algos[label], "")
+        if not colour or colour in {look.colour for look in found.values()}:
+            colour = free.pop(0) if free else plotting.COLOURS[i % len(plotting.COLOURS)]
         found[label] = Look(colour, _DASHES[i % len(_DASHES)], _MARKERS[i % len(_MARKERS)])
     return [found[label] for label in labels]
 

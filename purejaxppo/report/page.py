@@ -1,12 +1,11 @@
 """One page that compares runs: settings, curves, scores, diagnostics, cost."""
 
 import importlib.resources
+import itertools
 import string
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from purejaxppo._version import __version__
 from purejaxppo.errors import UsageError, plural
@@ -15,7 +14,7 @@ from purejaxppo.report.diagnostics import diagnostics
 from purejaxppo.report.figures import looks
 from purejaxppo.report.html import breakable, decimals, escape, fixed, interval, listed, paragraph
 from purejaxppo.report.labels import labels, seed_range
-from purejaxppo.report.sections import Entry, Groups, seeds_of
+from purejaxppo.report.sections import Entry, seeds_of
 from purejaxppo.rundir.contents import RunContents, read_contents
 from purejaxppo.rundir.files import replacing
 from purejaxppo.statistics import iqm_over_seeds
@@ -68,25 +67,29 @@ def _is_run(path: Path) -> bool:
 def page(runs: list[RunContents]) -> str:
     """The report as HTML."""
     entries = named(runs)
-    groups: Groups = {}
+    groups: dict[str, list[Entry]] = {}  # environment -> its runs, both in the order given
     for entry in entries:
         groups.setdefault(entry.run.env, []).append(entry)
     cautions = shared_seeds(entries)
     for caution in cautions:
         warnings.warn(caution, stacklevel=2)
-    contents: dict[str, Callable[[], str]] = {
-        "Learning curves": lambda: sections.learning_curves(groups),
-        "Final scores": lambda: sections.final_scores(groups),
-        "Performance profiles": lambda: sections.profiles(groups),
-        "Probability of improvement": lambda: sections.improvements(groups),
-        "Settings": lambda: sections.settings(entries),
-        "Update diagnostics": lambda: diagnostics(groups),
-        "Throughput": lambda: sections.throughput(entries),
-        "Failed seeds": lambda: sections.failed_seeds(entries),
-        "How the numbers are made": sections.methods,
+
+    def each(section: Callable[[str, list[Entry]], str]) -> str:
+        return "\n".join(section(env, own) for env, own in groups.items())
+
+    contents = {
+        "Learning curves": f'<div class="figures">{each(sections.learning_curves)}</div>',
+        "Final scores": each(sections.final_scores),
+        "Performance profiles": f'<div class="figures">{each(sections.performance_profiles)}</div>',
+        "Probability of improvement": each(sections.improvements),
+        "Settings": sections.settings(entries),
+        "Update diagnostics": each(diagnostics),
+        "Throughput": sections.throughput(entries),
+        "Failed seeds": sections.failed_seeds(entries),
+        "How the numbers are made": sections.methods(),
     }
     ids = {title: title.lower().replace(" ", "-") for title in contents}
-    body = [f'<section id="{ids[title]}">\n<h2>{title}</h2>\n{make()}\n</section>' for title, make in contents.items()]
+    body = [f'<section id="{ids[title]}">\n<h2>{title}</h2>\n{text}\n</section>' for title, text in contents.items()]
     template = importlib.resources.files("purejaxppo.report").joinpath("template.html").read_text("utf-8")
     return string.Template(template).substitute(
         title=escape(f"{listed(dict.fromkeys(run.algo for run in runs))} on {listed(groups)}"),
@@ -105,7 +108,7 @@ def named(runs: list[RunContents]) -> list[Entry]:
     return [Entry(*entry) for entry in zip(runs, names, looks(runs, names), scores, strict=True)]
 
 
-def lead(groups: Groups) -> str:
+def lead(groups: dict[str, list[Entry]]) -> str:
     """The result in one sentence."""
     entries = [entry for group in groups.values() for entry in group]
     running = sum(entry.run.summary is None for entry in entries)
@@ -119,25 +122,24 @@ def lead(groups: Groups) -> str:
 
 def shared_seeds(entries: list[Entry]) -> list[str]:
     """What is to be said of runs of the same settings that share seeds, and so are the same runs in part."""
-
-    def same(x: RunContents, y: RunContents) -> bool:
-        names = {name for name in {*x.settings, *y.settings} if not name.startswith(("total_steps", "eval_"))}
-        return all(x.settings.get(name) == y.settings.get(name) for name in names)
-
-    pairs = [(x, y, {*x.run.seeds} & {*y.run.seeds}) for i, x in enumerate(entries) for y in entries[i + 1 :]]
+    alike: dict[frozenset[tuple[str, str]], list[Entry]] = {}
+    for e in entries:
+        training = (item for item in e.run.settings.items() if not item[0].startswith(("total_steps", "eval_")))
+        alike.setdefault(frozenset(training), []).append(e)
     found = [
         f"{x.label} and {y.label} on {x.run.env} have the same settings and share {seed_range(seeds)}. These runs "
         "are identical, so the two are not independent samples; give one of them other seeds by --seed."
-        for x, y, seeds in pairs
-        if seeds and same(x.run, y.run)
+        for group in alike.values()
+        for x, y in itertools.combinations(group, 2)
+        if (seeds := {*x.run.seeds} & {*y.run.seeds})
     ]
-    return [*found[:4], *([f"So it is with {plural(len(found) - 4, 'more pair')} of runs."] if found[4:] else [])]
+    return [*found[:4], *([f"The same holds for {plural(len(found) - 4, 'more pair')} of runs."] if found[4:] else [])]
 
 
 def _best(entries: list[Entry]) -> str:
     """Which runs have the highest final IQM, and whose intervals overlap with theirs."""
     ended = [e for e in entries if e.run.summary] or entries
-    rated = [(e.label, e.score) for e in ended if not np.isnan(e.run.scores).all()]
+    rated = [(e.label, e.score) for e in ended if e.known.size]
     if not rated:
         return "there is no score yet"
     top = max(value.point for _, value in rated)

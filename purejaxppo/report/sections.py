@@ -1,6 +1,6 @@
 """The sections of a report, each from the runs to HTML."""
 
-import math
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -36,6 +36,11 @@ class Entry(NamedTuple):
     score: statistics.Estimate  # IQM of the final scores
 
     @property
+    def known(self) -> np.ndarray:
+        """The scores that are finite."""
+        return statistics.known(self.run.scores)
+
+    @property
     def drawn_label(self) -> str:
         return self.label if self.run.summary else f"{self.label} (in progress)"
 
@@ -43,9 +48,6 @@ class Entry(NamedTuple):
     def name(self) -> Markup:
         state = "" if self.run.summary else ' <span class="tag">in progress</span>'
         return Markup(f'<span class="name">{figures.swatch(self.look)}{breakable(self.label)}</span>{state}')
-
-
-Groups = dict[str, list[Entry]]  # environment -> its runs, both in the order given
 
 
 def settings(entries: list[Entry]) -> str:
@@ -70,138 +72,108 @@ def settings(entries: list[Entry]) -> str:
     )
 
 
-def learning_curves(groups: Groups) -> str:
+def learning_curves(env: str, entries: list[Entry]) -> str:
     """The IQM over seeds of what was returned in training and, where there is one, in evaluations on the way."""
-    found = [
-        curve(env, entries, column, kind)
-        for env, entries in groups.items()
-        for column, kind in (("episode_return", "episode return in training"), ("eval_return", "evaluation return"))
-        if column == "episode_return" or any(column in e.run.metrics.columns for e in entries)
-    ]
-    return f'<div class="figures">{"".join(found)}</div>'
+    found = curve(env, entries, "episode_return", "episode return in training")
+    if any("eval_return" in e.run.metrics.columns for e in entries):
+        found += curve(env, entries, "eval_return", "evaluation return")
+    return found
 
 
 def curve(env: str, entries: list[Entry], column: str, kind: str) -> str:
     """One environment's learning curves."""
-    series = [(e, s) for e in entries if (s := series_of(e, column, statistics.iqm_over_seeds)) is not None]
+    drawn, series = series_of(entries, column, statistics.iqm_over_seeds)
     if not series:
         return paragraph(f"{env}: no run has finished an episode yet.")
-    drawn = [e for e, _ in series]
-    ends = "; ".join(f"{e.label} ends at {float(s.y.point[-1]):.4g}" for e, s in series)
+    ends = "; ".join(f"{line.label} ends at {line.y.point[-1]:.4g}" for line in series)
     missing = {e.label for e in entries} - {e.label for e in drawn} if column == "episode_return" else set()
     caption = Markup(
         f"<b>{escape(env)}.</b> {kind.capitalize()}: IQM over seeds ({escape(seeds_of(drawn))}) and its pointwise "
         f"95% bootstrap interval{escape(_without(drawn))}."
         + (f" Nothing to draw yet: {escape(listed(sorted(missing)))}." if missing else "")
     )
-    image = figures.lines([s for _, s in series], "environment steps per seed", kind)
+    image = figures.lines(series, "environment steps per seed", kind)
     return figure(image, f"Learning curves on {env}, {kind} against environment steps: {ends}.", caption)
 
 
-def final_scores(groups: Groups) -> str:
-    """Aggregates of the final scores as table and figure."""
-    return "\n".join(scores_on(env, entries) for env, entries in groups.items())
-
-
-def scores_on(env: str, entries: list[Entry]) -> str:
-    """One environment's final scores."""
+def final_scores(env: str, entries: list[Entry]) -> str:
+    """Aggregates of one environment's final scores, as table and figure."""
     digits = decimals([x for e in entries for x in e.run.scores])
-    rows, bars = [], []
-    for e in entries:
-        known = e.run.scores[~np.isnan(e.run.scores)]
-        spread = f" ± {fixed(known.std(ddof=1), digits)}" if known.size > 1 else ""
-        rows.append(
-            [
-                e.name,
-                f"{e.run.env_steps:,}",
-                fixed(e.score.point, digits),
-                interval(e.score, digits),
-                f"{fixed(known.mean(), digits)}{spread}" if known.size else "–",
-                _extreme(e.run, np.nanargmin, digits),
-                _extreme(e.run, np.nanargmax, digits),
-                str(known.size) if known.size == len(e.run.seeds) else f"{known.size} of {len(e.run.seeds)}",
-            ]
-        )
-        bars.append(figures.Interval(e.drawn_label, e.look, e.score, known))
+    rows = [_score_row(e, digits) for e in entries]
     head = ["", "steps per seed", "IQM", "95% interval", "mean ± std", "worst seed", "best seed", "seeds"]
     notes = []
     if any(e.run.summary is None for e in entries):
         notes.append("In progress: each seed's last return in training, which is not comparable with an evaluation.")
-    if any(np.isnan(e.run.scores).any() for e in entries):
+    if any(e.known.size < len(e.run.seeds) for e in entries):
         notes.append("Seeds without a finite score are left out: the aggregate is one of survivors.")
-    if any(0 < row.dots.size < statistics.FEWEST for row in bars):
+    if any(0 < e.known.size < statistics.FEWEST for e in entries):
         notes.append(f"Fewer than {statistics.FEWEST} seeds give no interval.")
-    bars = [bar for bar in bars if bar.dots.size]
-    text = "; ".join(f"{row.label} {fixed(row.value.point, digits)} {interval(row.value, digits)}" for row in bars)
+    bars = [figures.Interval(e.drawn_label, e.look, e.score, e.known) for e in entries if e.known.size]
     caption = Markup(
         f"<b>{escape(env)}.</b> Final scores: marker, IQM; bar, its 95% bootstrap interval; ticks, single "
         f"seeds ({escape(seeds_of(entries))})."
     )
-    drawn = figure(figures.intervals(bars, "final return"), f"Final IQM on {env}: {text}.", caption) if bars else ""
+    alt = f"Final IQM on {env}: {_read_out(bars, digits)}."
+    drawn = figure(figures.intervals(bars, "final return"), alt, caption) if bars else ""
     return table(head, rows, "numbers", env) + paragraph(" ".join(notes), "note") + drawn
 
 
-def _extreme(run: RunContents, which: Callable[[np.ndarray], np.intp], digits: int) -> str:
-    if np.isnan(run.scores).all():
-        return "–"
-    index = int(which(run.scores))
-    return f"{fixed(run.scores[index], digits)} (seed {run.seeds[index]})"
+def _score_row(entry: Entry, digits: int) -> list[str]:
+    known, count = entry.known, len(entry.run.seeds)
+    steps, seeds = f"{entry.run.env_steps:,}", str(count) if known.size == count else f"{known.size} of {count}"
+    if not known.size:
+        return [entry.name, steps, *"–––––", seeds]
+    spread = f" ± {fixed(known.std(ddof=1), digits)}" if known.size > 1 else ""
+    worst, best = (int(which(entry.run.scores)) for which in (np.nanargmin, np.nanargmax))
+    ends = [f"{fixed(entry.run.scores[i], digits)} (seed {entry.run.seeds[i]})" for i in (worst, best)]
+    score = [fixed(entry.score.point, digits), interval(entry.score, digits)]
+    return [entry.name, steps, *score, f"{fixed(known.mean(), digits)}{spread}", *ends, seeds]
 
 
-def profiles(groups: Groups) -> str:
+def _read_out(bars: list[figures.Interval], digits: int) -> str:
+    text = "; ".join(f"{bar.label} {fixed(bar.value.point, digits)} {interval(bar.value, digits)}" for bar in bars)
+    return text.replace("\n", " ")
+
+
+def performance_profiles(env: str, entries: list[Entry]) -> str:
     """The fraction of seeds above each score."""
-    found = []
-    for env, entries in groups.items():
-        known = [e for e in entries if not np.isnan(e.run.scores).all()]
-        if not known:
-            found.append(paragraph(f"{env}: there is no score yet."))
-            continue
-        scores = np.concatenate([e.run.scores[~np.isnan(e.run.scores)] for e in known])
-        margin = 0.02 * (np.ptp(scores) or abs(scores[0]) or 1.0)
-        taus = np.linspace(scores.min() - margin, scores.max() + margin, 121)
-        shares = [statistics.performance_profile(e.run.scores, taus) for e in known]
-        series = [figures.Series(e.drawn_label, e.look, taus, y) for e, y in zip(known, shares, strict=True)]
-        image = figures.lines(series, "score τ", "fraction of seeds with score > τ", ylim=(-0.03, 1.03), steps=False)
-        caption = Markup(
-            f"<b>{escape(env)}.</b> Fraction of seeds ({escape(seeds_of(known))}) whose final score is above τ, with "
-            f"pointwise 95% bootstrap bands{escape(_without(known))}. Higher everywhere is better throughout."
-        )
-        found.append(figure(image, f"Performance profiles on {env}: {listed(e.label for e in known)}.", caption))
-    return f'<div class="figures">{"".join(found)}</div>'
+    known = [e for e in entries if e.known.size]
+    if not known:
+        return paragraph(f"{env}: there is no score yet.")
+    scores = np.concatenate([e.known for e in known])
+    margin = 0.02 * (np.ptp(scores) or abs(scores[0]) or 1.0)
+    taus = np.linspace(scores.min() - margin, scores.max() + margin, 121)
+    shares = [statistics.performance_profile(e.known, taus) for e in known]
+    series = [figures.Series(e.drawn_label, e.look, taus, y) for e, y in zip(known, shares, strict=True)]
+    image = figures.lines(series, "score τ", "fraction of seeds with score > τ", ylim=(-0.03, 1.03), steps=False)
+    caption = Markup(
+        f"<b>{escape(env)}.</b> Fraction of seeds ({escape(seeds_of(known))}) whose final score is above τ, with "
+        f"pointwise 95% bootstrap bands{escape(_without(known))}. Higher everywhere is better throughout."
+    )
+    return figure(image, f"Performance profiles on {env}: {listed(e.label for e in known)}.", caption)
 
 
-def improvements(groups: Groups) -> str:
-    """P(a seed of X scores higher than a seed of Y)."""
-    return "\n".join(improvements_on(env, entries) for env, entries in groups.items())
-
-
-def improvements_on(env: str, entries: list[Entry], all_pairs_up_to: int = 6) -> str:
-    """One environment's pairs; with many runs, only those with the first."""
-    known = [e for e in entries if not np.isnan(e.run.scores).all()]
-    pairs = [(x, y) for i, x in enumerate(known) for y in known[i + 1 :]]
-    if len(known) > all_pairs_up_to:
-        pairs = [(x, known[0]) for x in known[1:]]
+def improvements(env: str, entries: list[Entry], all_pairs_up_to: int = 6) -> str:
+    """P(a seed of X scores higher than a seed of Y) of all pairs; with many runs, only of those with the first."""
+    known = [e for e in entries if e.known.size]
+    many = len(known) > all_pairs_up_to
+    pairs = [(x, known[0]) for x in known[1:]] if many else list(itertools.combinations(known, 2))
     pairs = [(x, y) for x, y in pairs if (x.run.summary is None) == (y.run.summary is None)]
     if not pairs:
         return paragraph(f"{env}: no two runs with scores of the same kind.")
-    values = [statistics.probability_of_improvement(x.run.scores, y.run.scores) for x, y in pairs]
-    rows = [[x.name, y.name, fixed(p.point, 2), interval(p, 2)] for (x, y), p in zip(pairs, values, strict=True)]
-    bars = [
-        figures.Interval(f"{x.label}\n> {y.label}", x.look, p, np.zeros(0))
-        for (x, y), p in zip(pairs, values, strict=True)
-    ]
-    text = "; ".join(f"{bar.label} {fixed(bar.value.point, 2)} {interval(bar.value, 2)}" for bar in bars)
-    text = text.replace("\n", " ")
-    first = f" {len(known)} runs, each against the first." if len(known) > all_pairs_up_to else ""
+    rows, bars = [], []
+    for x, y in pairs:
+        p = statistics.probability_of_improvement(x.known, y.known)
+        rows.append([x.name, y.name, fixed(p.point, 2), interval(p, 2)])
+        bars.append(figures.Interval(f"{x.label}\n> {y.label}", x.look, p, np.zeros(0)))
+    first = f" {len(known)} runs, each against the first." if many else ""
     caption = Markup(
         f"<b>{escape(env)}.</b> Probability that a seed of X scores higher than one of Y, ties counting one half, with "
-        f"95% bootstrap intervals ({escape(seeds_of(known))}).{first} An interval that holds ½ leaves the "
-        "order open."
+        f"95% bootstrap intervals ({escape(seeds_of(known))}).{first} An interval that holds ½ leaves the order open."
     )
     image = figures.intervals(bars, "P(X > Y)", reference=0.5, xlim=(-0.03, 1.03))
-    head = ["X", "Y", "P(X > Y)", "95% interval"]
-    drawn = figure(image, f"Probability of improvement on {env}: {text}.", caption)
-    return f'<div class="pair">{table(head, rows, "numbers pairs", env)}{drawn}</div>'
+    drawn = figure(image, f"Probability of improvement on {env}: {_read_out(bars, 2)}.", caption)
+    return f'<div class="pair">{table(["X", "Y", "P(X > Y)", "95% interval"], rows, "numbers pairs", env)}{drawn}</div>'
 
 
 def throughput(entries: list[Entry]) -> str:
@@ -211,8 +183,12 @@ def throughput(entries: list[Entry]) -> str:
         known = entry.run.summary
         cells = ["–"] * 4
         if known:
-            speed = "–" if math.isnan(known["steps_per_second"]) else f"{known['steps_per_second']:,.0f}"
-            cells = [speed, fixed(known["compile_seconds"], 1), fixed(known["run_seconds"], 1), known["device"]]
+            cells = [
+                fixed(known["steps_per_second"], 0),
+                fixed(known["compile_seconds"], 1),
+                fixed(known["run_seconds"], 1),
+                known["device"],
+            ]
         rows.append([entry.name, entry.run.env, str(len(entry.run.seeds)), f"{entry.run.env_steps:,}", *cells])
     head = ["", "environment", "seeds", "steps per seed", "steps per second", "compile s", "run s", "device"]
     return table(head, rows, "numbers") + paragraph(
@@ -247,15 +223,18 @@ def methods() -> str:
 
 
 def series_of(
-    entry: Entry, column: str, aggregate: Callable[[np.ndarray], statistics.Estimate]
-) -> figures.Series | None:
-    """A column's aggregate over seeds at up to `POINTS` of the rows where some seed has it; None if there are none."""
-    values = entry.run.metrics.columns.get(column)
-    if values is None or np.isnan(values).all():
-        return None
-    known = np.flatnonzero(~np.isnan(values).all(axis=0))
-    rows = known[figures.evenly(known.size, POINTS)]
-    return figures.Series(entry.label, entry.look, entry.run.metrics.env_steps[rows], aggregate(values[:, rows]))
+    entries: list[Entry], column: str, aggregate: Callable[[np.ndarray], statistics.Estimate]
+) -> tuple[list[Entry], list[figures.Series]]:
+    """The runs that have a column, and its aggregate over seeds at up to `POINTS` of the rows where a seed has it."""
+    drawn, series = [], []
+    for entry in entries:
+        steps, values = entry.run.metrics.env_steps, entry.run.metrics.columns.get(column, np.zeros((1, 0)))
+        rows = np.flatnonzero(~np.isnan(values).all(axis=0))
+        rows = rows[figures.evenly(rows.size, POINTS)]
+        if rows.size:
+            drawn.append(entry)
+            series.append(figures.Series(entry.label, entry.look, steps[rows], aggregate(values[:, rows])))
+    return drawn, series
 
 
 def seeds_of(entries: Sequence[Entry]) -> str:
