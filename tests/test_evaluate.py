@@ -146,6 +146,18 @@ def test_no_digit_is_cut_and_no_interval_invented(finished, command):
     assert printed.out.endswith("port: 2 episodes cut off after eval_max_steps = 3\n")
 
 
+def test_episodes_without_a_time_limit_are_cut_off_and_that_is_said(tmp_path, capsys, command):
+    flags = "--algo a2c --env gymnasium/CliffWalking-v1 --num-envs 2 --num-steps 4 --total-steps 8 --hidden-sizes 4"
+    ends = "--num-seeds 1 --final-episodes 2 --eval-max-steps 7 --devices 1"
+    assert run([*flags.split(), *ends.split(), "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr()
+    assert "CliffWalking-v1 declares no time limit: evaluations cut episodes off after eval_max_steps = 7" in printed.out
+    assert "2 of 2 episodes of the final evaluation were cut off after eval_max_steps = 7" in printed.err
+    command(tmp_path / "run", "--episodes", 12, "--eval-max-steps", 5, "--json", tmp_path / "x.json")
+    [row] = json.loads((tmp_path / "x.json").read_text())["returns"]["port"]["per_seed"]
+    assert (row["mean_length"], row["cut_off"]) == (5.0, 12)
+
+
 def test_in_a_process_of_its_own_nothing_but_the_table_is_printed(finished):
     words = [sys.executable, "-m", "purejaxppo", "evaluate", str(finished), "--episodes", "2"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
