@@ -105,13 +105,18 @@ class Dice(gymnasium.Env):
     observation_space = Box(-np.inf, np.inf, (3,))
     action_space = Discrete(3)
 
-    def __init__(self, mask="method"):
-        self.where = mask
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, mask="method", render_mode=None):
+        self.where, self.render_mode = mask, render_mode
         if mask == "method":
             self.action_masks = lambda: [True, self.steps % 2 == 0, True]
 
     def told(self):
         return {"action_mask": np.asarray([1, self.steps % 2 == 0, 1], np.int8)} if self.where == "info" else {}
+
+    def render(self):
+        return np.full((4, 4, 3), 20 * self.steps, np.uint8)
 
     def throw(self):
         return np.asarray([random.random(), np.random.random(), self.np_random.random()])
@@ -123,7 +128,7 @@ class Dice(gymnasium.Env):
 
     def step(self, action):
         self.steps += 1
-        return self.throw(), 0.0, False, False, self.told()
+        return self.throw(), float(action), False, False, self.told()
 
 
 class Raw(gymnasium.Env):

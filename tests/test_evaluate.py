@@ -151,7 +151,9 @@ def test_episodes_without_a_time_limit_are_cut_off_and_that_is_said(tmp_path, ca
     ends = "--num-seeds 1 --final-episodes 2 --eval-max-steps 7 --devices 1"
     assert run([*flags.split(), *ends.split(), "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr()
-    assert "CliffWalking-v1 declares no time limit: evaluations cut episodes off after eval_max_steps = 7" in printed.out
+    assert (
+        "CliffWalking-v1 declares no time limit: evaluations cut episodes off after eval_max_steps = 7" in printed.out
+    )
     assert "2 of 2 episodes of the final evaluation were cut off after eval_max_steps = 7" in printed.err
     command(tmp_path / "run", "--episodes", 12, "--eval-max-steps", 5, "--json", tmp_path / "x.json")
     [row] = json.loads((tmp_path / "x.json").read_text())["returns"]["port"]["per_seed"]

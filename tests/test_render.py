@@ -215,6 +215,21 @@ def test_an_episode_in_gymnasium_is_that_of_a_plain_loop(env):
     env.close()
 
 
+@pytest.mark.parametrize("mask", ["method", "info"])
+def test_masks_that_gymnasium_tells_beside_the_observation_count_in_a_film(mask):
+    """Whatever the policy prefers, the middle action is taken only in even steps, when it is valid."""
+    config = preset("a2c", f"gymnasium/host_environments:Dice-v0,mask={mask}", num_envs=2, num_steps=4)
+    with config.environment:
+        state = init(config, jax.random.key(0))
+    head = state.policy["params"]["Dense_0"]
+    head = head | {"kernel": 0 * head["kernel"], "bias": jax.numpy.array([0.0, 1.0, -1.0])}
+    state = state.replace(policy={"params": state.policy["params"] | {"Dense_0": head}})
+    [frames] = gymnasium_frames(config, state, jax.random.split(jax.random.key(1), 1), 6)
+    pictures, _, totals, _ = zip(*frames, strict=True)
+    assert np.diff(totals).tolist() == [1, 0, 1, 0, 1, 0]
+    assert [int(picture.max()) for picture in pictures] == [20 * step for step in range(7)]
+
+
 def test_a_run_in_gymnasium_is_filmed_there(finished, tmp_path, command):
     run_directory = finished("gymnasium/CartPole-v1,max_episode_steps=3")
     code, printed = command(run_directory, "--out", tmp_path / "x.gif")
@@ -226,7 +241,7 @@ def test_a_run_in_gymnasium_is_filmed_there(finished, tmp_path, command):
 
 BAD = {
     "--out x.avi": ["'x.avi'", ".gif or .mp4"],
-    "--out nowhere/x.gif": ["'nowhere/x.gif'", "no directory"],
+    "--out nowhere/x.gif": ["'nowhere/x.gif'", "in a directory that exists"],
     "--episodes 0": ["episodes = 0"],
     "--max-steps 0": ["max_steps = 0"],
     "--episode-seed -1": ["episode_seed = -1"],

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
         options.check()
         start_jax()
         result = evaluate_run(options)
-        console, rows = Console(highlight=False), table(result)
+        console, rows = Console(highlight=False), results_table(result)
         whole = Measurement.get(console, console.options.update(width=1000), rows)
         console.width = max(console.width, whole.maximum)  # a terminal wraps what is too wide; rich would cut digits
         console.print(rows)
@@ -84,30 +84,24 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate_run(options: EvaluateOptions) -> Result:
-    """The figures that the command prints.
-
-    Raises:
-        UsageError: the options cannot be met.
-    """
-    options.check()
+    """The figures that the command prints. Raises: UsageError: the options cannot be met."""
     record = read_record(options.directory, options.env)
     config = record.config
     if options.greedy or options.sample:
         config = config.replace(eval_greedy=options.greedy)
     if options.eval_max_steps is not None:
         config = config.replace(eval_max_steps=options.eval_max_steps)
-        config.check()
     there = in_gymnasium(config, options.gymnasium) if options.gymnasium else None
     snapshot, states = load_all(record, options.checkpoint)
     every = range(len(record.seeds))
     chosen = list(every) if options.seed == "all" else [seed_index(record, snapshot, options.seed)]
     states = jax.tree.map(lambda x: x[np.asarray(chosen)], states)
     seeds = [record.seeds[i] for i in chosen]
-    here = play(config, states, seeds, options)
-    places = {"port": figures(here)}
+    here = play_episodes(config, states, seeds, options)
+    places = {"port": summarize(here)}
     if there:
-        original = play(there, states, seeds, options)
-        places |= {"gymnasium": figures(original), "difference": difference(here, original)}
+        original = play_episodes(there, states, seeds, options)
+        places |= {"gymnasium": summarize(original), "difference": difference(here, original)}
     return {
         "directory": str(options.directory),
         "algo": settings_of(config)["algo"],
@@ -123,7 +117,7 @@ def evaluate_run(options: EvaluateOptions) -> Result:
     }
 
 
-def play(config: Config, states: TrainState, seeds: list[int], options: EvaluateOptions) -> list[Episodes]:
+def play_episodes(config: Config, states: TrainState, seeds: list[int], options: EvaluateOptions) -> list[Episodes]:
     """Each seed's episodes in the environment of `config`, all at once."""
     devices = jax.devices()[: len(seeds)]
     padded = np.minimum(np.arange(padded_count(len(seeds), len(devices))), len(seeds) - 1)
@@ -136,7 +130,7 @@ def play(config: Config, states: TrainState, seeds: list[int], options: Evaluate
     return [(np.asarray(returns[i], np.float64), lengths[i], cut[i]) for i in range(len(seeds))]
 
 
-def figures(played: list[Episodes]) -> Result:
+def summarize(played: list[Episodes]) -> Result:
     """What is said of each seed's episodes in one place, and of all seeds."""
     rows = []
     for returns, lengths, cut in played:
@@ -165,7 +159,7 @@ def _row(estimate: Estimate) -> dict[str, float]:
     return dict(zip(("mean", "ci_low", "ci_high"), map(float, estimate), strict=True))
 
 
-def table(result: Result) -> Table:
+def results_table(result: Result) -> Table:
     """A row for each seed and place."""
     trained = f"{result['algo']} on {result['env']} after {result['env_steps']:,} steps"
     rows = Table(

@@ -19,7 +19,7 @@ from purejaxppo.policy.load import Trained
 from purejaxppo.precision import single_precision
 from purejaxppo.presets import settings_of
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.rundir.files import replacing, to_json
+from purejaxppo.rundir.files import check_out, replacing, to_json
 from purejaxppo.spaces import Box, MultiBinary, Space
 
 OBSERVATIONS, TOLERANCE = 1000, 1e-5  # of the check
@@ -61,10 +61,7 @@ def export_policy(trained: Trained, out: str | Path) -> float:
 
 def check_name(out: Path) -> None:
     """Raises: UsageError: no such format, a package that it needs is missing, or no file can stand there."""
-    if out.suffix not in FORMATS:
-        raise UsageError(f"out = {str(out)!r} must end in {' or '.join(FORMATS)}; rename it.")
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"out = {str(out)!r} must be a file in a directory that exists; choose another --out.")
+    check_out(out, FORMATS)
     try:
         for package in FORMATS[out.suffix][0]:
             importlib.import_module(package)

@@ -117,7 +117,7 @@ def compiled_frames(config: Config, state: TrainState, keys: jax.Array, max_step
 
 def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_steps: int) -> Iterator[Iterator[Frame]]:
     """An episode for each key in the Gymnasium environment of `config`, stepped here, and drawn by itself."""
-    from purejaxppo.envs.host.worker import make
+    from purejaxppo.envs.host.worker import action_masks, make
 
     wrapped: Any = config.environment
     env: Any = config.replace(frame_stack=1, action_repeat=1).environment
@@ -129,8 +129,10 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
         except Exception as error:  # whatever the environment's code raises
             raise UsageError(f"env = 'gymnasium/{env.name}' cannot be drawn ({reason(error):.200}).") from error
         with contextlib.closing(shown):
+            own_masks = shown.has_wrapper_attr("action_masks")
+            masks = action_masks(shown) if own_masks else lambda info: info.get("action_mask")
             found, info = shown.reset(seed=int(jax.random.bits(key) >> 1))
-            obs = env.from_gymnasium(found, info.get("action_mask"))
+            obs = env.from_gymnasium(found, masks(info))
             obs, steps, total, over, hidden = stack.fill(obs) if stack else obs, 0, 0.0, False, None
             yield Frame(_checked(shown.render()), steps, total, over)
             sampling = None if config.eval_greedy else jax.random.fold_in(key, ACTIONS)
@@ -142,7 +144,7 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
                     total, over = total + float(reward), bool(terminated or truncated)
                     if over:
                         break
-                seen = env.from_gymnasium(found, info.get("action_mask"))
+                seen = env.from_gymnasium(found, masks(info))
                 obs, steps = stack.push(obs, seen) if stack else seen, steps + 1
                 yield Frame(_checked(shown.render()), steps, total, over)
 

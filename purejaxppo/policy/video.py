@@ -17,7 +17,7 @@ from purejaxppo.keys import RENDERING
 from purejaxppo.policy.frames import Frame, compiled_frames, gymnasium_frames, in_gymnasium
 from purejaxppo.policy.load import Trained
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.files import replacing
+from purejaxppo.rundir.files import check_out, replacing
 
 _SMALLEST_WIDTH = 320  # pixels; smaller pictures are enlarged, so that there is room for the caption
 _CAPTION_HEIGHT = 44
@@ -96,10 +96,7 @@ def _font(size: int) -> Any:
 
 def check_file(path: Path) -> None:
     """Raises: UsageError: no film can be written there."""
-    if path.suffix not in (".gif", ".mp4") or path.is_dir():
-        raise UsageError(f"out = {str(path)!r} must be the name of a .gif or .mp4 file; write --out policy.gif.")
-    if not path.parent.is_dir():
-        raise UsageError(f"out = {str(path)!r} is in no directory that exists; make it first.")
+    check_out(path, (".gif", ".mp4"))
     if path.suffix == ".mp4":
         with _rendering():
             import imageio_ffmpeg  # noqa: F401

@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -89,6 +89,14 @@ def refuse_links(directory: Path) -> None:
     for path in (directory, *(directory / name for name in ours), *(directory / "tensorboard").glob("*")):
         if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
             raise UsageError(f"{path} is a link or no file, which none of ours is; put the file itself there.")
+
+
+def check_out(path: Path, suffixes: Iterable[str]) -> None:
+    """Raises: UsageError: no file with one of these suffixes can stand there."""
+    if path.suffix not in suffixes:
+        raise UsageError(f"out = {str(path)!r} must end in {' or '.join(suffixes)}; rename it.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"out = {str(path)!r} must be a file in a directory that exists; choose another --out.")
 
 
 @contextmanager
