@@ -27,7 +27,6 @@ from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import use_cpu_cores
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import preset
-from purejaxppo.rundir.files import new_directory
 from purejaxppo.train import make_train
 
 # about ten seconds on two cores, with one checkpoint at the end; and A2C for more than the 30 that lie between two
@@ -45,7 +44,7 @@ def compare(algo: str, total_steps: int, num_seeds: int, rounds: int) -> dict[st
     def loop() -> float:
         """Seconds but for the final evaluation."""
         shutil.rmtree(runs.directory, ignore_errors=True)
-        new_directory(runs.directory)
+        runs.directory.mkdir()
         one = Loop(runs, ProgressLine(Console(file=io.StringIO())))
         one.run(program=program)
         return one.seconds["run"] - one.seconds["evaluation"]

@@ -363,8 +363,10 @@ def test_which_runs_are_alone(flags, alone):
 def test_a_run_that_goes_on_is_alone_if_it_was(tmp_path):
     resume = ["--resume", str(tmp_path)]
     assert not is_alone(resume)  # no such run
+    settings = {"algo": "ppo", "env": "CartPole-v1"}
+    rest = {"settings": settings, "seeds": [0], "versions": {}, "prng_implementation": "threefry2x32"}
     for record, alone in (({"threads": 1}, True), ({"threads": 2}, False), ({"threads": None}, False), ({}, False)):
-        write_json(tmp_path / "config.json", record)
+        write_json(tmp_path / "config.json", rest | record)
         assert is_alone(resume) == is_alone([*resume, "--devices", "1"]) == alone
         assert not is_alone([*resume, "--devices", "2"])
         assert not is_alone([*resume, "--mesh", "env=2"])

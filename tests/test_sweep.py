@@ -21,7 +21,7 @@ from purejaxppo.policy.load import load
 from purejaxppo.presets import with_settings
 from purejaxppo.sweeps import plan
 from purejaxppo.sweeps.axes import grid, parse_axis, parse_sampler
-from purejaxppo.sweeps.execution import begin_sweep
+from purejaxppo.sweeps.execution import begin_sweep, write_sweep
 from purejaxppo.sweeps.table import sweep
 
 TINY = {"num_envs": 2, "num_steps": 16, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (8,)}
@@ -207,13 +207,27 @@ def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys):
 )
 def test_nothing_in_a_sweeps_file_is_believed(tmp_path, monkeypatch, capsys, sweep, message):
     monkeypatch.setattr(loop, "compile_program", None)
-    begin_sweep(CONFIG, [{"gamma": 0.9}], [0, 1], tmp_path / "it", jax.devices(), HostOptions())
+    begun, _ = begin_sweep(CONFIG, [{"gamma": 0.9}], [0, 1], tmp_path / "it", jax.devices(), HostOptions())
+    (tmp_path / "it").mkdir()
+    write_sweep(begun)
     path = tmp_path / "it" / "sweep.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sweep": sweep}))
     assert main(["--resume", str(tmp_path / "it")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_sweep_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise UsageError("it does not fit")
+
+    monkeypatch.setattr("purejaxppo.sweeps.execution.compile_program", refuse)
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        assert main([*FLAGS, "--grid", "gamma=0.9,0.99", "--out", str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err == "error: it does not fit\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
 BAD = {

@@ -15,7 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import did_you_mean, whole_number
-from purejaxppo.rundir.files import read_json
+from purejaxppo.rundir.record import read_config
 
 Options = TypeVar("Options")
 _LARGEST_FILE = 2**20  # bytes
@@ -201,9 +201,7 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
 
 def _flags_of_run(path: Path, env: str) -> list[str]:
     """The settings of another run as flags: not its seeds, nor where and how it was logged."""
-    settings = read_json(path).get("settings")
-    if not isinstance(settings, dict):
-        raise UsageError(f"{path} has no settings; pass the config.json of a run, or TOML with flags as keys.")
+    settings = read_config(path)["settings"]
     if not env and (":" in str(settings.get("env")) or "(" in str(settings.get("env"))):
         raise UsageError(
             f"{path}: env = {settings['env']!r:.80} is code of its own, which a file is not trusted to run; give it "

@@ -15,7 +15,7 @@ from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine
-from purejaxppo.rundir.files import read_json
+from purejaxppo.rundir.record import read_config
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
 
@@ -41,7 +41,7 @@ def is_alone(argv: list[str]) -> bool:
         return False
     if directory := given("resume"):
         try:
-            return read_json(Path(directory) / "config.json").get("threads") == 1
+            return read_config(Path(directory) / "config.json").get("threads") == 1
         except UsageError:  # to be told by who reads the whole
             return False
     few = given("num-envs", "1").isdecimal() and int(given("num-envs", "1")) <= 16

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.fields import static
 from purejaxppo.parallel.devices import choose_devices
+from purejaxppo.rundir.files import lock, new_directory
 from purejaxppo.sweeps.axes import Settings, grid, parse_axis, parse_sampler
-from purejaxppo.sweeps.execution import begin_sweep, plan_sweep, read_sweep, run_sweep
+from purejaxppo.sweeps.execution import begin_sweep, plan_sweep, read_sweep, run_sweep, write_sweep
 from purejaxppo.sweeps.results import best_first, command_of, plan_table, results_table, write_results
 from purejaxppo.sweeps.results_figure import draw
 
 _PROG = "purejaxppo sweep"
+_ABOUT = "Train one algorithm on many settings × many seeds; those that differ in numbers as one program."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,27 +64,32 @@ def main(argv: list[str]) -> int:
     console = Console(highlight=False)
 
     def command() -> None:
-        if value_of(argv, "resume", ""):
-            again = parse_resume(argv, _PROG)
-            if again.total_steps is not None:
-                raise UsageError("--total-steps cannot be changed on --resume of a sweep; resume its runs one by one.")
-            start_jax()
-            progress, out, debug = ProgressLine(console, again.quiet), Path(again.resume), again.debug
-            sweep, devices = read_sweep(out, progress, again.devices, again.mesh, again.env)
-        else:
-            about = "Train one algorithm on many settings × many seeds; those that differ in numbers as one program."
-            given = with_file(argv, tables=("grid", "sample"))
-            config, options, host, chosen = parse_settings(given, _PROG, about, SweepOptions())
-            settings = chosen.settings(config, options.seed)
-            start_jax()
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            out = Path(options.out or f"runs/sweep-{options.env.replace('/', '-')}-{options.algo}-{stamp}")
-            progress, debug = ProgressLine(console, options.quiet), options.debug
-            devices = choose_devices(options.devices)
-            sweep, devices = begin_sweep(config, settings, options.seeds, out, devices, host)
-        steps = plan_sweep(sweep, devices, progress)
-        progress.show(plan_table(sweep, steps, len(devices)))
-        summaries = run_sweep(sweep, steps, devices, progress, debug)
+        with ExitStack() as stack:
+            if value_of(argv, "resume", ""):
+                again = parse_resume(argv, _PROG)
+                if again.total_steps is not None:
+                    raise UsageError(
+                        "--total-steps cannot be changed on --resume of a sweep; resume its runs one by one."
+                    )
+                start_jax()
+                progress, out, debug = ProgressLine(console, again.quiet), Path(again.resume), again.debug
+                sweep, devices = read_sweep(out, progress, again.devices, again.mesh, again.env)
+            else:
+                given = with_file(argv, tables=("grid", "sample"))
+                config, options, host, chosen = parse_settings(given, _PROG, _ABOUT, SweepOptions())
+                settings = chosen.settings(config, options.seed)
+                start_jax()
+                stamp = time.strftime("%Y%m%d-%H%M%S")
+                out = Path(options.out or f"runs/sweep-{options.env.replace('/', '-')}-{options.algo}-{stamp}")
+                progress, debug = ProgressLine(console, options.quiet), options.debug
+                devices = choose_devices(options.devices)
+                sweep, devices = begin_sweep(config, settings, options.seeds, out, devices, host)
+                stack.enter_context(new_directory(out))
+                write_sweep(sweep)
+            stack.enter_context(lock(out))
+            steps = plan_sweep(sweep, devices, progress)
+            progress.show(plan_table(sweep, steps, len(devices)))
+            summaries = run_sweep(sweep, steps, devices, progress, debug)
         write_results(out / "results.csv", sweep, summaries)
         title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {plural(len(sweep.record.seeds), 'seed')}"
         draw(out / "results.png", title, sweep.settings, summaries)

@@ -1,10 +1,9 @@
 """Experiments from Python and from the command line: begun anew, or gone on with where they were interrupted."""
 
 import dataclasses
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,11 +99,15 @@ def run_experiment(
     chosen = options.place(config, len(seeds), choose_devices(devices))
     check_memory(config, len(seeds), chosen, options)
     progress = progress or ProgressLine(Console(highlight=False), quiet)
-    with _run_directory(out) as directory, lock(directory):
+    keep = out is not None
+    with ExitStack() as stack:
+        where = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-"))
+        directory = stack.enter_context(new_directory(Path(where)))
+        stack.enter_context(lock(directory))
         record = start_record(config, seeds, directory, chosen, options)
         write_record(record)
-        loop = Loop(RunBatch([record], chosen), progress, debug, on_chunk, keep=out is not None)
-        return _result(loop, loop.run(), out is not None)
+        loop = Loop(RunBatch([record], chosen), progress, debug, on_chunk, keep)
+        return _result(loop, loop.run(), keep)
 
 
 def resume_experiment(
@@ -211,27 +214,6 @@ def devices_again(
         if (old_version := record.versions.get(package, version)) != version:
             progress.warn(f"{package} is {version} and was {old_version}: the last digits of what follows may differ")
     return now, here
-
-
-@contextmanager
-def _run_directory(out: str | Path | None) -> Iterator[Path]:
-    """A new run directory, or a temporary one. If nothing was logged before the run failed, nothing of it is left."""
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="purejaxppo-") as temporary:
-            yield new_directory(Path(temporary))
-        return
-    directory = Path(out)
-    existed = directory.exists()
-    new_directory(directory)
-    try:
-        yield directory
-    except BaseException:
-        log = directory / "metrics.csv"
-        if not any((directory / "checkpoints").glob("[0-9]*")) and not (log.exists() and log.stat().st_size):
-            shutil.rmtree(directory, ignore_errors=True)
-            if existed:
-                directory.mkdir(exist_ok=True)
-        raise
 
 
 def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResult:

@@ -1,10 +1,12 @@
 """How all files of a run directory are written, whole or not at all, and read, without trust."""
 
 import csv
+import errno
 import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,12 +25,16 @@ LARGEST_FILE = {".json": 2**26, ".csv": 2**29}  # bytes that are read
 LARGEST_NUMBER = 1e100  # no float32 comes near it; what is beyond counts as missing, so that sums stay finite
 
 
-def new_directory(out: Path) -> Path:
-    """Create the run directory; what is there already is never written over.
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """Create the directory of a run or a sweep; what is there already is never written over.
+
+    If the block fails before anything was logged or saved, nothing is left, so that it can be begun again.
 
     Raises:
         UsageError: it exists and holds something, or cannot be created.
     """
+    existed = out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
@@ -36,11 +42,20 @@ def new_directory(out: Path) -> Path:
                 f"out = {str(out)!r} already holds files, and a run needs a new one; choose another --out, or "
                 "--resume it."
             )
-        (out / "checkpoints").mkdir()
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         why = error.strerror or str(error)
         raise UsageError(f"out = {str(out)!r} cannot be written ({why}); choose another --out.") from error
-    return out
+    try:
+        yield out
+    except BaseException:
+        logged = any(path.stat().st_size for path in out.rglob("metrics.csv"))
+        if not logged and not any(out.glob("**/checkpoints/[0-9]*")):
+            shutil.rmtree(out, ignore_errors=True)
+            if existed:
+                out.mkdir(exist_ok=True)
+        raise
 
 
 @contextmanager

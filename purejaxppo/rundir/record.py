@@ -13,7 +13,7 @@ from purejaxppo._version import __version__
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.presets import preset, settings_of
-from purejaxppo.rundir.files import malformed, read_json, refuse_links, refusing, write_json
+from purejaxppo.rundir.files import malformed, read_json, refuse_links, refusing, shown, write_json
 
 _PRNGS = ("threefry2x32", "rbg", "unsafe_rbg")
 
@@ -82,7 +82,8 @@ def read_record(
     """
     path = directory / name
     content = read_config(path)
-    versions, prng, seeds = content["versions"], content["prng_implementation"], content["seeds"]
+    prng, seeds = content["prng_implementation"], content["seeds"]
+    versions = {shown(package): shown(version) for package, version in content["versions"].items()}
     options, devices, threads = content.get("options"), content.get("devices"), content.get("threads")
     refuse_newer(path, versions.get("purejaxppo"))
     if prng not in _PRNGS:

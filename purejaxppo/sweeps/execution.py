@@ -17,11 +17,11 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
-from purejaxppo.rundir.files import SWEEP, json_text, lock, new_directory, read_json, refuse_links, refusing, to_json
+from purejaxppo.rundir.files import SWEEP, json_text, read_json, refuse_links, refusing, to_json
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
 from purejaxppo.rundir.summary import Summary, read_summary
-from purejaxppo.sweeps import plan
 from purejaxppo.sweeps.axes import Settings, checked, label, traced
+from purejaxppo.sweeps.plan import SettingsGroup, batches, fit, group_settings
 
 
 class Sweep(NamedTuple):
@@ -40,14 +40,14 @@ class Sweep(NamedTuple):
 class Step(NamedTuple):
     """A group of the plan."""
 
-    group: plan.Group
+    group: SettingsGroup
     program: Program | None  # None: all its settings are finished
     at_once: int  # settings that its program is for
     device_bytes: int
 
     @property
-    def batches(self) -> list[list[int]]:
-        return plan.batches(self.group.members, self.at_once)
+    def lots(self) -> list[list[int]]:
+        return batches(self.group.members, self.at_once)
 
 
 def begin_sweep(
@@ -58,20 +58,18 @@ def begin_sweep(
     devices: list[jax.Device],
     options: HostOptions,
 ) -> tuple[Sweep, list[jax.Device]]:
-    """Make the directory of a new sweep.
-
-    Raises:
-        UsageError: it cannot work; nothing is compiled before that is known.
-    """
+    """A new sweep, nothing of which is written yet, and the devices that it takes. Raises: UsageError."""
     options.check()
     configs = checked(config, settings)
     for one, runs in _programs(config, settings, configs, seeds):
         devices = options.place(one, runs, devices)
-    new_directory(out)
-    (out / "checkpoints").rmdir()
     record = start_record(config, seeds, out, devices, options)
-    write_record(record, SWEEP, {"sweep": settings})
     return Sweep(record, settings, configs, _names(settings)), devices
+
+
+def write_sweep(sweep: Sweep) -> None:
+    """sweep.json, in a directory of its own."""
+    write_record(sweep.record, SWEEP, {"sweep": sweep.settings})
 
 
 def read_sweep(
@@ -100,17 +98,17 @@ def read_sweep(
 
 def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) -> list[Step]:
     """Compile the program of every group that is not finished. Raises: UsageError, one setting alone does not fit."""
-    groups, steps = plan.group_settings(sweep.record.config, sweep.settings), []
+    groups, steps = group_settings(sweep.record.config, sweep.settings), []
     for i, group in enumerate(groups):
         if all((sweep.directories[j] / "summary.json").exists() for j in group.members):
             steps.append(Step(group, None, len(group.members), 0))
             continue
         progress.say(f"compiling group {i + 1} of {len(groups)}: {group.name}")
 
-        def compiled(count: int, group: plan.Group = group) -> Program:
+        def compiled(count: int, group: SettingsGroup = group) -> Program:
             return compile_program(_batch(sweep, group, group.members[:count], count, devices))
 
-        program, count, need = plan.fit(compiled, lambda program: program.device_bytes, len(group.members), devices)
+        program, count, need = fit(compiled, lambda program: program.device_bytes, len(group.members), devices)
         steps.append(Step(group, program, count, need))
     return steps
 
@@ -119,24 +117,23 @@ def run_sweep(
     sweep: Sweep, steps: Sequence[Step], devices: list[jax.Device], progress: ProgressLine, debug: bool = False
 ) -> list[Summary]:
     """Train what is not finished; the summaries of all settings, in their order. Raises as `run_experiment`."""
-    with lock(sweep.record.directory):
-        for step in steps:
-            for members in step.batches if step.program else ():
-                if all((sweep.directories[j] / "summary.json").exists() for j in members):
-                    continue
-                progress.say(f"{step.group.name}: {plural(len(members), 'setting')}")
-                runs = _batch(sweep, step.group, members, step.at_once, devices)
-                runs.directory.mkdir(parents=True, exist_ok=True)
-                for record in runs.records:
-                    record.directory.mkdir(exist_ok=True)
-                    write_record(record)
-                Loop(runs, progress, debug).run(runs.newest_checkpoint(progress.warn), step.program)
-                shutil.rmtree(runs.directory)
-        shutil.rmtree(sweep.record.directory / ".unfinished", ignore_errors=True)
+    for step in steps:
+        for members in step.lots if step.program else ():
+            if all((sweep.directories[j] / "summary.json").exists() for j in members):
+                continue
+            progress.say(f"{step.group.name}: {plural(len(members), 'setting')}")
+            runs = _batch(sweep, step.group, members, step.at_once, devices)
+            runs.directory.mkdir(parents=True, exist_ok=True)
+            for record in runs.records:
+                record.directory.mkdir(exist_ok=True)
+                write_record(record)
+            Loop(runs, progress, debug).run(runs.newest_checkpoint(progress.warn), step.program)
+            shutil.rmtree(runs.directory)
+    shutil.rmtree(sweep.record.directory / ".unfinished", ignore_errors=True)
     return [summary for x in sweep.directories if (summary := read_summary(x, sweep.record.seeds))]
 
 
-def _batch(sweep: Sweep, group: plan.Group, members: list[int], count: int, devices: list[jax.Device]) -> RunBatch:
+def _batch(sweep: Sweep, group: SettingsGroup, members: list[int], count: int, devices: list[jax.Device]) -> RunBatch:
     """Some settings of a group, filled up with copies to the size of a program for `count`."""
     record = sweep.record
     records = [record._replace(directory=sweep.directories[i], config=sweep.configs[i]) for i in members]
@@ -150,7 +147,7 @@ def _programs(
     config: Config, settings: list[Settings], configs: list[Config], seeds: list[int]
 ) -> list[tuple[Config, int]]:
     """Of each group a config, and its runs."""
-    groups = plan.group_settings(config, settings)
+    groups = group_settings(config, settings)
     return [(configs[group.members[0]], len(group.members) * len(seeds)) for group in groups]
 
 

@@ -13,7 +13,7 @@ Compiled = TypeVar("Compiled")
 _MARGIN = 1.15  # what a program may take beyond its forecast
 
 
-class Group(NamedTuple):
+class SettingsGroup(NamedTuple):
     """Settings whose static fields are equal: one program serves them all."""
 
     static: Settings  # that they have in common, of those that are swept
@@ -25,7 +25,7 @@ class Group(NamedTuple):
         return label(self.static) or "all"
 
 
-def group_settings(config: Config, settings: Sequence[Settings]) -> list[Group]:
+def group_settings(config: Config, settings: Sequence[Settings]) -> list[SettingsGroup]:
     """In the order in which the groups first appear."""
     members: dict[str, list[int]] = {}
     numbers = [name for name in settings[0] if traced(config, name)]
@@ -36,7 +36,7 @@ def group_settings(config: Config, settings: Sequence[Settings]) -> list[Group]:
     def swept(own: list[int]) -> tuple[str, ...]:
         return tuple(name for name in numbers if len({settings[i][name] for i in own}) > 1)
 
-    return [Group(statics[own[0]], swept(own), own) for own in members.values()]
+    return [SettingsGroup(statics[own[0]], swept(own), own) for own in members.values()]
 
 
 def fit(

@@ -28,7 +28,7 @@ def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
         rows.add_column(heading, justify="left" if heading == "group" else "right")
     for step in steps:
         count, memory = len(step.group.members), f"{step.device_bytes / GIB:.3f}" if step.program else "finished"
-        rows.add_row(step.group.name, str(count), str(count * seeds), memory, str(len(step.batches)))
+        rows.add_row(step.group.name, str(count), str(count * seeds), memory, str(len(step.lots)))
     return rows
 
 

@@ -1,7 +1,6 @@
 """A sweep from Python: from axes of values to one table."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from purejaxppo.experiment.program import device_bytes
 from purejaxppo.parallel.runs import best_vmap_size, over_runs, padded_count
 from purejaxppo.presets import with_settings
 from purejaxppo.sweeps.axes import Settings, checked, of_python, show
-from purejaxppo.sweeps.plan import batches, fit, group_settings
+from purejaxppo.sweeps.plan import SettingsGroup, batches, fit, group_settings
 from purejaxppo.train import make_train
 from purejaxppo.types import Metrics
 
@@ -47,63 +46,53 @@ def sweep(config: Config, axes: Mapping[str, Any], keys: jax.Array) -> Table:
         raise UsageError(f"keys has shape {keys.shape} and must have [S]; pass jax.random.split(key, S).")
     tables: list[Table] = [{}] * len(settings)
     for group in group_settings(config, settings):
-        devices = jax.devices()[: len(group.members) * len(keys)]
-        vmap_size = best_vmap_size(configs[group.members[0]].on_host, devices)
-        program = over_runs(partial(_train, configs[group.members[0]]), devices, vmap_size=vmap_size)
-        arguments = partial(_arguments, settings, group.swept, keys, len(devices), vmap_size)
-        compiled, size, _ = fit(
-            partial(_compile, program, arguments, group.members), device_bytes, len(group.members), devices
-        )
-        for members in batches(group.members, size):
-            metrics = {name: np.asarray(x) for name, x in compiled(*arguments(members, size)).items()}
-            for j, i in enumerate(members):
-                own = slice(j * len(keys), (j + 1) * len(keys))
-                tables[i] = _rows(configs[i], settings[i], {name: x[own] for name, x in metrics.items()})
+        for i, metrics in _train(configs[group.members[0]], group, settings, keys):
+            tables[i] = _tidy(configs[i], settings[i], metrics)
     names = dict.fromkeys(name for table in tables for name in table)
-    lengths = [len(table["seed"]) for table in tables]
-    missing = [np.full(length, np.nan) for length in lengths]
     return {
-        name: np.concatenate([table.get(name, nan) for table, nan in zip(tables, missing, strict=True)])
+        name: np.concatenate([table.get(name, np.full(len(table["seed"]), np.nan)) for table in tables])
         for name in names
     }
 
 
-def _train(config: Config, own: dict[str, jax.Array], key: jax.Array) -> Metrics:
-    return make_train(with_settings(config, own))(key)[1]
+def _train(
+    config: Config, group: SettingsGroup, settings: list[Settings], keys: jax.Array
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Train a group, in as few batches as fit: each setting, by its index, and its metrics [S, ...]."""
+    devices = jax.devices()[: len(group.members) * len(keys)]
+    vmap_size = best_vmap_size(config.on_host, devices)
+
+    def train(own: dict[str, jax.Array], key: jax.Array) -> Metrics:
+        return make_train(with_settings(config, own))(key)[1]
+
+    def arguments(members: list[int], size: int) -> tuple[dict[str, jax.Array], jax.Array]:
+        """Swept numbers and keys of `size` settings, the last repeated until there are as many as the program takes."""
+        runs = np.arange(padded_count(size * len(keys), len(devices), vmap_size))
+        which = np.minimum(runs, len(members) * len(keys) - 1)
+        own = {name: jnp.asarray([settings[i][name] for i in members])[which // len(keys)] for name in group.swept}
+        return own, keys[which % len(keys)]
+
+    def compiled(size: int) -> Any:
+        return program.lower(*arguments(group.members[:size], size)).compile()
+
+    program: Any = over_runs(train, devices, vmap_size=vmap_size)
+    fitting, size, _ = fit(compiled, device_bytes, len(group.members), devices)
+    for members in batches(group.members, size):
+        metrics = {name: np.asarray(x) for name, x in fitting(*arguments(members, size)).items()}
+        for j, i in enumerate(members):
+            yield i, {name: x[j * len(keys) : (j + 1) * len(keys)] for name, x in metrics.items()}
 
 
-def _compile(program: Any, arguments: Callable[[list[int], int], Any], members: list[int], count: int) -> Any:
-    return program.lower(*arguments(members[:count], count)).compile()
-
-
-def _arguments(
-    settings: list[Settings],
-    swept: tuple[str, ...],
-    keys: jax.Array,
-    devices: int,
-    vmap_size: int | None,
-    members: list[int],
-    size: int,
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Swept numbers and keys of `size` settings, the last repeated until there are as many as the program takes."""
-    runs = np.arange(padded_count(size * len(keys), devices, vmap_size))
-    which = np.minimum(runs, len(members) * len(keys) - 1)
-    own = {name: jnp.asarray([settings[i][name] for i in members], jnp.float32)[which // len(keys)] for name in swept}
-    return own, keys[which % len(keys)]
-
-
-def _rows(config: Config, own: dict[str, Any], metrics: dict[str, np.ndarray]) -> Table:
+def _tidy(config: Config, own: Settings, metrics: dict[str, np.ndarray]) -> Table:
     """The rows of one setting; metrics are [S, updates], those of evaluations [S, evaluations]."""
     seeds, updates = metrics["alive"].shape
-    update = np.arange(1, updates + 1)
+    seed, update = np.indices((seeds, updates))
+    update += 1
     columns = {name: np.full((seeds, updates), show(x) if isinstance(x, tuple) else x) for name, x in own.items()}
-    columns["seed"] = np.repeat(np.arange(seeds)[:, None], updates, axis=1)
-    columns["update"] = np.repeat(update[None], seeds, axis=0)
-    columns["env_steps"] = columns["update"] * (config.num_envs * config.num_steps)
+    columns |= {"seed": seed, "update": update, "env_steps": update * (config.num_envs * config.num_steps)}
     for name, x in metrics.items():
-        if x.shape[1] == updates:
-            columns[name] = x
-        else:
+        columns[name] = x
+        if x.shape[1] != updates:
             columns[name] = np.full((seeds, updates), np.nan)
-            columns[name][:, (update % config.eval_interval == 0) | (update == updates)] = x
+            columns[name][:, (update[0] % config.eval_interval == 0) | (update[0] == updates)] = x
     return {name: x.ravel() for name, x in columns.items()}
