@@ -27,6 +27,7 @@ import jax
 import orbax.checkpoint  # noqa: F401 - imported here, these need not be in each fork
 import tensorstore  # noqa: F401
 
+from purejaxppo.cli.command import run_process
 from purejaxppo.cli.run import main
 
 ALGORITHMS = ("reinforce", "a2c", "npg", "trpo", "ppo", "ppo-penalty")
@@ -52,7 +53,9 @@ def begin(arguments: list[str]) -> int:
         os.dup2(os.open(ERRORS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     code = 99
     try:
-        code = main(arguments)
+        run_process(main, arguments)
+    except SystemExit as done:
+        code = done.code
     finally:
         os._exit(code)
 

@@ -33,7 +33,7 @@ examples:
   purejaxppo report runs/* --out report.html
 
 purejaxppo COMMAND --help shows a command's flags, run --algo ALGO --env ENV --help those of an algorithm with their
-defaults. --version; --print-completion bash|zsh|tcsh prints a script for the shell.
+defaults. --version; --print-completion bash|zsh prints a script for the shell.
 """
 
 

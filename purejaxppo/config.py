@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from flax import struct
 
-from purejaxppo.algorithms import ALGORITHMS, PPO, with_setting
+from purejaxppo.algorithms import ALGORITHMS, PPO, hyperparameters
 from purejaxppo.envs.base import BaseEnv, adapt
 from purejaxppo.envs.check import check_env, warn_of_bounds
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import check_field, did_you_mean, number, static
+from purejaxppo.fields import check_field, meant, number, static
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, select
@@ -104,10 +104,11 @@ class Config(struct.PyTreeNode):
     eval_greedy: bool = static(True, "evaluate the policy's mode; otherwise its samples")
 
     def __new__(cls, *args: Any, **settings: Any) -> "Config":
-        for unknown in settings.keys() - cls.__dataclass_fields__.keys():
-            hint = did_you_mean(unknown, cls.__dataclass_fields__)
-            if owners := with_setting(unknown):
-                hint = f"it belongs to the algorithm: algo={ALGORITHMS[owners[0]].__name__}({unknown}=…)."
+        own, others = cls.__dataclass_fields__, hyperparameters()
+        for unknown in settings.keys() - own.keys():
+            ours = meant(unknown, [*own, *others])
+            kind = f"algo={ALGORITHMS[others[ours][0]].__name__}({ours}=…)" if ours in others else ours
+            hint = f"did you mean {kind}?" if ours else f"there are: {', '.join(own)}."
             raise UsageError(f"{unknown!r:.80} is not a setting of Config; {hint}")
         return super().__new__(cls)
 

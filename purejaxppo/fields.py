@@ -57,7 +57,6 @@ _ELSEWHERE = {  # what Stable-Baselines3, CleanRL, rejax, brax and purejaxrl cal
     "wandb_project": "wandb_project_name project",
     "config": "file config_file",
 }
-_MEANT = {"num_minibatches": " (= num_envs × num_steps / batch_size)"}  # where it is not the same number
 
 
 def number(default: float | None, interval: str, help: str) -> Any:
@@ -140,8 +139,8 @@ def whole_number(text: str) -> int:
     return int(number)
 
 
-def did_you_mean(name: str, known: Iterable[str], spelling: bool = True) -> str:
-    """Which of the `known` names was meant by one that is none of them, as a question; empty if nobody can tell.
+def meant(name: str, known: Iterable[str], spelling: bool = True) -> str:
+    """Which of the `known` names was meant by one that is none of them; empty if nobody can tell.
 
     Other libraries' names lead to ours; with `spelling`, so do misspelt ones. Flags may be given as flags.
     """
@@ -149,5 +148,11 @@ def did_you_mean(name: str, known: Iterable[str], spelling: bool = True) -> str:
     plain = name.lstrip("-").replace("-", "_").lower()
     ours = [each for each, others in _ELSEWHERE.items() if each in names and plain in others.split()]
     close = ours or (difflib.get_close_matches(plain, names, n=1) if spelling else [])
-    meant = _MEANT.get(ours[0], "") if ours else ""
-    return f"did you mean {names[close[0]]}{meant}?" if close else ""
+    return names[close[0]] if close else ""
+
+
+def did_you_mean(name: str, known: Iterable[str], spelling: bool = True) -> str:
+    """`meant`, as a question."""
+    ours = meant(name, known, spelling)
+    note = " (= num_envs × num_steps / batch_size)" if ours.endswith("minibatches") and "batch_size" in name else ""
+    return f"did you mean {ours}{note}?" if ours else ""

@@ -21,10 +21,14 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
 }
 
 
-def with_setting(name: str) -> list[str]:
-    """The names of the algorithms that have a hyperparameter of that name."""
+def hyperparameters() -> dict[str, list[str]]:
+    """The names of the algorithms' own hyperparameters, and which algorithms have them."""
     kinds: dict[str, Any] = {**ALGORITHMS}
-    return [algo for algo, kind in kinds.items() if name in {field.name for field in dataclasses.fields(kind)}]
+    owners: dict[str, list[str]] = {}
+    for algo, kind in kinds.items():
+        for field in dataclasses.fields(kind):
+            owners.setdefault(field.name, []).append(algo)
+    return owners
 
 
-__all__ = ["A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "PPOPenalty", "with_setting"]
+__all__ = ["A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "PPOPenalty", "hyperparameters"]

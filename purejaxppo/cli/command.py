@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -38,6 +39,8 @@ def exit_code(command: Callable[[], None]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             command()
+    except SystemExit as done:  # after --help
+        return int(done.code or 0)
     except UsageError as error:
         return _tell(f"error: {error}", 2)
     except (OSError, HostEnvironmentError) as error:
@@ -66,15 +69,16 @@ def run_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
 
     Called as a function instead, a command leaves signals and output as it finds them.
     """
-    codecs.register_error("purejaxppo.plain", _plain)
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _terminate)
     code = main(argv)
+    sys.stdout.flush()
+    if _Tolerant.lost and not code:
+        code = _tell(f"error: output could not be written ({os.strerror(_Tolerant.lost)})", 1)
     if code:  # all is said, and threads that still write to a full disk have nothing to add
         silent: Any = lambda *_: None  # noqa: E731
         sys.excepthook = sys.unraisablehook = threading.excepthook = silent
-    sys.stdout.flush()
     sys.stderr.flush()
     if code > 128:
         os._exit(code)  # a compilation under way need not be waited for
@@ -95,10 +99,14 @@ def _tell(text: str, code: int) -> int:
 class _Tolerant(io.FileIO):
     """A file whose reader may leave, as `head` does, or whose disk may be full: a run does not end for its output."""
 
+    lost = 0  # errno of what could not be written
+
     def write(self, data: Any) -> int:
         try:
             return super().write(data) or 0
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                _Tolerant.lost = error.errno or errno.EIO
             return len(data)
 
 
@@ -106,11 +114,13 @@ def _tolerant(stream: Any) -> Any:
     """A stream that takes all text: what its encoding lacks in ASCII, what nobody reads not at all."""
     if stream is None:  # the process was started with it closed
         return open(os.devnull, "w", encoding="utf-8")
-    if not isinstance(getattr(stream, "buffer", None), io.BufferedWriter):  # no file: in a notebook, say
+    file = getattr(stream, "buffer", None)
+    if not isinstance(file, io.BufferedWriter | io.FileIO):  # a notebook's, say
         return stream
     stream.flush()
     raw = io.BufferedWriter(_Tolerant(stream.fileno(), "w", closefd=False))
-    return io.TextIOWrapper(raw, stream.encoding, "purejaxppo.plain", line_buffering=stream.line_buffering)
+    by_line = stream.line_buffering or isinstance(file, io.FileIO)  # PYTHONUNBUFFERED
+    return io.TextIOWrapper(raw, stream.encoding, "purejaxppo.plain", line_buffering=by_line)
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -122,3 +132,6 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
         return _PLAIN.get(letter) or unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?"
 
     return "".join(map(ascii_of, error.object[error.start : error.end])), error.end
+
+
+codecs.register_error("purejaxppo.plain", _plain)

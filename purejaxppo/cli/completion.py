@@ -19,7 +19,7 @@ from purejaxppo.cli.settings import NoOptions, groups_of
 from purejaxppo.cli.sweep import SweepOptions
 from purejaxppo.errors import UsageError
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 
 
 def completion(commands: Mapping[str, str], shell: str = "") -> str:

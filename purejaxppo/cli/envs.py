@@ -42,7 +42,7 @@ def listing(word: str) -> str:
         try:
             names = [prefix + name for name in env_names(suite)]
         except UsageError as error:
-            names, why = [], str(error)
+            names, why = [], why if "is not installed" in str(error) else str(error)
         found = [name for name in names if word.lower() in name.lower()]
         absent = [prefix + name for name in known_names(suite) if word.lower() in f"{prefix}{name}".lower()]
         absent = [name for name in absent if name not in names]

@@ -7,7 +7,7 @@ import tomllib
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
@@ -154,16 +154,16 @@ def value_of(argv: Sequence[str], flag: str, default: str) -> str:
 
 
 def refuse_unknown(
-    argv: Sequence[str], known: Collection[str], where: str, owners: Callable[[str], list[str]] = lambda name: []
+    argv: Sequence[str], known: Collection[str], where: str, owners: Mapping[str, Sequence[str]] = MappingProxyType({})
 ) -> None:
-    """Refuse a flag that is not known, and say which one was meant, or the `owners` of it among the algorithms.
+    """Refuse a flag that is not known, and say which one was meant, or which algorithms are the `owners` of it.
 
     Raises:
         UsageError: always in one line.
     """
     for token in argv:
         if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
-            algos = " or ".join(owners(name.replace("-", "_")))
+            algos = " or ".join(owners.get(name.replace("-", "_"), ()))
             hint = did_you_mean(name, known, spelling=False) or (f"it belongs to --algo {algos}." if algos else "")
             hint = hint or did_you_mean(name, known) or "--help shows all."
             raise UsageError(f"{token.partition('=')[0]:.80} is not a flag of {where}; {hint}")
@@ -207,7 +207,7 @@ def _flags_of_run(path: Path, env: str) -> list[str]:
             f"{path}: env = {settings['env']!r:.80} is code of its own, which a file is not trusted to run; give it "
             "again with --env."
         )
-    given = {key: value for key, value in settings.items() if value not in (None, []) and (key, env) != ("env", env)}
+    given = {key: value for key, value in settings.items() if value not in (None, [])}
     return [x for key, value in given.items() for x in _flag(path, key, value)]
 
 

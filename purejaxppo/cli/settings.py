@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
-from purejaxppo.algorithms import ALGORITHMS, with_setting
+from purejaxppo.algorithms import ALGORITHMS, hyperparameters
 from purejaxppo.cli.flags import Group, flag_name, flags_of, parse_flags, parse_groups, refuse_unknown, value_of
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
@@ -109,7 +109,7 @@ def parse_settings(argv: list[str], prog: str, about: str, more: More) -> tuple[
     """
     algo, env = value_of(argv, "algo", "ppo"), value_of(argv, "env", "CartPole-v1")
     groups = groups_of(algo, env, more)
-    refuse_unknown(argv, flags_of(groups.values()), f"--algo {algo}", with_setting)
+    refuse_unknown(argv, flags_of(groups.values()), f"--algo {algo}", hyperparameters())
     run, own, config, algorithm, host = parse_groups(groups, argv, prog, about)
     options, given = RunOptions(**run), {flag_name(token).replace("-", "_") for token in argv}
     options.check()

@@ -1,7 +1,6 @@
 """What a sweep goes over: grids and distributions, as lists of settings."""
 
 import dataclasses
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.fields import did_you_mean, whole_number
 from purejaxppo.presets import settings_of, with_settings
 
 Settings = dict[str, Any]  # the fields of one setting that are swept
@@ -100,9 +100,9 @@ def parse_value(config: Config, name: str, text: str) -> Any:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind in (int, float):
-            return kind(text)
+            return whole_number(text) if kind is int else float(text)
         if kind == tuple[int, ...]:
-            return tuple(int(x) for x in text.split())
+            return tuple(map(whole_number, text.split()))
     except (KeyError, ValueError) as error:
         wanted = "true or false" if kind is bool else "a number" if kind is float else "a whole number"
         raise UsageError(f"{name} = {text!r} must be {wanted}; the default is {_default(config, name)!r}.") from error
@@ -148,8 +148,7 @@ def _field(config: Config, name: str) -> "dataclasses.Field[Any]":
     fields = {field.name: field for owner in (config, config.algo) for field in dataclasses.fields(owner)}
     known = sorted(fields.keys() - {*_WHOLE})
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}."
+        hint = did_you_mean(name, known) or f"there are: {', '.join(known)}."
         raise UsageError(
             f"{name!r:.80} is not a setting that a sweep of {type(config.algo).__name__} goes over; {hint}"
         )
