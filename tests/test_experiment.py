@@ -3,6 +3,7 @@
 import json
 import os
 import pkgutil
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import purejaxppo
 from purejaxppo import A2C, Config, UsageError, resume_experiment, run_experiment
+from purejaxppo.cli.run import main
 from purejaxppo.experiment import loop
 from purejaxppo.experiment.experiment import seed_list
 from purejaxppo.experiment.options import MeshShape
@@ -99,6 +101,34 @@ def test_an_exception_of_the_callback_ends_the_run_once_it_is_saved(quick, tmp_p
         np.testing.assert_array_equal(again.metrics[name], column)
     assert again.summary["eval_return"] == whole.summary["eval_return"]
     assert json.loads((tmp_path / "part" / "summary.json").read_text()) == again.summary
+
+
+def test_a_file_that_cannot_be_written_ends_the_run_in_one_line_and_it_can_go_on(quick, tmp_path, capsys):
+    """A limit on the size of files stands in for a full disk, which only root may make."""
+    out, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    flags = (
+        "--algo a2c --num-seeds 3 --num-envs 2 --num-steps 16 --total-steps 200 --num-minibatches 1 --hidden-sizes 8"
+    )
+    flags += f" --log-interval 2 --final-episodes 4 --checkpoint-interval 2 --quiet --out {out}"
+
+    def write(*arguments, save=loop.Loop.save):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        save(*arguments)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop.Loop, "save", write)
+            assert main(flags.split()) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert error.startswith("error: checkpoint ")
+    assert error.endswith(f"no checkpoint was saved yet: --resume {out}\n")
+    assert error.count("\n") == 1
+    assert not (out / "summary.json").exists()
+    assert [path for path in out.rglob("*") if ".saving" in path.name] == []
+    assert main(["--resume", str(out), "--quiet"]) == 0
+    assert json.loads((out / "summary.json").read_text())["env_steps"] == 224
 
 
 @pytest.mark.parametrize("existed", [True, False])

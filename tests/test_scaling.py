@@ -29,7 +29,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", {devices})
 jax.config.update("jax_platforms", "cpu")
 import numpy as np
-from support import arrays, assert_same_bits
+from support import QUICK, arrays, assert_same_bits
+from purejaxppo.parallel import runs
 from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, make_train, init, update_step
 from purejaxppo.parallel.runs import over_runs
 ALL = dict(reinforce=REINFORCE(), a2c=A2C(), ppo=PPO(), penalty=PPOPenalty(), npg=NPG(), trpo=TRPO())
@@ -50,6 +51,7 @@ def finishes(program, devices, *arguments, timeout=150):
 
 
 RUN_AXIS = """
+runs.QUICK_COMPILATION |= QUICK
 config = config_of(ALL[sys.argv[1]], total_steps=32)
 train, wanted = make_train(config), None
 COLLECTIVE = "all-reduce|all-gather|all-to-all|collective|reduce-scatter|send|recv"
@@ -77,6 +79,7 @@ def test_the_run_axis_has_no_collectives_and_the_same_results_on_1_2_4_8_devices
 
 
 GROUPS = """
+runs.QUICK_COMPILATION |= QUICK
 train = make_train(config_of(ALL["a2c"], total_steps=32))
 text = over_runs(train, jax.devices(), env_shards=2).lower(KEYS).compile().as_text()
 print(sorted({*re.findall(r" all-[^ ]*[(].*?replica_groups=([^ ]*?),? ", text)}))
