@@ -129,6 +129,25 @@ def test_others_of_a_suite_do_too(env):
     check(env, getattr(env, "_limit", 100))
 
 
+JOINT = {"Tetris-v0": (4, 10), "Minesweeper-v0": (10, 10)}
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_masks_over_combinations_of_actions_are_kept(name):
+    """Actions are numbered combinations: those that the mask allows are, in Jumanji's own view, valid."""
+    env, sizes = installed(f"jumanji/{name}"), JOINT[name]
+    assert env.action_space.n == np.prod(sizes)
+    check_types(env)
+    state, obs = quick_jit(env.reset)(jax.random.key(0))
+    _, own = env._env.reset(jax.random.key(0))
+    np.testing.assert_array_equal(obs["action_mask"].reshape(sizes), own.observation.action_mask)
+    action = int(np.flatnonzero(obs["action_mask"])[-1])
+    _, reached, reward, *_ = quick_jit(env.step)(jax.random.key(1), state, jnp.int32(action))
+    _, expected = quick_jit(env._env.step)(state.inner, jnp.asarray(np.unravel_index(action, sizes), jnp.int32))
+    assert reward == expected.reward
+    np.testing.assert_array_equal(reached["action_mask"].reshape(sizes), expected.observation.action_mask)
+
+
 SHORTER = {  # the same environment, cut off earlier
     "CartPole-v1": "max_steps_in_episode=3",
     "brax/inverted_pendulum,backend=spring": "episode_length=3",
