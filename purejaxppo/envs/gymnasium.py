@@ -6,8 +6,9 @@ import importlib.metadata
 import importlib.util
 import math
 import operator
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -18,7 +19,7 @@ from gymnasium import spaces
 from purejaxppo.envs.common import quiet
 from purejaxppo.envs.host.env import HostEnv
 from purejaxppo.envs.host.pool import Plan
-from purejaxppo.envs.host.worker import WORDS, Layout, has_separate_mask, make
+from purejaxppo.envs.host.worker import WORDS, Layout, make, mask_shape
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space, describe
 from purejaxppo.types import Observation
@@ -47,6 +48,16 @@ def names() -> list[str]:
         return not retired and not str(entry).startswith((*_ELSEWHERE, *absent))
 
     return sorted(name for name, spec in gymnasium.registry.items() if usable(spec))
+
+
+class Part(NamedTuple):
+    """An entry of our observation, and where it comes from."""
+
+    path: list[Any]  # in Gymnasium's observation
+    space: Any  # ours
+    dtype: str  # ours
+    start: int = 0  # what Gymnasium counts integers from
+    n: int = 0  # of integers how many there are
 
 
 class GymnasiumEnv(HostEnv):
@@ -85,7 +96,10 @@ class GymnasiumEnv(HostEnv):
             _check_registered(name, env.spec)
             self._acted, acted = env.action_space, _action_space(name, env.action_space)
             inside = ACTION_MASK in getattr(env.observation_space, "spaces", ())
-            self._separate_mask = not inside and has_separate_mask(env, _num_masked(acted))
+            mask = None if inside else mask_shape(env)
+        self._separate_mask = mask is not None and mask == (_num_masked(acted),)
+        if mask is not None and not self._separate_mask:
+            warnings.warn(f"gymnasium/{name}: masks {mask} do not fit {acted!r}, and are not used.", stacklevel=2)
         spec, fps = env.spec, env.metadata.get("render_fps")
         frames = spec.kwargs.get("max_num_frames_per_episode")  # Atari's limit
         self.name, self.params, self.has_time_limit = name, params, bool(spec.max_episode_steps or frames)
@@ -94,34 +108,24 @@ class GymnasiumEnv(HostEnv):
         whole = env.observation_space
         if self._separate_mask:  # the pair (observation, mask) is what there is to see
             whole = spaces.Tuple((whole, spaces.MultiBinary(_num_masked(acted))))
-        self._parts = _parts(name, whole, self._separate_mask)
-        ours = {entry: _observation_space(entry, space, acted) for entry, (_, space) in self._parts.items()}
-        dtypes = {entry: _dtype(ours[entry], space) for entry, (_, space) in self._parts.items()}
-        commands = ("int32", [WORDS + math.prod(acted.shape)])
-        layout: Layout = {
-            **{"do": ("uint8", []), "commands": commands, "terminated": ("bool", []), "truncated": ("bool", [])},
-            **{
-                f"{when}:{entry}": (np.dtype(dtypes[entry]).name, list(space.shape))
-                for entry, space in ours.items()
-                for when in ("reached", "start")
-            },
-            "reward": ("float32", []),
+        self._parts = _parts(name, whole, _num_masked(acted), self._separate_mask)
+        ours = {entry: part.space for entry, part in self._parts.items()}
+        rows = {
+            f"{when}:{entry}": (part.dtype, list(part.space.shape))
+            for when in ("reached", "start")
+            for entry, part in self._parts.items()
         }
+        commands = ("int32", [WORDS + math.prod(acted.shape)])
+        flags: Layout = {"do": ("uint8", []), "terminated": ("bool", []), "truncated": ("bool", [])}
         plan = Plan(
             name=name,
             params=params,
-            layout=layout,
-            entries={
-                entry: {
-                    "path": path,
-                    "start": _first(space),
-                    "n": ours[entry].n if isinstance(space, spaces.Discrete) else 0,
-                }
-                for entry, (path, space) in self._parts.items()
-            },
+            layout={"commands": commands, "reward": ("float32", []), **flags, **rows},
+            entries={entry: (part.path, part.start, part.n) for entry, part in self._parts.items()},
             separate_mask=self._separate_mask,
             action=("float32" if isinstance(acted, Box) else "int32", tuple(acted.shape)),
         )
+        dtypes = {entry: part.dtype for entry, part in self._parts.items()}
         worth_a_worker = 8 if str(spec.entry_point).startswith(_QUICK) else 2
         super().__init__(plan, ours[""] if [*ours] == [""] else ours, acted, dtypes, worth_a_worker, workers)
 
@@ -132,16 +136,17 @@ class GymnasiumEnv(HostEnv):
         may also be given by their names in the flat dictionary.
         """
         ours: dict[str, jax.Array] = {}
-        for entry, (path, space) in self._parts.items():
+        for entry, part in self._parts.items():
             if isinstance(obs, Mapping) and entry in obs:
-                part = obs[entry]
-            elif self._separate_mask and path == [1] and action_mask is None:
-                seen, rank = next((ours[name], len(self._parts[name][1].shape)) for name in ours)
-                part = np.ones((*seen.shape[: seen.ndim - rank], *space.shape), bool)
+                x = obs[entry]
+            elif self._separate_mask and part.path == [1] and action_mask is None:
+                other, seen = next(iter(ours.items()))
+                x = np.ones((*seen.shape[: seen.ndim - len(self._parts[other].space.shape)], *part.space.shape), bool)
             else:
-                part = functools.reduce(operator.getitem, path, (obs, action_mask) if self._separate_mask else obs)
-            part = part if isinstance(part, jax.Array) else np.asarray(part)
-            ours[entry] = (jnp.asarray(part) - _first(space)).astype(self._dtypes[entry])
+                x = functools.reduce(operator.getitem, part.path, (obs, action_mask) if self._separate_mask else obs)
+            ours[entry] = (jnp.asarray(x if isinstance(x, jax.Array) else np.asarray(x)) - part.start).astype(
+                part.dtype
+            )
         return ours if isinstance(self.observation_space, dict) else ours[""]
 
     def to_gymnasium(self, action: Any) -> Any:
@@ -174,21 +179,35 @@ def _num_masked(acted: Space) -> int:
     return sum(acted.nvec) if isinstance(acted, MultiDiscrete) else acted.n if isinstance(acted, Discrete) else 0
 
 
-def _parts(name: str, space: Any, separate_mask: bool) -> dict[str, tuple[list[Any], Any]]:
-    """Each part of an observation: its name ↦ path and space. Names are `a.b`, or `a/b` where those would be ambiguous.
+def _parts(name: str, space: Any, num_masked: int, separate_mask: bool = False) -> dict[str, Part]:
+    """The entries of an observation by their names: `a.b`, or `a/b` where those would be ambiguous.
 
     Raises:
-        UsageError: a part is not supported.
+        UsageError: an entry is not supported.
     """
-    parts = list(_leaves(name, space))
+    leaves = list(_leaves(name, space))
     for separator in ".", "/", ":", "|":
-        if not separate_mask:
-            names = [separator.join(map(str, path)) for path, _ in parts]
-        else:
-            names = [separator.join(map(str, path[1:])) or "obs" for path, _ in parts[:-1]] + [ACTION_MASK]
+        names = [separator.join(map(str, path[separate_mask:])) for path, _ in leaves]
+        if separate_mask:
+            names = [name or "obs" for name in names[:-1]] + [ACTION_MASK]
         if len({*names}) == len(names):
-            return dict(zip(names, parts, strict=True))
+            return {
+                entry: _part(path, space, entry == ACTION_MASK and num_masked)
+                for entry, (path, space) in zip(names, leaves, strict=True)
+            }
     raise UsageError(f"env = 'gymnasium/{name}' has entries of an observation with the same name: {', '.join(names)}.")
+
+
+def _part(path: list[Any], space: Any, num_masked: int) -> Part:
+    """An entry, which may be the mask of `num_masked` actions."""
+    shape = tuple(space.shape)
+    if isinstance(space, spaces.Discrete):
+        return Part(path, Discrete(int(space.n)), "int32", int(space.start), int(space.n))
+    if num_masked and shape == (num_masked,):
+        return Part(path, MultiBinary(num_masked), "bool")
+    low: Any = getattr(space, "low", getattr(space, "start", 0.0))  # of Box, MultiDiscrete; MultiBinary has neither
+    high: Any = space.high if isinstance(space, spaces.Box) else low + getattr(space, "nvec", 2) - 1
+    return Part(path, Box(low, high, shape), "uint8" if space.dtype == np.uint8 and len(shape) > 1 else "float32")
 
 
 def _leaves(name: str, space: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[list[Any], Any]]:
@@ -206,30 +225,6 @@ def _leaves(name: str, space: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple
         yield [*path], space
     for key, part in parts:
         yield from _leaves(name, part, (*path, key))
-
-
-def _first(space: Any) -> int:
-    return int(space.start) if isinstance(space, spaces.Discrete) else 0
-
-
-def _observation_space(entry: str, space: Any, acted: Space) -> Any:
-    if isinstance(space, spaces.Discrete):
-        return Discrete(int(space.n))
-    if entry == ACTION_MASK and _num_masked(acted) and space.shape == (_num_masked(acted),):
-        return MultiBinary(_num_masked(acted))
-    if isinstance(space, spaces.Box):
-        return Box(space.low, space.high, tuple(space.shape))
-    if isinstance(space, spaces.MultiBinary):
-        return Box(0.0, 1.0, tuple(space.shape))
-    return Box(space.start, space.start + space.nvec - 1, tuple(space.shape))
-
-
-def _dtype(ours: Any, space: Any) -> Any:
-    if isinstance(ours, Discrete):
-        return jnp.int32
-    if isinstance(ours, MultiBinary):
-        return jnp.bool_
-    return jnp.uint8 if space.dtype == np.uint8 and len(space.shape) > 1 else jnp.float32
 
 
 def _action_space(name: str, space: Any) -> Space:

@@ -26,7 +26,7 @@ def closing(env: BaseEnv, seeds: Sequence[int], way_out: Callable[[], str]) -> I
         if (failed := env.failed) is None:
             raise
         raise HostEnvironmentError(
-            f"{failed.env}: environment {failed.env_index} of seed {seeds[failed.run]} {failed.how}; {way_out()}"
+            f"{failed.name}: environment {failed.index} of seed {seeds[failed.run]} {failed.how}; {way_out()}"
         ) from error
     finally:
         env.close()

@@ -45,15 +45,6 @@ class HostState(NamedTuple):
     start: Observation  # of the next episode, once this one has ended
 
 
-class Failed(NamedTuple):
-    """Which environment failed, and how."""
-
-    env: str
-    run: int  # of those that are vmapped and spread over devices together
-    env_index: int  # among the run's environments
-    how: str
-
-
 class HostEnv(BaseEnv):
     """An environment of the protocol (`types.Env`) on the host. After an end it stands still until `restart`.
 
@@ -85,7 +76,7 @@ class HostEnv(BaseEnv):
         self._plan, self._dtypes, self._worth_a_worker, self._workers = plan, dtypes, worth_a_worker, workers
         self._pools: OrderedDict[int, Pool] = OrderedDict()
         self._free: list[Pool] = []
-        self.failed: Failed | None = None
+        self.failed: EnvironmentBrokenError | None = None
         with _LOCK:
             _ENVS.add(self)
         weakref.finalize(self, _close_all, self._pools)
@@ -148,9 +139,8 @@ class HostEnv(BaseEnv):
             try:
                 return act(table)
             except EnvironmentBrokenError as broken:
-                self.failed = Failed(self._plan.name, broken.run, broken.index, str(broken))
-                message = f"{self._plan.name}: environment {broken.index} of run {broken.run} {broken}"
-                raise HostEnvironmentError(message) from None
+                self.failed = broken
+                raise HostEnvironmentError(str(broken)) from None
 
         shard = jnp.broadcast_to(run_shard(), columns[0].shape)
         table = jnp.stack([shard, *columns], axis=1).astype(jnp.int32)  # one array: each costs some 30 µs
@@ -223,15 +213,12 @@ class HostEnv(BaseEnv):
                 self._pools.move_to_end(pool.number)
         whole = pool is not None and table[:, 1:3].tobytes() == pool.named
         if pool is None or not (whole or (numbers == numbers[0]).all()):
-            raise EnvironmentBrokenError(
-                0,
-                0,
-                "is not in this process, was closed, or serves another run; begin new episodes: they cannot be stored",
-            )
+            how = "is not in this process, was closed, or serves another run; begin new episodes: they cannot be stored"
+            raise EnvironmentBrokenError(self._plan.name, 0, 0, how)
         if whole:
             return pool, ALL
         if len(np.unique(slots)) < len(slots):
-            raise EnvironmentBrokenError(0, 0, "is to be in two runs at once; give each run a key of its own")
+            raise pool.broken(0, "is to be in two runs at once; give each run a key of its own")
         return pool, slots
 
 

@@ -26,11 +26,11 @@ _NUMBERS = itertools.count(1)
 
 
 class EnvironmentBrokenError(RuntimeError):
-    """An environment failed: the `index`-th of the `run`-th run; the message is how."""
+    """An environment failed: the `index`-th of the `run`-th of those that are vmapped and spread over devices."""
 
-    def __init__(self, run: int, index: int, message: str) -> None:
-        super().__init__(message)
-        self.run, self.index = run, index
+    def __init__(self, name: str, run: int, index: int, how: str) -> None:
+        super().__init__(f"{name}: environment {index} of run {run} {how}")
+        self.name, self.run, self.index, self.how = name, run, index, how
 
 
 class Plan(NamedTuple):
@@ -39,7 +39,9 @@ class Plan(NamedTuple):
     name: str
     params: dict[str, Any]
     layout: Layout  # of one environment's rows
-    entries: dict[str, dict[str, Any]]  # of the observation ↦ `path` in Gymnasium's, and `n`, `start` of integers
+    entries: dict[
+        str, tuple[list[Any], int, int]
+    ]  # path in Gymnasium's observation; start and number of integers, or 0
     separate_mask: bool  # which actions are valid is told beside the observation
     action: tuple[str, tuple[int, ...]]  # dtype and shape of what the last columns of `commands` are
 
@@ -89,9 +91,9 @@ class Pool:
         self.number, self._first_run, self._per_run = next(_NUMBERS), first_run, per_run
         self.named = np.stack([np.full_like(self.slots, self.number), self.slots], axis=1).tobytes()  # all of them
 
-    def place(self, index: int) -> tuple[int, int]:
-        """The run of an environment, and which of the run's it is."""
-        return self._first_run + index // self._per_run, index % self._per_run
+    def broken(self, index: int, how: str) -> EnvironmentBrokenError:
+        """What is to be raised of the environment in a slot."""
+        return EnvironmentBrokenError(self.name, self._first_run + index // self._per_run, index % self._per_run, how)
 
     def _start(self, plan: Plan, memory: int, awake: bool, first: int, last: int) -> _Process:
         (asked, ask), (answer, answered) = os.pipe(), os.pipe()
@@ -117,7 +119,7 @@ class Pool:
             EnvironmentBrokenError: one failed, gave a number that is not finite, or its process ended. All are closed.
         """
         if not self._workers:
-            raise EnvironmentBrokenError(*self.place(0), "was closed after a failure")
+            raise self.broken(0, "was closed after a failure")
         self.arrays["do"][slots] = todo  # all are SKIP once the workers have answered
         self.arrays["commands"][slots] = commands
         try:
@@ -149,24 +151,22 @@ class Pool:
         if said == gymnasium_worker.FAILED:
             with os.fdopen(os.dup(worker.answer), "rb") as answer:
                 failure = json.loads(answer.readline())
-            raise EnvironmentBrokenError(*self.place(failure["index"]), failure["how"])
+            raise self.broken(failure["index"], failure["how"])
         code = worker.process.wait()
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise EnvironmentBrokenError(*self.place(self._at_work(worker)), f"ended its process ({name})")
+        raise self.broken(self._at_work(worker), f"ended its process ({name})")
 
     def _at_work(self, worker: _Process) -> int:
         """Which of a worker's environments has not answered: the first that was not done."""
         return worker.rows.start + int((self.arrays["do"][worker.rows] != SKIP).argmax())
 
     def _warn_of_silence(self, worker: _Process) -> None:
-        run, index = self.place(self._at_work(worker))
+        silent = self.broken(self._at_work(worker), f"has not answered for {SILENT_SECONDS:g} s")
         with contextlib.suppress(OSError, ValueError):  # nobody may read it any more
-            print(
-                f"warning: {self.name}: environment {index} of run {run} has not answered for {SILENT_SECONDS:g} s "
-                f"(process {worker.process.pid}); waiting on. A second Ctrl-C ends the run at once.",
-                file=sys.stderr,
-                flush=True,
+            text = (
+                f"warning: {silent} (process {worker.process.pid}); waiting on. A second Ctrl-C ends the run at once."
             )
+            print(text, file=sys.stderr, flush=True)
 
     def _check_finite(self) -> None:
         """Raises: EnvironmentBrokenError."""
@@ -178,9 +178,7 @@ class Pool:
             finite = np.isfinite(self.arrays[name]).reshape(self.num_envs, -1).all(axis=1)
             if not finite.all():
                 what = "a reward" if name == "reward" else "an observation"
-                raise EnvironmentBrokenError(
-                    *self.place(int(np.flatnonzero(~finite)[0])), f"gave {what} that is not finite"
-                )
+                raise self.broken(int(np.flatnonzero(~finite)[0]), f"gave {what} that is not finite")
 
     def close(self) -> None:
         """End the workers, and what their environments have started."""

@@ -127,40 +127,32 @@ class Slot:
         chosen = self._action.astype(self._dtype)
         return chosen if self._from_zero else chosen + self._first
 
-    def _show(self, obs: Any, info: Any, rows: list[tuple[str, dict[str, Any], np.ndarray]]) -> None:
+    def _show(self, obs: Any, info: Any, rows: list[tuple[str, Any, np.ndarray]]) -> None:
         """Write the entries of an observation where the pool reads them."""
         if self._mask:
             obs = [obs, self._mask(info)]
-        for name, entry, row in rows:
+        for name, (path, start, n), row in rows:
             part = obs
-            for key in entry["path"]:
+            for key in path:
                 part = part[key]
             if getattr(part, "shape", None) != row.shape and np.shape(part) != row.shape:
-                raise OutsideSpaceError(
-                    f"an observation{name and f' {name}'} of shape {np.shape(part)}, not {row.shape}"
-                )
-            if n := entry["n"]:
-                part = int(part) - entry["start"]
+                raise OutsideSpaceError(f"observation{name and f' {name}'} of shape {np.shape(part)}, not {row.shape}")
+            if n:
+                part = int(part) - start
                 if not 0 <= part < n:
-                    raise OutsideSpaceError(
-                        f"{part + entry['start']} as observation {name}, one of {n} from {entry['start']} on"
-                    )
-            elif (
-                row.dtype == np.uint8
-                and (x := np.asarray(part)).dtype != np.uint8
-                and not 0 <= x.min() <= x.max() < 256
-            ):
-                raise OutsideSpaceError(f"an observation{name and f' {name}'} that is not within 0 … 255")
+                    raise OutsideSpaceError(f"observation {name} {part + start}, not one of {n} from {start} on")
+            elif row.dtype == np.uint8 != np.asarray(part).dtype and (np.asarray(part).astype(np.uint8) != part).any():
+                raise OutsideSpaceError(f"observation{name and f' {name}'} that is no whole number within 0 … 255")
             row[...] = part
 
 
-def has_separate_mask(env: Any, size: int) -> bool:
-    """Whether an environment tells the `size` valid actions beside its observation: by a method `action_masks`, as
-    sb3-contrib asks for, or in `info`, as Gymnasium's Taxi does.
+def mask_shape(env: Any) -> tuple[int, ...] | None:
+    """The shape of the valid actions that an environment tells beside its observation: by a method `action_masks`, as
+    sb3-contrib asks for, or in `info`, as Gymnasium's Taxi does. None if it does not.
     """
     _, info = env.reset(seed=0)
-    masks = np.shape(action_masks(env)(info)) if env.has_wrapper_attr("action_masks") or "action_mask" in info else None
-    return bool(size) and masks == (size,)
+    told = env.has_wrapper_attr("action_masks") or "action_mask" in info
+    return np.shape(action_masks(env)(info)) if told else None
 
 
 def action_masks(env: Any) -> Any:
@@ -209,7 +201,7 @@ def failure(index: int, error: BaseException) -> bytes:
     """The line that tells of an exception, and where the environment's code raised it."""
     text = " ".join(str(error).split())
     if isinstance(error, OutsideSpaceError):
-        how = f"gave {text}; its space says otherwise"
+        how = f"gave an {text} as its space says"
     elif isinstance(error, gymnasium.error.UnregisteredEnv):
         how = f"is unknown to worker processes ({text}); give gymnasium/MODULE:ID, with the module that registers it"
     else:
