@@ -12,6 +12,11 @@ from purejaxppo.sweeps.results_figure import draw
 
 
 @pytest.fixture
+def picture(tmp_path):
+    return tmp_path / "x.png"
+
+
+@pytest.fixture
 def drawn(monkeypatch):
     """The figures that are saved, drawn but not written."""
     figures = []
@@ -31,11 +36,11 @@ def scores(*iqms, half=1.0):
 
 
 @pytest.mark.parametrize(("every", "points"), [(1, 1), (1, 5), (512, 40), (500_000, 7)])
-def test_axes_that_count_have_whole_ticks(drawn, every, points):
+def test_axes_that_count_have_whole_ticks(drawn, picture, every, points):
     steps = [every * (i + 1) for i in range(points)]
-    learning_curve("x.png", "a $title$", steps, [np.arange(4.0) for _ in steps])
-    draw("x.png", "", [{"num_epochs": x} for x in steps], scores(*steps))
-    draw("x.png", "", [{"num_epochs": x, "gamma": 1 / x, "num_steps": 7 * x} for x in steps * 4], scores(*steps * 4))
+    learning_curve(picture, "a $title$", steps, [np.arange(4.0) for _ in steps])
+    draw(picture, "", [{"num_epochs": x} for x in steps], scores(*steps))
+    draw(picture, "", [{"num_epochs": x, "gamma": 1 / x, "num_steps": 7 * x} for x in steps * 4], scores(*steps * 4))
     curve, lone, several = (figure.axes for figure in drawn)
     for axes in (*curve, *lone, *several[:1], *several[2:]):
         found = ticks(axes)
@@ -43,24 +48,24 @@ def test_axes_that_count_have_whole_ticks(drawn, every, points):
         assert all(x == round(x) for x in found)
 
 
-def test_a_learning_curve_says_what_it_shows(drawn):
+def test_a_learning_curve_says_what_it_shows(drawn, picture):
     for seeds in (1, 2, 3):
-        learning_curve("x.png", "", [8, 16, 24], [np.full(seeds, np.nan), np.arange(seeds), np.arange(seeds) + 1.0])
+        learning_curve(picture, "", [8, 16, 24], [np.full(seeds, np.nan), np.arange(seeds), np.arange(seeds) + 1.0])
     legends = [figure.axes[0].get_legend().get_texts()[0].get_text() for figure in drawn]
     assert legends == ["1 seed", "IQM of 2 seeds", "IQM of 3 seeds, 95% bootstrap interval"]
     lines = [figure.axes[0].lines[0].get_xydata().tolist() for figure in drawn]
     assert lines[2] == [[16, 1], [24, 2]]  # no episode had ended after 8 steps
     bands = [figure.axes[0].collections[0].get_datalim(figure.axes[0].transData).height for figure in drawn]
     assert [math.isfinite(height) and height > 0 for height in bands] == [False, False, True]
-    learning_curve("x.png", "", [8], [np.full(3, np.nan)])
+    learning_curve(picture, "", [8], [np.full(3, np.nan)])
     assert not drawn[-1].axes[0].lines
 
 
-def test_a_sweeps_figure_shows_no_interval_that_is_none(drawn):
+def test_a_sweeps_figure_shows_no_interval_that_is_none(drawn, picture):
     settings = [{"gamma": x, "num_steps": y} for x in (0.9, 0.99) for y in (16, 32)]
     for half in (1.0, math.nan):
-        draw("x.png", "", settings, scores(1.0, 2.0, 3.0, math.nan, half=half))
-        draw("x.png", "", settings[::2], scores(1.0, 2.0, half=half))
+        draw(picture, "", settings, scores(1.0, 2.0, 3.0, math.nan, half=half))
+        draw(picture, "", settings[::2], scores(1.0, 2.0, half=half))
     labels = [[text.get_text() for text in figure.axes[0].texts] for figure in drawn[::2]]
     assert labels == [["1.0\n0.0 … 2.0", "2.0\n1.0 … 3.0", "3.0\n2.0 … 4.0", "–"], ["1.0", "2.0", "3.0", "–"]]
     assert [figure.axes[0].get_ylabel() for figure in drawn[1::2]] == [

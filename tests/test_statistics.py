@@ -121,8 +121,9 @@ def test_fewer_than_three_seeds_give_no_interval(count):
 
 
 RETURNS = {"iqm": 15.0, "ci_low": math.nan, "ci_high": math.nan, "mean": 15.0, "per_seed": [10.0, 20.0]}
-SUMMARY = {"algo": "ppo", "env": "X", "seeds": [0, 1], "num_seeds": 1, "eval_return": RETURNS, "failed_seeds": []}
+SUMMARY = {"algo": "ppo", "env": "X", "seeds": [0, 1], "num_seeds": 2, "eval_return": RETURNS, "failed_seeds": []}
 SUMMARY |= {"env_steps": 64, "steps_per_second": 9.0, "compile_seconds": 1.0, "run_seconds": 1.0, "device": "cpu"}
+SUMMARY |= {"training_seconds": 1.0, "evaluation_seconds": 0.0, "saving_seconds": 0.0}
 
 
 def text(table):
@@ -134,13 +135,14 @@ def text(table):
 def test_no_table_shows_an_interval_of_two_seeds(tmp_path):
     shown = text(run.table(SUMMARY, tmp_path))
     assert "IQM 15.0, mean 15.0" in shown
-    assert "64 per seed, 1 seed " in shown
+    assert "64 per seed, 2 seeds " in shown
+    assert "64 per seed, 1 seed " in text(run.table(SUMMARY | {"num_seeds": 1}, tmp_path))
     sweep = types.SimpleNamespace(settings=[{"gamma": 0.9}])
     assert re.search(
         r"best of 1 setting by.* 0\.9 │ *15\.0 │ *– │ *15\.0 ", text(results_table(sweep, [SUMMARY])), re.S
     )
 
-    played = [(np.array([1.0, 2.0, 4.0]), np.ones(3)), (np.array([1.0, 2.0, 6.0]), np.ones(3))]
+    played = [(np.array([1.0, 2.0, last]), np.ones(3), np.zeros(3, bool)) for last in (4.0, 6.0)]
     result = {"algo": "ppo", "env": "X", "env_steps": 64, "episodes": 3, "policy": "greedy", "seeds": [0, 1]}
     result |= {"gymnasium": None, "returns": {"port": evaluate.figures(played)}}
     rows = [line.split() for line in text(evaluate.table(result)).splitlines()]
