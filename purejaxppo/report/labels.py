@@ -15,11 +15,7 @@ def labels(runs: list[RunContents]) -> list[str]:
     """
     keys = {algo: _distinguishing([run for run in runs if run.algo == algo]) for algo in {run.algo for run in runs}}
     names = [_named(run, keys[run.algo]) for run in runs]
-    for more in (
-        lambda run: seed_range(run.seeds),
-        lambda run: shown(run.directory.name),
-        lambda run: str(run.directory),
-    ):
+    for more in (lambda x: seed_range(x.seeds), lambda x: shown(x.directory.name), lambda x: str(x.directory)):
         names = _told_apart(names, runs, more)
     seen: Counter[tuple[str, str]] = Counter()
     for i, run in enumerate(runs):

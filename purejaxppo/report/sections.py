@@ -59,11 +59,8 @@ def settings(entries: list[Entry]) -> str:
     shared = [(key, value) for key, value in tables[0].items() if key not in keys]
     items = "\n".join(f"<li><span>{breakable(key)}</span><span>{escape(value)}</span></li>" for key, value in shared)
     where = "\n".join(f"<li>{e.name}<span>{escape(str(e.run.directory))}</span></li>" for e in entries)
-    differences = (
-        table(head, rows, "settings")
-        if keys
-        else paragraph("All settings are the same." if entries[1:] else "One run: nothing to compare.")
-    )
+    same = "All settings are the same." if entries[1:] else "One run: nothing to compare."
+    differences = table(head, rows, "settings") if keys else paragraph(same)
     note = paragraph("“–”: the algorithm has no such setting.", "note") if any("–" in row for row in rows) else ""
     return (
         f"{differences}{note}<details><summary>Settings and versions that all runs share: {len(shared)}</summary>"
@@ -183,17 +180,12 @@ def throughput(entries: list[Entry]) -> str:
         known = entry.run.summary
         cells = ["–"] * 4
         if known:
-            cells = [
-                fixed(known["steps_per_second"], 0),
-                fixed(known["compile_seconds"], 1),
-                fixed(known["run_seconds"], 1),
-                known["device"],
-            ]
+            seconds = [fixed(known[name], 1) for name in ("compile_seconds", "run_seconds")]
+            cells = [fixed(known["steps_per_second"], 0), *seconds, known["device"]]
         rows.append([entry.name, entry.run.env, str(len(entry.run.seeds)), f"{entry.run.env_steps:,}", *cells])
     head = ["", "environment", "seeds", "steps per seed", "steps per second", "compile s", "run s", "device"]
-    return table(head, rows, "numbers") + paragraph(
-        "Steps per second: environment steps of all seeds together, without compilation.", "note"
-    )
+    about = "Steps per second: environment steps of all seeds together, without compilation."
+    return table(head, rows, "numbers") + paragraph(about, "note")
 
 
 def failed_seeds(entries: list[Entry]) -> str:
