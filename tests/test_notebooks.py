@@ -87,7 +87,7 @@ def test_imports_of_the_package_resolve(path: Path) -> None:
 def test_commands_that_are_named_exist() -> None:
     named = {path: commands(text(path)) for path in [*PROSE, *NOTEBOOKS, *SOURCES]}
     assert {"run", "sweep", "evaluate", "render", "report", "export"} <= named[ROOT / "README.md"]
-    wrong = {str(path): words - {".run", "envs", "presets", *COMMANDS} for path, words in named.items()}
+    wrong = {str(path): words - {".run", *COMMANDS} for path, words in named.items()}
     assert {path: words for path, words in wrong.items() if words} == {}
 
 
