@@ -144,7 +144,10 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
     for unknown in chosen.keys() - known - own:
         hint = did_you_mean(unknown, known | own) or f"its own are: {', '.join(sorted(own))}."
         raise UsageError(f"{unknown!r:.80} is not a setting of {algo}; {hint}")
-    algorithm = ALGORITHMS[algo](**{name: value for name, value in chosen.items() if name in own})
+    try:
+        algorithm = ALGORITHMS[algo](**{name: value for name, value in chosen.items() if name in own})
+    except TypeError as error:  # one of the user's own
+        raise UsageError(f"algo = {algo!r}: {error}; give each of its fields a default.") from error
     config = Config(env=env, algo=algorithm, **{name: value for name, value in chosen.items() if name in known})
     if config.is_recurrent and "num_minibatches" not in settings and isinstance(config.num_envs, int):
         return config.replace(num_minibatches=math.gcd(config.num_minibatches, config.num_envs))

@@ -23,7 +23,7 @@ from purejaxppo.cli.run import main as run
 from purejaxppo.cli.settings import NoOptions, parse_settings
 from purejaxppo.envs.registry import make_env
 from purejaxppo.fields import whole_number
-from purejaxppo.presets import PRESETS, SOURCES, settings_of
+from purejaxppo.presets import PRESETS, SOURCES
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.record import RunRecord, read_record, versions, write_record
 
@@ -111,7 +111,8 @@ def test_help_marks_what_a_preset_gives(capsys):
 def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsys):
     settings = {"max_kl": 0.02, "hidden_sizes": (8, 4), "layer_norm": True, "max_grad_norm": float("inf")}
     before = preset("trpo", "Pendulum-v1", **settings)
-    write_json(tmp_path / "config.json", {"settings": settings_of(before), "seeds": [7, 8]})
+    write_record(RunRecord(tmp_path, before, [7, 8], {}, "threefry2x32", 1, versions()))
+    stored = json.loads((tmp_path / "config.json").read_text())
     config, options = parsed("--config", str(tmp_path), "--gamma", "0.9", "--seed", "3")
     assert config == before.replace(gamma=0.9)
     assert (options.algo, options.env, options.seed, options.num_seeds) == ("trpo", "Pendulum-v1", 3, 8)
@@ -131,8 +132,13 @@ def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsy
         file.write_text(content)
         code, error = said(capsys, "run", "--config", str(file))
         assert (code, told in error) == (2, True), error
-    write_json(tmp_path / "config.json", {"settings": settings_of(before) | {"env": "my:Env"}})
-    assert "give it again with --env" in said(capsys, "run", "--config", str(tmp_path))[1]
+    for wrong, told in (
+        ({"env": "my:Env"}, "give it again with --env"),
+        ({"activation": "--out=/tmp/x"}, "and no flag"),
+        ({"out": "/tmp/x"}, "'out' is not a setting"),
+    ):
+        write_json(tmp_path / "config.json", stored | {"settings": stored["settings"] | wrong})
+        assert told in said(capsys, "run", "--config", str(tmp_path))[1]
     assert "cannot be read" in said(capsys, "run", "--config", "nowhere.toml")[1]
 
 

@@ -35,7 +35,7 @@ def completion(commands: Mapping[str, str], shell: str = "") -> str:
     for algorithm in ALGORITHMS.values():
         every.setdefault(algorithm.__name__, group := Group(algorithm(), seen))
         seen = seen | {field.name for field in group.fields}
-    kinds: dict[str, Any] = {"run": grouped(every), "sweep": grouped({**every, "more": Group(SweepOptions())})}
+    kinds: dict[str, Any] = {"run": grouped(every), "sweep": grouped({**every, "sweep": Group(SweepOptions())})}
     others = (EvaluateOptions, RenderOptions, ReportOptions, ExportOptions, EnvsOptions, PresetsOptions)
     kinds |= {name: flags_class(Group(kind)) for name, kind in zip([*commands][2:], others, strict=True)}
     either: Any = Union[  # noqa: UP007

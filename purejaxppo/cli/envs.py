@@ -14,7 +14,9 @@ from purejaxppo.presets import PRESETS
 class EnvsOptions:
     """Which environments are listed."""
 
-    word: str = static("", "list only names with this in them, in small letters or capitals", positional=True)
+    word: str = static(
+        "", "list only names with this in them, in small letters or capitals", positional=True, metavar="[WORD]"
+    )
 
 
 def main(argv: list[str]) -> int:

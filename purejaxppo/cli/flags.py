@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from purejaxppo.algorithms import hyperparameters
+from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import did_you_mean, whole_number
 from purejaxppo.rundir.record import read_config
@@ -24,6 +26,8 @@ _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     float: ("FLOAT", float),
     str: ("STR", str),
 }
+
+_MARKS: dict[str, Any] = {"positional": tyro.conf.Positional, "append": tyro.conf.UseAppendAction}
 
 
 class Group(NamedTuple):
@@ -72,22 +76,19 @@ def flags_class(group: Group) -> type:
     owner = group.owner if isinstance(group.owner, type) else type(group.owner)
     hints, fields = typing.get_type_hints(owner), []
     for field in group.fields:
-        kind, metadata = hints[field.name], field.metadata
-        interval, metavar = metadata.get("interval"), metadata.get("metavar") or None
+        kind, told, interval = hints[field.name], field.metadata, field.metadata.get("interval")
         default = getattr(group.owner, field.name, dataclasses.MISSING)
-        if metadata.get("choices"):
-            kind = Literal[tuple(metadata["choices"])]
+        if told.get("choices"):
+            kind = Literal[tuple(told["choices"])]
         elif reader := _reader(kind):
             kind = Annotated[kind, reader]
-        usual = metadata.get("usual") or ("" if default in (None, "", ()) else "{}")
-        notes = [f"default: {usual}"] * bool(usual) + ["from the preset"] * (field.name in group.preset)
+        usual = told.get("usual") or ("" if default is None or default is False or default in ("", ()) else "{}")
+        notes = ["required"] if default is dataclasses.MISSING else [f"default: {usual}"] * bool(usual)
+        notes += ["from the preset"] * (field.name in group.preset)
         notes += [f"in {interval}"] * bool(interval)
-        hint = None if default is dataclasses.MISSING else f"({', '.join(notes)})" if notes else ""
-        shown = tyro.conf.arg(
-            help=metadata.get("help", ""), metavar=metavar, help_behavior_hint=hint.format if hint else hint
-        )
-        marks = {"positional": tyro.conf.Positional, "append": tyro.conf.UseAppendAction}
-        for mark in (marks[name] for name in marks if metadata.get(name)):
+        hint = f"({', '.join(notes)})".format if notes else ""
+        shown = tyro.conf.arg(help=told.get("help", ""), metavar=told.get("metavar"), help_behavior_hint=hint)
+        for mark in (mark for name, mark in _MARKS.items() if told.get(name)):
             kind = mark[kind]
         fields.append((field.name, Annotated[kind, shown], default))
     given = [field[:2] if field[2] is dataclasses.MISSING else field for field in fields]
@@ -96,29 +97,22 @@ def flags_class(group: Group) -> type:
 
 def _reader(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     """How a value is read where tyro would do less: `1e6` as a whole number, `64,64` as sizes."""
-    if kind == tuple[int, ...]:
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="INT ...",
-            instance_from_str=lambda words: tuple(map(whole_number, " ".join(words).replace(",", " ").split())),
-            is_instance=lambda x: isinstance(x, tuple),
-            str_from_instance=lambda x: [*map(str, x)],
-        )
-    base = next((x for x in typing.get_args(kind) if x is not NoneType), kind) if _optional(kind) else kind
+    several, optional = kind == tuple[int, ...], NoneType in typing.get_args(kind)
+    base = typing.get_args(kind)[0] if several or optional else kind
     if base not in _READERS:
         return None
     metavar, read = _READERS[base]
+
+    def sizes(words: list[str]) -> tuple[Any, ...]:
+        return tuple(map(read, " ".join(words).replace(",", " ").split()))
+
     return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: read(words[0]),
+        nargs="*" if several else 1,
+        metavar=f"{metavar} ..." if several else metavar,
+        instance_from_str=sizes if several else lambda words: read(words[0]),
         is_instance=lambda x: True,
-        str_from_instance=lambda x: [str(x)],
+        str_from_instance=lambda x: [*map(str, x)] if several else [str(x)],
     )
-
-
-def _optional(kind: Any) -> bool:
-    return NoneType in typing.get_args(kind)
 
 
 def _parse(kind: type, argv: Sequence[str], prog: str, about: str) -> Any:
@@ -207,6 +201,9 @@ def _flags_of_run(path: Path, env: str) -> list[str]:
             f"{path}: env = {settings['env']!r:.80} is code of its own, which a file is not trusted to run; give it "
             "again with --env."
         )
+    known = {"algo", *hyperparameters(), *(field.name for field in dataclasses.fields(Config))}
+    if unknown := settings.keys() - known:
+        raise UsageError(f"{path}: {min(unknown)!r:.40} is not a setting; restore the file.")
     given = {key: value for key, value in settings.items() if value not in (None, [])}
     return [x for key, value in given.items() for x in _flag(path, key, value)]
 
@@ -216,8 +213,8 @@ def _flag(path: Path, key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(x, str | int | float) for x in values):
-        raise UsageError(f"{path}: {key:.40} = {value!r:.80} must be a number, a text or a list of such.")
+    if not all(isinstance(x, str | int | float) and not str(x).startswith("--") for x in values):
+        raise UsageError(f"{path}: {key:.40} = {value!r:.80} must be a number, a text or a list of such, and no flag.")
     return [f"--{flag}", *map(str, values)]
 
 

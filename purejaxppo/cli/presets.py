@@ -14,7 +14,7 @@ from purejaxppo.presets import PRESETS, SOURCES, as_flags
 class PresetsOptions:
     """Which presets are listed."""
 
-    env: str = static("", "list only those of environments with this in their name", metavar="ENV", positional=True)
+    env: str = static("", "list only those of environments with this in their name", metavar="[ENV]", positional=True)
 
 
 def main(argv: list[str]) -> int:

@@ -91,7 +91,7 @@ def groups_of(algo: str, env: str, more: Any) -> dict[str, Group]:
     base, given = preset(algo, env), preset_of(algo, env)
     return {
         "run": Group(RunOptions(algo=algo, env=env)),
-        "more": Group(more),
+        "sweep": Group(more),
         "config": Group(base, ("env", "algo", "policy_network", "critic_network"), given),
         type(base.algo).__name__: Group(base.algo, (), given),
         "host": Group(HostOptions()),
