@@ -62,14 +62,15 @@ def as_observation(env: BaseEnv, shapes: Any, obs: Any) -> Observation:
     spaces, wanted = (space, shapes) if named else ({"": space}, {"": shapes})
     try:
         obs = env.from_gymnasium(obs)
-        given = {name: _as_array(obs[name] if named else obs) for name in wanted}
+        parts = obs if named else {"": obs}
+        given = {name: x if isinstance(x := parts[name], jax.Array) else np.asarray(x) for name in wanted}
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        told = f"a dictionary of {', '.join(wanted)}" if named else f"an array [..., {_shape(shapes)}]"
+        told = f"a dictionary of {', '.join(wanted)}" if named else f"numbers {list(shapes.shape)}, or a batch of them"
         raise UsageError(f"obs cannot be read ({reason(error):.80}); pass {told}.") from error
     batch = None
     for name, like in wanted.items():
         x, rank = given[name], len(like.shape)
-        label, rule = f"obs{name and f'[{name!r}]'}", f"{like.dtype} [{_shape(like)}], or a batch of them"
+        label, rule = f"obs{name and f'[{name!r}]'}", f"{like.dtype} {list(like.shape)}, or a batch of them"
         if x.shape[x.ndim - rank :] != like.shape or x.ndim < rank:
             raise UsageError(f"{label} has shape {list(x.shape)}; pass {rule}.")
         if _KINDS.get(x.dtype.kind, 3) > max(1, _KINDS.get(np.dtype(like.dtype).kind, 2)):
@@ -83,11 +84,3 @@ def as_observation(env: BaseEnv, shapes: Any, obs: Any) -> Observation:
             raise UsageError(f"{label} is not one of the {space.n} whole numbers of its space; pass one of those.")
     ours = {name: jnp.asarray(x, wanted[name].dtype) for name, x in given.items()}
     return ours if named else ours[""]
-
-
-def _as_array(x: Any) -> Any:
-    return x if isinstance(x, jax.Array) else np.asarray(x)
-
-
-def _shape(like: Any) -> str:
-    return ", ".join(map(str, like.shape))
