@@ -567,8 +567,8 @@ def test_a_group_of_a_sweep_ends_when_all_have_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
     options = HostOptions(log_interval=3, final_episodes=2, checkpoint_interval=5)
     records = [start_record(CONFIG, SEEDS[:1], tmp_path / name, jax.devices(), options) for name in "ab"]
-    for record in records:
-        record.directory.mkdir()
+    for directory in (*(record.directory for record in records), tmp_path / "unfinished"):
+        directory.mkdir()
     runs = RunBatch(records, jax.devices(), (), 4, tmp_path / "unfinished", tmp_path)
     summaries = loop.Loop(runs, ProgressLine(Console(), quiet=True)).run(program=loop.compile_program(runs))
     for record, summary in zip(records, summaries, strict=True):

@@ -144,8 +144,8 @@ def test_no_table_shows_an_interval_of_two_seeds(tmp_path):
 
     played = [(np.array([1.0, 2.0, last]), np.ones(3), np.zeros(3, bool)) for last in (4.0, 6.0)]
     result = {"algo": "ppo", "env": "X", "env_steps": 64, "episodes": 3, "policy": "greedy", "seeds": [0, 1]}
-    result |= {"gymnasium": None, "returns": {"port": evaluate.figures(played)}}
-    rows = [line.split() for line in text(evaluate.table(result)).splitlines()]
+    result |= {"gymnasium": None, "returns": {"port": evaluate.summarize(played)}}
+    rows = [line.split() for line in text(evaluate.results_table(result)).splitlines()]
     assert ["0", "2.333", "1.000", "…", "4.000", "1.247", "1.000", "4.000", "1.000"] in rows  # of three episodes
     assert ["IQM", "2.667", "–"] in rows
 
