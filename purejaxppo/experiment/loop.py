@@ -21,6 +21,7 @@ from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.health import CAUSES
+from purejaxppo.keys import RESUMED
 from purejaxppo.parallel.runs import differing_replica
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir import checkpoint
@@ -140,7 +141,7 @@ class Loop:
         self.progress.stage("training", self.done * per_update, config.num_updates * per_update)
         keys = runs.keys
         if config.on_host and self.done:  # other episodes than at the beginning
-            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, self.done)
+            keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, RESUMED), self.done))(keys)
         self.state = self.signals.wait(lambda: program.init(keys, runs.swept))
         self.totals = np.zeros((len(runs.rows), len(program.metrics)), np.float32)
         if snapshot:
