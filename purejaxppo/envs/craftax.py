@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
-from purejaxppo.envs.base import BaseEnv
+from purejaxppo.envs.base import BaseEnv, Step
 from purejaxppo.envs.common import strong
 from purejaxppo.spaces import Box, Discrete
 
@@ -39,9 +39,7 @@ class CraftaxEnv(BaseEnv):
         obs, state = self._env.reset_env(key, self._params)
         return strong(state), obs.astype(jnp.float32)
 
-    def step(
-        self, key: jax.Array, state: Any, action: jax.Array
-    ) -> tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array]:
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> Step:
         obs, reached, reward, terminated, _ = self._env.step_env(key, state, action, self._params)
         truncated = (reached.timestep >= self._limit) & ~terminated
         reward = jnp.asarray(reward, jnp.float32)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.envs.base import BaseEnv
+from purejaxppo.envs.base import BaseEnv, Step
 from purejaxppo.envs.common import strong
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.spaces import Box, Discrete
@@ -92,9 +92,7 @@ class GymnaxEnv(BaseEnv):
         obs, state = self._env.reset_env(key, self._params)
         return strong(state), self._observe(obs)
 
-    def step(
-        self, key: jax.Array, state: Any, action: jax.Array
-    ) -> tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array]:
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> Step:
         obs, new_state, reward, terminated, _ = self._env.step_env(key, state, action, self._params)
         if self.name == "MountainCarContinuous-v0":  # Gymnasium's car stops at the left wall; gymnax 1.0's does not
             at_wall = (new_state.position <= self._params.min_position) & (new_state.velocity < 0)

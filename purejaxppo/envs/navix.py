@@ -9,7 +9,7 @@ import navix
 import numpy as np
 from navix.rendering.cache import RenderingCache
 
-from purejaxppo.envs.base import BaseEnv
+from purejaxppo.envs.base import BaseEnv, Step
 from purejaxppo.envs.common import strong
 from purejaxppo.spaces import Box, Discrete
 
@@ -40,9 +40,7 @@ class NavixEnv(BaseEnv):
         timestep = strong(self._env.reset(key))
         return _without_pictures(timestep), timestep.observation.astype(jnp.float32)
 
-    def step(
-        self, key: jax.Array, state: Any, action: jax.Array
-    ) -> tuple[Any, jax.Array, jax.Array, jax.Array, jax.Array]:
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> Step:
         before = state.replace(state=state.state.replace(key=key, cache=self._pictures(state)))
         reached = self._env._step(before, action)  # `step` itself resets after an end
         obs, reward = reached.observation.astype(jnp.float32), jnp.asarray(reached.reward, jnp.float32)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from purejaxppo.envs.base import BaseEnv
+from purejaxppo.envs.base import BaseEnv, Step
 from purejaxppo.envs.host.pool import EnvironmentBrokenError, Plan, Pool
 from purejaxppo.envs.host.worker import RESET, SEED, STEP
 from purejaxppo.errors import HostEnvironmentError
@@ -86,9 +86,7 @@ class HostEnv(BaseEnv):
         state = _as_one_batch(self._open)(_seed(key))
         return state, state.start
 
-    def step(
-        self, key: jax.Array, state: HostState, action: jax.Array
-    ) -> tuple[HostState, Observation, jax.Array, jax.Array, jax.Array]:
+    def step(self, key: jax.Array, state: HostState, action: jax.Array) -> Step:
         """`key` seeds the episode after this one, if this step ends it."""
         where = (state.pool, state.slot, state.ended)
         outcome = _as_one_batch(self._step)(where, _seed(key), action)
