@@ -20,7 +20,7 @@ from purejaxppo.presets import with_settings
 from purejaxppo.rundir.checkpoint import read as read_checkpoint
 from purejaxppo.sweeps import execution, plan
 from purejaxppo.sweeps.axes import grid, parse_axis, parse_sampler
-from purejaxppo.sweeps.execution import begin_sweep, write_sweep
+from purejaxppo.sweeps.execution import begin_sweep
 from purejaxppo.sweeps.table import sweep
 
 TINY = {"num_envs": 2, "num_steps": 16, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (8,)}
@@ -219,13 +219,16 @@ def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys, compiled_
         ([], "a sweep needs an axis"),
         ("all", "is not what a run leaves"),
         ([["gamma"]], "is not what a run leaves"),
+        ([{"gamma": 0.9}, {"max_kl": 0.1}], "have the same fields"),
+        ([{"gamma": {"a": 1}}], "gamma = {'a': 1}"),
+        ([{"hidden_sizes": [2**30, 2**30]}], "hidden_sizes"),
     ],
 )
 def test_nothing_in_a_sweeps_file_is_believed(tmp_path, monkeypatch, capsys, sweep, message):
     monkeypatch.setattr(loop, "compile_program", None)
     begun, _ = begin_sweep(CONFIG, [{"gamma": 0.9}], [0, 1], tmp_path / "it", jax.devices(), HostOptions())
     (tmp_path / "it").mkdir()
-    write_sweep(begun)
+    begun.write()
     path = tmp_path / "it" / "sweep.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sweep": sweep}))
     assert main(["--resume", str(tmp_path / "it")]) == 2

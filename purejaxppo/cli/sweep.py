@@ -18,7 +18,7 @@ from purejaxppo.fields import static
 from purejaxppo.parallel.devices import choose_devices
 from purejaxppo.rundir.files import lock, new_directory
 from purejaxppo.sweeps.axes import Settings, grid, parse_axis, parse_sampler
-from purejaxppo.sweeps.execution import begin_sweep, plan_sweep, read_sweep, run_sweep, write_sweep
+from purejaxppo.sweeps.execution import begin_sweep, plan_sweep, read_sweep, run_sweep
 from purejaxppo.sweeps.results import best_first, command_of, plan_table, results_table, write_results
 from purejaxppo.sweeps.results_figure import draw
 
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
                 devices = choose_devices(options.devices)
                 sweep, devices = begin_sweep(config, settings, options.seeds, out, devices, host)
                 stack.enter_context(new_directory(out))
-                write_sweep(sweep)
+                sweep.write()
             stack.enter_context(lock(out))
             steps = plan_sweep(sweep, devices, progress)
             progress.show(plan_table(sweep, steps, len(devices)))

@@ -105,7 +105,9 @@ def parse_value(config: Config, name: str, text: str) -> Any:
             return tuple(map(whole_number, text.split()))
     except (KeyError, ValueError) as error:
         wanted = "true or false" if kind is bool else "a number" if kind is float else "a whole number"
-        raise UsageError(f"{name} = {text!r} must be {wanted}; the default is {_default(config, name)!r}.") from error
+        raise UsageError(
+            f"{name} = {text!r} must be {wanted}; the default is {settings_of(config)[name]!r}."
+        ) from error
     return text if kind is str else tuple(text.split())
 
 
@@ -153,7 +155,3 @@ def _field(config: Config, name: str) -> "dataclasses.Field[Any]":
             f"{name!r:.80} is not a setting that a sweep of {type(config.algo).__name__} goes over; {hint}"
         )
     return fields[name]
-
-
-def _default(config: Config, name: str) -> Any:
-    return settings_of(config)[name]

@@ -1,9 +1,11 @@
 """A sweep on disk: one run directory per setting, groups trained one after the other, what is finished never again."""
 
+import dataclasses
 import hashlib
 import re
 import shutil
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,24 +19,52 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
-from purejaxppo.rundir.files import SWEEP, json_text, read_json, refuse_links, refusing, to_json
+from purejaxppo.rundir.files import SWEEP, json_text, malformed, read_json, refuse_links, refusing, to_json
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
 from purejaxppo.rundir.summary import Summary, read_summary
 from purejaxppo.sweeps.axes import Settings, checked, label, traced
 from purejaxppo.sweeps.plan import SettingsGroup, batches, fit, group_settings
 
 
-class Sweep(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Sweep:
     """What sweep.json says."""
 
     record: RunRecord  # its config has the settings that are not swept
     settings: list[Settings]
-    configs: list[Config]
-    names: list[str]  # of the run directories
+
+    @cached_property
+    def configs(self) -> list[Config]:
+        """Of each setting. Raises: UsageError: one cannot work."""
+        return checked(self.record.config, self.settings)
+
+    @cached_property
+    def groups(self) -> list[SettingsGroup]:
+        return group_settings(self.record.config, self.settings)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the run directories: the settings, or their numbers where a file system may not take that."""
+        names = [re.sub(r"[^\w.,=+-]", "_", label(own)) for own in self.settings]
+        if len({*names}) < len(names) or any(len(name) > 200 for name in names):
+            return [f"{i + 1:0{len(str(len(names)))}d}" for i in range(len(names))]
+        return names
 
     @property
     def directories(self) -> list[Path]:
         return [self.record.directory / name for name in self.names]
+
+    @property
+    def programs(self) -> list[tuple[Config, int]]:
+        """Of each group a config, and its runs."""
+        configs, seeds = self.configs, len(self.record.seeds)  # checked before they are grouped
+        return [(configs[group.members[0]], len(group.members) * seeds) for group in self.groups]
+
+    def finished(self, members: list[int]) -> bool:
+        return all((self.directories[i] / "summary.json").exists() for i in members)
+
+    def write(self) -> None:
+        write_record(self.record, SWEEP, {"sweep": self.settings})
 
 
 class Step(NamedTuple):
@@ -60,16 +90,10 @@ def begin_sweep(
 ) -> tuple[Sweep, list[jax.Device]]:
     """A new sweep, nothing of which is written yet, and the devices that it takes. Raises: UsageError."""
     options.check()
-    configs = checked(config, settings)
-    for one, runs in _programs(config, settings, configs, seeds):
+    sweep = Sweep(start_record(config, seeds, out, devices, options), settings)
+    for one, runs in sweep.programs:
         devices = options.place(one, runs, devices)
-    record = start_record(config, seeds, out, devices, options)
-    return Sweep(record, settings, configs, _names(settings)), devices
-
-
-def write_sweep(sweep: Sweep) -> None:
-    """sweep.json, in a directory of its own."""
-    write_record(sweep.record, SWEEP, {"sweep": sweep.settings})
+    return Sweep(sweep.record._replace(devices=len(devices)), settings), devices
 
 
 def read_sweep(
@@ -81,26 +105,26 @@ def read_sweep(
     settings = read_json(path).get("sweep")
     with refusing(path):
         if not isinstance(settings, list) or not all(isinstance(own, dict) for own in settings):
-            raise ValueError("sweep is no list of settings")
+            raise malformed(path, "sweep is no list of settings")
+        if any(own.keys() != settings[0].keys() for own in settings):
+            raise malformed(path, "not all settings of the sweep have the same fields")
         settings = [{name: _from_json(value) for name, value in own.items()} for own in settings]
     for own in settings:
         refuse_huge(path, own)
     for name in {name for own in settings for name in own}:
         traced(record.config, name)  # refuses what is no field
-    configs = checked(record.config, settings)
-    programs = _programs(record.config, settings, configs, record.seeds)
-    record, here = devices_again(record, programs, devices, mesh, progress)
-    sweep = Sweep(record, settings, configs, _names(settings))
+    sweep = Sweep(record, settings)
+    record, here = devices_again(record, sweep.programs, devices, mesh, progress)
     for own in sweep.directories:
         refuse_links(own)
-    return sweep, here
+    return Sweep(record, settings), here
 
 
 def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) -> list[Step]:
     """Compile the program of every group that is not finished. Raises: UsageError, one setting alone does not fit."""
-    groups, steps = group_settings(sweep.record.config, sweep.settings), []
+    groups, steps = sweep.groups, []
     for i, group in enumerate(groups):
-        if all((sweep.directories[j] / "summary.json").exists() for j in group.members):
+        if sweep.finished(group.members):
             steps.append(Step(group, None, len(group.members), 0))
             continue
         progress.say(f"compiling group {i + 1} of {len(groups)}: {group.name}")
@@ -119,7 +143,7 @@ def run_sweep(
     """Train what is not finished; the summaries of all settings, in their order. Raises as `run_experiment`."""
     for step in steps:
         for members in step.lots if step.program else ():
-            if all((sweep.directories[j] / "summary.json").exists() for j in members):
+            if sweep.finished(members):
                 continue
             progress.say(f"{step.group.name}: {plural(len(members), 'setting')}")
             runs = _batch(sweep, step.group, members, step.at_once, devices)
@@ -141,22 +165,6 @@ def _batch(sweep: Sweep, group: SettingsGroup, members: list[int], count: int, d
     digest = hashlib.sha256(json_text(to_json([sweep.settings[i] for i in members])).encode()).hexdigest()[:16]
     unfinished = record.directory / ".unfinished" / digest
     return RunBatch(records, devices, group.swept, size, unfinished, record.directory)
-
-
-def _programs(
-    config: Config, settings: list[Settings], configs: list[Config], seeds: list[int]
-) -> list[tuple[Config, int]]:
-    """Of each group a config, and its runs."""
-    groups = group_settings(config, settings)
-    return [(configs[group.members[0]], len(group.members) * len(seeds)) for group in groups]
-
-
-def _names(settings: Sequence[Settings]) -> list[str]:
-    """Of the run directories: the settings themselves, or their number where a file system may not take that."""
-    names = [re.sub(r"[^\w.,=+-]", "_", label(own)) for own in settings]
-    if len({*names}) < len(names) or any(len(name) > 200 for name in names):
-        return [f"{i + 1:0{len(str(len(names)))}d}" for i in range(len(names))]
-    return names
 
 
 def _from_json(value: Any) -> Any:
