@@ -24,9 +24,11 @@ from collections import Counter
 from pathlib import Path
 
 import jax
-import orbax.checkpoint  # noqa: F401 - imported here, these need not be in each fork
+import matplotlib.backends.backend_agg  # noqa: F401 - imported here, these need not be in each fork
+import orbax.checkpoint  # noqa: F401
 import tensorstore  # noqa: F401
 
+import purejaxppo.plotting  # noqa: F401
 from purejaxppo.cli.command import run_process
 from purejaxppo.cli.run import main
 

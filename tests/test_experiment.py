@@ -20,6 +20,7 @@ from purejaxppo import A2C, Config, UsageError, resume_experiment, run_experimen
 from purejaxppo.cli.run import main
 from purejaxppo.experiment import loop
 from purejaxppo.experiment.experiment import seed_list
+from purejaxppo.experiment.failures import file_remedy
 from purejaxppo.experiment.options import MeshShape
 from purejaxppo.parallel import devices
 
@@ -166,20 +167,21 @@ def test_a_mesh_is_parsed():
 
 
 def test_what_to_do_about_a_file_that_could_not_be_written(tmp_path):
-    def way_out(error, directory, saved, keep=True):
-        runs = SimpleNamespace(directory=directory, resume_directory=directory)
-        one = SimpleNamespace(runs=runs, saved=saved, keep=keep)
-        return loop.Loop.way_out(one, loop._remedy(error, runs))
+    def way_out(error, directory=tmp_path, keep=True, logged=True, saved=3):
+        runs = SimpleNamespace(resume_directory=tmp_path)
+        one = SimpleNamespace(runs=runs, saved=saved, keep=keep, logged=logged)
+        return loop.Loop.way_out(one, file_remedy(error, directory))
 
     full, cut = OSError("[Errno 28] No space left on device"), OSError("[Errno 27] File too large")
     wrapped = OSError("checkpoint cannot be written")
     wrapped.__cause__ = full
-    assert way_out(full, tmp_path, 3) == f"the last checkpoint is whole: make room, then --resume {tmp_path}"
-    assert way_out(wrapped, tmp_path, 0) == f"no checkpoint was saved yet: make room, then --resume {tmp_path}"
-    assert way_out(cut, tmp_path, 3) == f"the last checkpoint is whole: --resume {tmp_path}"
+    assert way_out(full) == f"the last checkpoint is whole: make room, then --resume {tmp_path}"
+    assert way_out(wrapped, saved=0) == f"no checkpoint was saved yet: make room, then --resume {tmp_path}"
+    assert way_out(wrapped, saved=0, logged=False) == "nothing was saved yet: make room, then begin anew"
+    assert way_out(cut) == f"the last checkpoint is whole: --resume {tmp_path}"
     moved = tmp_path / "moved"
-    assert f"{moved} is not there any more; move it back" in way_out(cut, moved, 3)
-    assert "without out=DIR, nothing is kept" in way_out(cut, tmp_path, 0, keep=False)
+    assert way_out(cut, moved).endswith(f"{moved} is not there any more; move it back, then --resume {tmp_path}")
+    assert way_out(cut, keep=False) == "begin anew: without out=DIR, nothing is kept"
 
 
 def test_public_names_are_what_they_are_whatever_is_imported():

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError, plural
-from purejaxppo.experiment.loop import ChunkReport, Loop
+from purejaxppo.experiment.chunk_report import ChunkReport
+from purejaxppo.experiment.loop import Loop
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import check_memory
 from purejaxppo.experiment.progress import ProgressLine
@@ -228,9 +229,7 @@ def _what_is_resumed(record: RunRecord, update: int) -> str:
     config, seeds = record.config, len(record.seeds)
     algo, env = settings_of(config)["algo"], config.env if isinstance(config.env, str) else repr(config.env)
     steps = update * config.num_envs * config.num_steps
-    where = (
-        f"at step {steps:,} of {config.env_steps:,} per seed" if update else "from the beginning: it has no checkpoint"
-    )
+    where = f"at step {steps:,} of {config.env_steps:,} per seed" if update else "from the beginning: no checkpoint"
     return f"resuming {record.directory}: {algo} on {env}, {plural(seeds, 'seed')}, {where}"
 
 

@@ -5,17 +5,17 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.experiment.host_envs import closing, with_episodes_of
+from purejaxppo.experiment.chunk_report import ChunkReport, tidy_rows
+from purejaxppo.experiment.failures import explain, file_remedy, host_environments
 from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.logging import Log
-from purejaxppo.experiment.nonfinite import explain
 from purejaxppo.experiment.program import ROWS, Program, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
@@ -36,17 +36,6 @@ CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for
 CHECKPOINT_SECONDS = 30.0
 
 
-class ChunkReport(NamedTuple):
-    """What `on_chunk` is given after each chunk of updates, every few seconds. All arrays are copies."""
-
-    update: int  # updates made so far
-    num_updates: int  # planned
-    env_steps: int  # made so far, per seed
-    rows: dict[str, np.ndarray]  # new rows of metrics.csv as tidy columns, {} if there is none
-    returns: np.ndarray  # [seeds] the last known of each, NaN before the first episode has ended
-    failed_seeds: list[FailedSeed]
-
-
 class Loop:
     """One batch of runs on its way from the first update to the last."""
 
@@ -61,7 +50,7 @@ class Loop:
         """`keep`: write checkpoints. Raises, from all of its methods: as `run_experiment`."""
         self.runs, self.progress, self.debug, self.on_chunk, self.keep = runs, progress, debug, on_chunk, keep
         self.done = self.saved = 0  # updates, and those that the last checkpoint has
-        self.saved_at = 0.0
+        self.saved_at, self.logged = 0.0, False
         self.returns = np.full(len(runs.members), np.nan)  # the last known of each member
         self.failed: dict[int, FailedSeed] = {}  # by member
         self.seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0, "saving": 0.0}
@@ -82,25 +71,16 @@ class Loop:
     def run(self, snapshot: Snapshot | None = None, program: Program | None = None) -> list[Summary]:
         """Train from a checkpoint, or from the beginning, to the end, evaluate, and write the summaries."""
         runs, config = self.runs, self.config
-        if config.env_steps != config.total_steps:
-            self.progress.say(
-                f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
-                f"updates of {self.steps_per_update:,} steps."
-            )
-        if not config.environment.has_time_limit:
-            self.progress.say(
-                f"{config.env} declares no time limit: evaluations cut episodes off after eval_max_steps = "
-                f"{config.eval_max_steps:,}"
-            )
+        self._announce()
+        self.done = self.saved = snapshot.about["update"] if snapshot else 0
         seeds = [runs.members[row][1] for row in runs.rows]
         try:
             with (
-                closing(config.environment, seeds, lambda: self.way_out("mend the environment")),
+                host_environments(config.environment, seeds, self.way_out),
                 Signals() as self.signals,
                 self.progress,
                 contextlib.ExitStack() as stack,
             ):
-                self.done = snapshot.about["update"] if snapshot else 0
                 begin = self.done * self.steps_per_update + 1
                 for x in runs.records:
                     log = Log(x.directory, x.seeds, runs.options, settings_of(x.config), self.done, begin)
@@ -115,14 +95,29 @@ class Loop:
             self._count_seconds()
             return [self._finish(i, record, returns[runs.members_of(i)]) for i, record in enumerate(runs.records)]
         except OSError as error:
-            raise OSError(f"{error}; {self.way_out(_remedy(error, runs))}") from error
+            raise OSError(f"{error}; {self.way_out(file_remedy(error, runs.directory))}") from error
 
     def way_out(self, remedy: str = "") -> str:
-        """How to go on after a failure."""
+        """How to go on after a failure; `remedy` is to be done before."""
         if not self.keep:
-            return f"{remedy + ', then ' if remedy else ''}begin anew: without out=DIR, nothing is kept"
-        whole = "the last checkpoint is whole" if self.saved else "no checkpoint was saved yet"
-        return f"{whole}: {remedy + ', then ' if remedy else ''}--resume {self.runs.resume_directory}"
+            return f"{remedy}begin anew: without out=DIR, nothing is kept"
+        if not self.logged and not self.saved:
+            return f"nothing was saved yet: {remedy}begin anew"
+        what = "the last checkpoint is whole" if self.saved else "no checkpoint was saved yet"
+        return f"{what}: {remedy}--resume {self.runs.resume_directory}"
+
+    def _announce(self) -> None:
+        config = self.config
+        if config.env_steps != config.total_steps:
+            self.progress.say(
+                f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
+                f"updates of {self.steps_per_update:,} steps."
+            )
+        if not config.environment.has_time_limit:
+            self.progress.say(
+                f"{config.env} declares no time limit: evaluations cut episodes off after eval_max_steps = "
+                f"{config.eval_max_steps:,}"
+            )
 
     def _start(self, snapshot: Snapshot | None, program: Program | None) -> None:
         """Compile, if that was not done before, and make or restore the state."""
@@ -134,7 +129,6 @@ class Loop:
         if snapshot:
             self.seconds |= snapshot.about["seconds"]
             self.returns = np.asarray(snapshot.about["scores"], np.float64)
-            self.saved = self.done
         self.seconds["compile"] += program.compile_seconds
         self.began = time.monotonic() - self.seconds["run"]
         per_update = self.steps_per_update * len(runs.members)
@@ -163,7 +157,9 @@ class Loop:
         self.state = jax.tree.map(lambda new, old: jax.device_put(old[runs.rows], new.sharding), fresh, restored)
         if self.config.on_host:
             self.progress.say("environments on the host cannot be restored: all begin new episodes")
-            self.state = with_episodes_of(fresh, self.state)
+            begun = fresh.reward_normalizer.discounted_return
+            normalizer = self.state.reward_normalizer.replace(discounted_return=begun)
+            self.state = self.state.replace(rollout=fresh.rollout, reward_normalizer=normalizer)
 
     def _train(self) -> None:
         """Make all updates, or as many as it takes until all members have failed."""
@@ -218,6 +214,7 @@ class Loop:
             for j, log in enumerate(self.logs):
                 own = runs.members_of(j)
                 log.write(end, end * self.steps_per_update, {name: x[own] for name, x in row.items()})
+                self.logged = True
             returns = row.get("eval_return", row["episode_return"])
             self.returns = np.where(np.isnan(returns), self.returns, returns)
             rows.append((end, row))
@@ -277,14 +274,8 @@ class Loop:
 
     def _report(self, on_chunk: Callable[[ChunkReport], Any], rows: list[tuple[int, dict[str, np.ndarray]]]) -> None:
         """Call back. What that raises ends the run, once all is saved."""
-        seeds = [seed for _, seed in self.runs.members]
-        tables = [
-            {"seed": seeds, "update": [end] * len(seeds), "env_steps": [end * self.steps_per_update] * len(seeds)} | row
-            for end, row in rows
-        ]
-        columns = {name: np.concatenate([table[name] for table in tables]) for name in (tables[0] if tables else ())}
-        failed = [found.copy() for found in self.failed.values()]
-        steps = self.done * self.steps_per_update
+        columns = tidy_rows(rows, self.runs.records[0].seeds, self.steps_per_update)
+        failed, steps = [found.copy() for found in self.failed.values()], self.done * self.steps_per_update
         try:
             on_chunk(ChunkReport(self.done, self.config.num_updates, steps, columns, self.returns.copy(), failed))
         except BaseException:
@@ -340,14 +331,3 @@ class Loop:
             yield
         finally:
             self.seconds[name] += time.monotonic() - began
-
-
-def _remedy(error: BaseException | None, runs: RunBatch) -> str:
-    """What to do about a file that could not be written."""
-    if not runs.directory.is_dir():
-        return f"{runs.directory} is not there any more; move it back"
-    while error:
-        if "No space left" in str(error) or "are free" in str(error):
-            return "make room"
-        error = error.__cause__
-    return ""
