@@ -154,5 +154,6 @@ def meant(name: str, known: Iterable[str], spelling: bool = True) -> str:
 def did_you_mean(name: str, known: Iterable[str], spelling: bool = True) -> str:
     """`meant`, as a question."""
     ours = meant(name, known, spelling)
-    note = " (= num_envs × num_steps / batch_size)" if ours.endswith("minibatches") and "batch_size" in name else ""
+    other_number = ours.endswith("minibatches") and name.endswith(("batch_size", "batch-size"))
+    note = " (= num_envs × num_steps / batch_size)" if other_number else ""
     return f"did you mean {ours}{note}?" if ours else ""
