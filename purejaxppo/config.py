@@ -129,7 +129,7 @@ class Config(struct.PyTreeNode):
     def environment(self) -> BaseEnv:
         """The environment itself, with frames stacked and actions repeated if they are to be. Raises: UsageError."""
         env = make_env(self.env) if isinstance(self.env, str) else self.env
-        return wrapped(adapt(env), self.frame_stack, self.action_repeat)
+        return wrapped(adapt(env, self.env), self.frame_stack, self.action_repeat)
 
     @property
     def on_host(self) -> bool:

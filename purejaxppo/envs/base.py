@@ -89,26 +89,26 @@ class UserEnv(BaseEnv):
         return repr(self.env)
 
 
-def adapt(env: Any) -> BaseEnv:
-    """An environment of the user's own as a `BaseEnv`; what is one already stays as it is.
+def adapt(env: Any, name: Any = None) -> BaseEnv:
+    """An environment of the user's own, called `name`, as a `BaseEnv`; what is one already stays as it is.
 
     Raises:
         UsageError: it lacks a part of the protocol, is a class, or another library's object.
     """
     if isinstance(env, BaseEnv):
         return env
-    kind = env if isinstance(env, type) else type(env)
+    label, kind = f"env = {(env if name is None else name)!r:.80}", env if isinstance(env, type) else type(env)
     library = next((root for x in kind.__mro__ if (root := x.__module__.partition(".")[0]) in _LIBRARIES), None)
     if library == "gymnasium":
         module, spec = kind.__module__.replace("__main__", "MODULE"), getattr(env, "spec", None)
         own = f"gymnasium.register('{kind.__name__}-v0', {kind.__name__}) in a module, then env='gymnasium/{module}:"
         how = f"{own}{kind.__name__}-v0'" if spec is None or isinstance(env, type) else f"env='gymnasium/{spec.id}'"
-        raise UsageError(f"env = {env!r:.80} is Gymnasium's; worker processes make theirs by name: {how}.")
+        raise UsageError(f"{label} is Gymnasium's; worker processes make theirs by name: {how}.")
     if library:
         suite = {"gym": "gymnasium", "mujoco_playground": "playground"}.get(library, library)
-        raise UsageError(f"env = {env!r:.80} is an object of {library}; pass its name, env='{suite}/NAME'.")
+        raise UsageError(f"{label} is an object of {library}; pass its name, env='{suite}/NAME'.")
     if isinstance(env, type):
-        raise UsageError(f"env = {env!r} is a class; pass an instance, {env.__name__}().")
+        raise UsageError(f"{label} is a class; pass an instance, {env.__name__}().")
     if missing := [part for part in _REQUIRED if not hasattr(env, part)]:
-        raise UsageError(f"env = {env!r:.80} has no {', '.join(missing)}; give a name, or what types.Env describes.")
+        raise UsageError(f"{label} has no {', '.join(missing)}; give a name, or what types.Env describes.")
     return UserEnv(env)
