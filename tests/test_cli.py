@@ -306,11 +306,16 @@ def test_a_process_on_a_platform_that_is_not_there(platforms):
 
 def test_a_command_called_as_a_function_leaves_the_signals_alone(monkeypatch, capsys):
     """A notebook's kernel must not be ended by Ctrl-C: the command returns its code."""
-    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
 
     def interrupted(*args, **options):
-        assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is terminate
         signal.raise_signal(signal.SIGINT)
 
+    terminate = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("purejaxppo.cli.run.run_experiment", interrupted)
-    assert said(capsys, "run", *TINY) == (130, "stopped: nothing had to be saved\n")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+    try:
+        assert said(capsys, "run", *TINY) == (130, "stopped: nothing had to be saved\n")
+    finally:
+        signal.signal(signal.SIGINT, before)

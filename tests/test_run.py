@@ -203,7 +203,7 @@ def test_quiet_prints_nothing(tmp_path, capsys):
 BAD = {
     "--algo trp": ["'trp'", "reinforce, a2c, npg, trpo, ppo, ppo-penalty", "did you mean trpo"],
     "--algo": ["Missing value for argument '--algo'"],
-    "--env CartPole": ["'CartPole'", "did you mean CartPole-v1?"],
+    "--env CartPole": ["'CartPole'", "did you mean CartPole-v1"],
     "--env nowhere:Env": ["'nowhere:Env'", "No module named", "PYTHONPATH"],
     "--env test_run:Missing": ["'test_run:Missing'", "Missing"],
     "--env test_run:Raises": ["'test_run:Raises'", "KeyError"],
