@@ -1,0 +1,73 @@
+"""What is handed out: the files of source distribution and wheel, and what they say of themselves."""
+
+import email
+import re
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+hatchling = pytest.importorskip("hatchling.build")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The files of both, and the wheel's metadata."""
+    out = tmp_path_factory.mktemp("dist")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        sdist, wheel = (build(str(out)) for build in (hatchling.build_sdist, hatchling.build_wheel))
+    with tarfile.open(out / sdist) as archive:
+        source = {name.partition("/")[2] for name in archive.getnames()}
+    with zipfile.ZipFile(out / wheel) as archive:
+        packed = set(archive.namelist())
+        (name,) = (name for name in packed if name.endswith("/METADATA"))
+        about = email.message_from_bytes(archive.read(name))
+    return source, packed, about
+
+
+def tracked():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not in a repository")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {name for name in listed.splitlines() if (ROOT / name).exists()}
+
+
+def test_the_source_distribution_has_what_the_repository_has(built):
+    """But for what only the repository's host reads."""
+    kept = {name for name in tracked() if not name.startswith((".ci/", ".github/", ".git"))}
+    assert kept <= built[0]
+    assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"} <= kept
+    assert not [name for name in built[0] if "__pycache__" in name or "/work/" in name]
+
+
+def test_the_wheel_has_the_package_and_nothing_else(built):
+    package = {name for name in tracked() if name.startswith("purejaxppo/")}
+    files = {name for name in built[1] if ".dist-info/" not in name}
+    assert package <= files
+    assert {name.partition("/")[0] for name in files} == {"purejaxppo"}
+    assert {"purejaxppo/py.typed", "purejaxppo/report/template.html"} <= files
+
+
+def test_the_metadata_names_where_it_is_developed_and_what_was_tested(built):
+    """The classifiers' Pythons are those that the workflow runs."""
+    about = built[2]
+    links = dict(line.split(", ") for line in about.get_all("Project-URL"))
+    assert {"Repository", "Documentation", "Changelog"} == set(links)
+    assert all(link.startswith("https://github.com/") for link in links.values())
+    classifiers = about.get_all("Classifier")
+    pythons = {line.rpartition(" ")[2] for line in classifiers if re.search(r":: 3\.\d+$", line)}
+    workflow = ROOT / ".github/workflows/ci.yml"
+    if workflow.exists():  # not in a source distribution
+        assert pythons == set(re.findall(r'"(3\.\d+)"', workflow.read_text()))
+    assert about["Requires-Python"] == f">={min(pythons, key=lambda text: int(text[2:]))}"
+    assert "Operating System :: POSIX :: Linux" in classifiers
+
+
+def test_what_only_tests_and_extras_need_is_no_dependency(built):
+    base = {re.split(r"[^\w.-]", line)[0] for line in built[2].get_all("Requires-Dist") if "extra ==" not in line}
+    assert {"jax", "flax", "optax", "gymnax", "orbax-checkpoint"} <= base
+    assert not base & {"chex", "rliable", "pandas", "scipy", "onnxruntime", "jax2onnx", "wandb", "pytest"}
