@@ -23,7 +23,7 @@ UPDATES = {"learning_rate": 0.02, "gae_lambda": 0.9, "num_epochs": 2, "anneal_le
 
 NETWORK = (  # what `init` depends on
     *("env", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
-    *("action_distribution", "recurrent", "recurrent_size", "shared_torso", "frame_stack"),
+    *("action_distribution", "recurrent", "recurrent_size", "shared_torso", "joint_update", "frame_stack"),
 )
 
 
@@ -77,6 +77,7 @@ SHARED = {
     "activation": {"activation": "relu"},
     "layer_norm": {"layer_norm": True},
     "shared_torso": {"shared_torso": True},
+    "joint_update": {"joint_update": True},
     "value_coef": ({"shared_torso": True}, {"value_coef": 2.0}),
     "recurrent": {"recurrent": "lstm"},
     "recurrent_size": ({"recurrent": "gru"}, {"recurrent_size": 8}),
