@@ -220,7 +220,7 @@ def test_unknown_name_suggests_close_ones(name, close):
 
 def test_unknown_name_without_close_ones_says_where_to_look():
     """Nothing is near: the list is."""
-    with pytest.raises(UsageError, match="--list-envs"):
+    with pytest.raises(UsageError, match="purejaxppo envs"):
         make_env("zzz")
 
 

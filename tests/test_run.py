@@ -210,7 +210,7 @@ BAD = {
     "--env test_run:FourResults": ["step must return (state, obs, reward, terminated, truncated)"],
     "--env test_run:FloatFlags": ["terminated is float32[] but must be bool[]"],
     "--env test_run:WrongShape": ["obs", "float32[2]", "float32[1]"],
-    "--env test_run:NoSpaces": ["test_run.NoSpaces object", "no step, observation_space, action_space"],
+    "--env test_run:NoSpaces": ["test_run:NoSpaces", "no step, observation_space, action_space"],
     "--env test_run:DictActions": ["action_space", "is no purejaxppo Box, Discrete"],
     "--env test_run:DeepObservations": ["observation_space", "rank"],
     "--num-envs 0": ["num_envs = 0", "[1, 1e9]", "default is 4"],

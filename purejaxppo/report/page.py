@@ -47,6 +47,7 @@ def run_directories(paths: list[Path]) -> list[Path]:
         UsageError: a path does not exist, or there is no run at all.
     """
     found: dict[Path, Path] = {}
+    strays = []
     for path in paths:
         if not path.exists() and not path.is_symlink():
             raise UsageError(f"{str(path)!r} does not exist; give run directories, as left by --out.")
@@ -54,9 +55,12 @@ def run_directories(paths: list[Path]) -> list[Path]:
         runs = [run for run in ([path] if _is_run(path) else inside) if _is_run(run)]
         found |= {run.resolve(): run for run in runs}
         if not runs:
-            warnings.warn(f"{path} is skipped: it holds no run's config.json and metrics.csv", stacklevel=2)
+            strays.append(path)
     if not found:
-        raise UsageError("no run directory is given, and a report needs at least one; name the --out of a run.")
+        which = f"{str(strays[0])!r} holds no run's config.json and metrics.csv" if strays else "no directory is given"
+        raise UsageError(f"{which}, and a report needs at least one run; name the --out of a run.")
+    for path in strays:
+        warnings.warn(f"{path} is skipped: it holds no run's config.json and metrics.csv", stacklevel=2)
     return list(found.values())
 
 
