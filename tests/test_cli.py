@@ -113,6 +113,9 @@ def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsy
     before = preset("trpo", "Pendulum-v1", **settings)
     write_record(RunRecord(tmp_path, before, [7, 8], {}, "threefry2x32", 1, versions()))
     stored = json.loads((tmp_path / "config.json").read_text())
+    write_json(tmp_path / "config.json", stored | {"settings": stored["settings"] | {"hidden_sizes": []}})
+    assert parsed("--config", str(tmp_path))[0] == before.replace(hidden_sizes=())
+    write_json(tmp_path / "config.json", stored)
     config, options = parsed("--config", str(tmp_path), "--gamma", "0.9", "--seed", "3")
     assert config == before.replace(gamma=0.9)
     assert (options.algo, options.env, options.seed, options.num_seeds) == ("trpo", "Pendulum-v1", 3, 8)
@@ -127,6 +130,7 @@ def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsy
         ("a = " + "[" * 100_000, "is not TOML"),
         ("[grid]\ngamma = [0.9]", "[grid] is none of its tables"),
         ("lr = 3e-4", "did you mean --learning-rate?"),
+        ("resume = 'runs/a'", "resume is for the command line"),
         ("num_envs = 1979-05-27", "must be a number, a text or a list"),
     ):
         file.write_text(content)

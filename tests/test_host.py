@@ -17,6 +17,7 @@ import pytest
 from support import quick_jit
 
 from purejaxppo import evaluate, init, make_train, over_runs, preset, update_step
+from purejaxppo.cli.evaluate import EvaluateOptions, play_episodes
 from purejaxppo.cli.run import main
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.gymnasium import GymnasiumEnv, _parts
@@ -24,7 +25,7 @@ from purejaxppo.envs.host import pool
 from purejaxppo.envs.host.env import _seed
 from purejaxppo.envs.host.pool import EnvironmentBrokenError
 from purejaxppo.envs.registry import make_env
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import HostEnvironmentError, UsageError
 from purejaxppo.parallel import devices
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.spaces import Discrete, MultiBinary, MultiDiscrete
@@ -259,6 +260,16 @@ def test_a_failure_names_the_environment_and_ends_the_processes(how):
     assert (broken.value.run, broken.value.index) == (0, 1)
     assert not children()
     env.close()
+
+
+def test_a_failure_while_a_policy_is_evaluated_names_the_seed(tmp_path):
+    config = preset("ppo", f"{CLOCK},fails_at=3,how=raise,below=1", **SMALL)
+    states = jax.jit(jax.vmap(lambda key: init(config, key)))(jax.random.split(jax.random.key(0), 1))
+    with pytest.raises(
+        HostEnvironmentError, match=r"environment \d of seed 7 raised ValueError.*; mend the environment"
+    ):
+        play_episodes(config, states, [7], EvaluateOptions(tmp_path, episodes=2))
+    assert not children()
 
 
 def opened(env, seeds, per_run=None):

@@ -200,6 +200,12 @@ def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys, compiled_
         )
         assert arrays.keys() == expected.keys()
         assert all(arrays[path].tobytes() == expected[path].tobytes() for path in arrays)
+        share = read_checkpoint(part / name / "checkpoints" / "96").about[
+            "seconds"
+        ]  # of the group's, as in the summary
+        summary = json.loads((part / name / "summary.json").read_text())
+        assert share["run"] <= summary["run_seconds"]
+        assert share["compile"] == pytest.approx(summary["compile_seconds"])
     assert not (part / ".unfinished").exists()
     groups.clear()
     assert main(["--resume", str(part), "--quiet"]) == 0

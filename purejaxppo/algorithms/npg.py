@@ -1,6 +1,5 @@
 """Natural policy gradient."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from purejaxppo.advantages import standardize
+from purejaxppo.algorithms.trpo import TRPO
 from purejaxppo.fields import number, static
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.natural_gradient import natural_gradient_step
@@ -30,14 +30,7 @@ class NPG(struct.PyTreeNode):
 
     first_order: ClassVar[bool] = False
     run_by_run: ClassVar[bool] = True
-    published: ClassVar[Mapping[str, Any]] = {  # TRPO's: the method's papers name few
-        "num_envs": 2,
-        "num_steps": 1024,
-        "learning_rate": 1e-3,
-        "num_epochs": 10,
-        "num_minibatches": 16,
-        "max_grad_norm": math.inf,
-    }
+    published: ClassVar[Mapping[str, Any]] = TRPO.published  # the method's papers name few
 
     def init(self, params: Params) -> tuple[()]:
         return ()

@@ -19,6 +19,7 @@ from purejaxppo.cli.settings import PolicyOptions
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.evaluation import evaluate
+from purejaxppo.experiment.failures import host_environments
 from purejaxppo.fields import check_fields, static
 from purejaxppo.keys import EVALUATION
 from purejaxppo.parallel.runs import over_runs, padded_count
@@ -124,7 +125,7 @@ def play_episodes(config: Config, states: TrainState, seeds: list[int], options:
     tagged = jax.random.fold_in(jax.random.key(options.episode_seed), EVALUATION)
     keys = jax.vmap(partial(jax.random.fold_in, tagged))(np.asarray(seeds, np.uint32))
     states, keys = jax.tree.map(lambda x: x[padded], (states, keys))
-    with config.environment:  # closed in the end, if it is on the host
+    with host_environments(config.environment, [seeds[i] for i in padded], lambda _: "mend the environment"):
         played = over_runs(lambda state, key: evaluate(config, state, key, options.episodes), devices)(states, keys)
         returns, lengths, cut = (np.asarray(x) for x in played)
     return [(np.asarray(returns[i], np.float64), lengths[i], cut[i]) for i in range(len(seeds))]

@@ -6,6 +6,7 @@ from pathlib import Path
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import parse_flags
 from purejaxppo.cli.settings import PolicyOptions
+from purejaxppo.experiment.failures import host_environments
 from purejaxppo.fields import static
 from purejaxppo.policy.export import OBSERVATIONS, check_name, export_policy
 from purejaxppo.policy.load import load
@@ -28,7 +29,8 @@ def main(argv: list[str]) -> int:
         check_name(options.out)
         start_jax()
         trained = load(options.directory, options.seed, options.checkpoint, options.env)
-        difference = export_policy(trained, options.out)
+        with host_environments(trained.config.environment, [trained.seed], lambda _: "mend the environment"):
+            difference = export_policy(trained, options.out)
         print(
             f"{options.out}: seed {trained.seed} after {trained.env_steps:,} steps; largest difference from the policy "
             f"{difference:.2g} over {OBSERVATIONS:,} observations"

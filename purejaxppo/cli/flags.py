@@ -183,6 +183,8 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
         raise UsageError(f"{path} is not TOML ({error!s:.80}); see --help for what it holds.") from error
     flags = []
     for key, value in content.items():
+        if key in ("config", "resume"):
+            raise UsageError(f"{path}: {key} is for the command line; take it out.")
         if not isinstance(value, dict):
             flags += _flag(path, key, value)
         elif key in tables:
@@ -204,7 +206,7 @@ def _flags_of_run(path: Path, env: str) -> list[str]:
     known = {"algo", *hyperparameters(), *(field.name for field in dataclasses.fields(Config))}
     if unknown := settings.keys() - known:
         raise UsageError(f"{path}: {min(unknown)!r:.40} is not a setting; restore the file.")
-    given = {key: value for key, value in settings.items() if value not in (None, [])}
+    given = {key: value for key, value in settings.items() if value is not None}
     return [x for key, value in given.items() for x in _flag(path, key, value)]
 
 

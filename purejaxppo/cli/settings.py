@@ -8,6 +8,7 @@ from purejaxppo.algorithms import ALGORITHMS, hyperparameters
 from purejaxppo.cli.flags import Group, flag_name, flags_of, parse_flags, parse_groups, refuse_unknown, value_of
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.experiment.experiment import seed_list
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.fields import check_fields, static
 from purejaxppo.presets import preset, preset_of
@@ -49,13 +50,13 @@ class RunOptions:
 
     @property
     def seeds(self) -> list[int]:
-        return list(range(self.seed, self.seed + self.num_seeds))
+        """Raises: UsageError."""
+        return seed_list(self.num_seeds, self.seed)
 
     def check(self) -> None:
         """Raises: UsageError."""
         check_fields(self)
-        if self.seed + self.num_seeds > 2**32:
-            raise UsageError(f"seed = {self.seed} must be within 0 … 2³² - num_seeds; the default is 0.")
+        _ = self.seeds  # refuses what are none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from purejaxppo.rundir.metrics import MetricsTable
 from purejaxppo.rundir.summary import FailedSeed
 
 
@@ -25,6 +26,6 @@ def tidy_rows(
     """Rows of the log, (update, metrics [seeds]), as columns with one entry per row and seed."""
     if not rows:
         return {}
-    update = np.repeat([update for update, _ in rows], len(seeds))
-    columns = {name: np.concatenate([row[name] for _, row in rows]) for name in rows[0][1]}
-    return {"seed": np.tile(seeds, len(rows)), "update": update, "env_steps": update * steps_per_update} | columns
+    update = np.array([update for update, _ in rows])
+    columns = {name: np.stack([row[name] for _, row in rows], axis=1) for name in rows[0][1]}
+    return MetricsTable(list(seeds), update, update * steps_per_update, columns).tidy()

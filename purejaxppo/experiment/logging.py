@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -155,11 +154,3 @@ class Log:
         with ExitStack() as all_of_them:  # also after one that cannot be
             for sink in self._sinks:
                 all_of_them.callback(sink.close)
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

@@ -84,14 +84,15 @@ class Loop:
                 begin = self.done * self.steps_per_update + 1
                 for x in runs.records:
                     log = Log(x.directory, x.seeds, runs.options, settings_of(x.config), self.done, begin)
-                    self.logs.append(stack.enter_context(log))
+                    self.logs.append(stack.enter_context(contextlib.closing(log)))
                 self._start(snapshot, program)
                 self._train()
                 returns = self._final_returns()
             if runs.out:  # the members' checkpoints are together, and now each gets its own
                 self.state = jax.device_get(self.state)
-                for i, record in enumerate(runs.records):
-                    self._write_checkpoint(record.directory, runs.members_of(i), record.config)
+                with self._timed("saving"):
+                    for i, record in enumerate(runs.records):
+                        self._write_checkpoint(record.directory, runs.members_of(i), record.config)
             self._count_seconds()
             return [self._finish(i, record, returns[runs.members_of(i)]) for i, record in enumerate(runs.records)]
         except OSError as error:
@@ -294,13 +295,13 @@ class Loop:
 
     def _write_checkpoint(self, directory: Path, members: slice, config: Config) -> None:
         """A checkpoint of some members."""
-        steps = self.done * self.steps_per_update
+        steps, share = self.done * self.steps_per_update, len(self.returns[members]) / len(self.returns)
         about = {
             "update": self.done,
             "env_steps": steps,
             "score": iqm(self.returns[members]),
             "scores": self.returns[members],
-            "seconds": self.seconds,
+            "seconds": {name: x * share for name, x in self.seconds.items()},
             "seeds": [seed for _, seed in self.runs.members[members]],
             "settings": settings_of(config),
         }

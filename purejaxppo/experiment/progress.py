@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterable
-from types import TracebackType
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -59,11 +58,9 @@ class ProgressLine:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._bar:
-            if error is None:
+            if kind is None:
                 self._finish_stage()
             self._bar.stop()
 

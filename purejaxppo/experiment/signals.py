@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 
@@ -56,9 +56,7 @@ class Signals:
             os._exit(128 + signum)
         self.received = signum
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._waiting.shutdown(wait=False)

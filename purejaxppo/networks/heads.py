@@ -139,7 +139,7 @@ class PolicyNetwork(Network, kw_only=True):
 
 
 class SharedNetwork(PolicyNetwork, kw_only=True):
-    """Policy and critic in one, with all layers but the last in common: π, or V if it `judges`."""
+    """Policy and critic in one, with all layers but the last in common: π, or V if it `returns_value`."""
 
     returns_value: bool = False
 

@@ -29,11 +29,6 @@ def run_shard() -> jax.Array:
         return jnp.zeros((), jnp.int32)
 
 
-def run_shards() -> int:
-    """Over how many devices runs are split; 1 outside of such a mesh."""
-    return shards(RUN_AXIS)
-
-
 def mean_over_shards(tree: Any) -> Any:
     """The mean over those devices: of means over equally many samples, the mean over all.
 

@@ -92,7 +92,7 @@ def best_vmap_size(on_host: bool, devices: Sequence[jax.Device]) -> int | None:
 
 
 def padded_count(runs: int, devices: int, vmap_size: int | None = None) -> int:
-    """The least number ≥ `runs` with equally many on each device, and there in lots of at most `together`."""
+    """The least number ≥ `runs` with equally many on each device, and there in lots of at most `vmap_size`."""
     each = -(-runs // devices)
     lots = -(-each // (vmap_size or each))
     return devices * lots * -(-each // lots)

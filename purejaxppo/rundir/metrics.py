@@ -49,9 +49,9 @@ class MetricsFile:
             header, rows = _rows(path, seeds, done, intervals)
             if rows:
                 self._columns = header[3:]
-                with replacing(path) as draft, draft.open("w", newline="") as file:
+                with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
                     csv.writer(file).writerows([header, *rows])
-        self._file = path.open("a" if self._columns else "w", newline="")
+        self._file = path.open("a" if self._columns else "w", encoding="utf-8", newline="")
 
     def write(self, update: int, env_steps: int, row: Row) -> None:
         """One row per seed. The first call fixes the columns; NaN becomes an empty cell."""

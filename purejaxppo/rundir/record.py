@@ -1,4 +1,4 @@
-"""The run directory: made, described in config.json, and read back without trust."""
+"""config.json: written, and read back without trust."""
 
 import contextlib
 import importlib

@@ -50,7 +50,7 @@ class Sweep:
             return [f"{i + 1:0{len(str(len(names)))}d}" for i in range(len(names))]
         return names
 
-    @property
+    @cached_property
     def directories(self) -> list[Path]:
         return [self.record.directory / name for name in self.names]
 
@@ -115,7 +115,8 @@ def read_sweep(
         traced(record.config, name)  # refuses what is no field
     sweep = Sweep(record, settings)
     record, here = devices_again(record, sweep.programs, devices, mesh, progress)
-    for own in sweep.directories:
+    drafts = directory / ".unfinished"
+    for own in (*sweep.directories, drafts, *drafts.glob("*")):
         refuse_links(own)
     return Sweep(record, settings), here
 

@@ -15,8 +15,6 @@ from purejaxppo.statistics import interval_text
 from purejaxppo.sweeps.axes import show
 from purejaxppo.sweeps.execution import Step, Sweep
 
-GIB = 2**30
-
 
 def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
     """Groups, runs, memory and batches, before anything is trained."""
@@ -27,7 +25,7 @@ def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
     for heading in ("group", "settings", "runs", "GiB on each device", "batches"):
         rows.add_column(heading, justify="left" if heading == "group" else "right")
     for step in steps:
-        count, memory = len(step.group.members), f"{step.device_bytes / GIB:.3f}" if step.program else "finished"
+        count, memory = len(step.group.members), f"{step.device_bytes / 2**30:.3f}" if step.program else "finished"
         rows.add_row(step.group.name, str(count), str(count * seeds), memory, str(len(step.lots)))
     return rows
 
@@ -54,13 +52,13 @@ def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Tab
 
 def write_results(path: Path, sweep: Sweep, summaries: list[Summary]) -> None:
     """A row per setting, in the order of the sweep; NaN becomes an empty cell."""
-    with replacing(path) as draft, draft.open("w", newline="") as file:
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = ("num_seeds", "iqm", "ci_low", "ci_high", "mean", "failed_seeds", "directory")
         writer.writerow([*sweep.settings[0], *names])
         for own, summary, name in zip(sweep.settings, summaries, sweep.names, strict=True):
-            scores = ["" if np.isnan(x) else x for x in _final(summary)]
-            failed = len(summary["failed_seeds"])
+            failed, final = len(summary["failed_seeds"]), summary["eval_return"]
+            scores = ["" if np.isnan(final[x]) else final[x] for x in ("iqm", "ci_low", "ci_high", "mean")]
             writer.writerow([*map(show, own.values()), summary["num_seeds"], *scores, failed, name])
 
 
@@ -72,8 +70,3 @@ def command_of(sweep: Sweep, i: int) -> str:
     own = {name: x for name, x in settings.items() if name not in ("algo", "env") and x != usual[name]}
     words = ["purejaxppo", "run", "--algo", settings["algo"], "--env", str(config.env), *as_flags(own)]
     return shlex.join([*words, "--num-seeds", str(len(seeds)), "--seed", str((max(seeds) + 1) % 2**31)])
-
-
-def _final(summary: Summary) -> list[float]:
-    final = summary["eval_return"]
-    return [final["iqm"], final["ci_low"], final["ci_high"], final["mean"]]

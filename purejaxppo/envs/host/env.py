@@ -24,7 +24,7 @@ from purejaxppo.envs.host.pool import EnvironmentBrokenError, Plan, Pool
 from purejaxppo.envs.host.worker import RESET, SEED, STEP
 from purejaxppo.errors import HostEnvironmentError
 from purejaxppo.parallel.devices import cpu_cores
-from purejaxppo.parallel.mesh import run_shard, run_shards
+from purejaxppo.parallel.mesh import RUN_AXIS, run_shard, shards
 from purejaxppo.spaces import Box, ObservationSpace, Space
 from purejaxppo.types import Observation
 
@@ -114,7 +114,7 @@ class HostEnv(BaseEnv):
         entries, n = self._entries(len(seeds)), jax.ShapeDtypeStruct((len(seeds),), jnp.int32)
         flag = jax.ShapeDtypeStruct(n.shape, bool)
         per_run = (shape or (1,))[-1]  # the last axis of a batch counts the environments of a run, those before it runs
-        open_pool = functools.partial(self._host_open, run_shards(), per_run)
+        open_pool = functools.partial(self._host_open, shards(RUN_AXIS), per_run)
         return HostState(*self._call(open_pool, (n, n, flag, entries), seeds))
 
     def _step(self, shape: tuple[int, ...], where: Any, seeds: jax.Array, action: jax.Array) -> Any:
