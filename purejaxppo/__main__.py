@@ -1,6 +1,7 @@
 """The command `purejaxppo`, which `python -m purejaxppo` is as well: the first word says which."""
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -59,7 +60,9 @@ def _answer(name: str, others: list[str]) -> str:
 
 
 def main() -> NoReturn:
-    """This process is the command."""
+    """This process is the command. Modules of the user's own are found where it is called, as by `python -m`."""
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     run_process(front, sys.argv[1:])
 
 

@@ -23,7 +23,11 @@ from purejaxppo.precision import single_precision
 from purejaxppo.spaces import Box
 from purejaxppo.types import traits_of
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {  # for algorithms of the user's own, too, which may publish nothing
+    "num_envs": 4,
+    "num_steps": 128,
+    "num_epochs": 4,
+    "num_minibatches": 4,
     "learning_rate": 3e-4,
     "anneal_learning_rate": False,
     "max_grad_norm": 0.5,

@@ -122,16 +122,25 @@ class TrainState(struct.PyTreeNode):
 
 
 class Algorithm(Protocol):
-    """A rule that moves the policy. A frozen dataclass of its hyperparameters, with pure methods.
+    """A rule that moves the policy, with pure methods.
 
-    It may say more of itself in class attributes of the names in `Traits`.
+    A `flax.struct.PyTreeNode` of its hyperparameters, or another frozen dataclass with `replace` that is a pytree.
+    Every field has a default. It may say more of itself in class attributes of the names in `Traits`.
     """
 
     def init(self, params: Params) -> AlgorithmState: ...
 
     def update(
         self, key: jax.Array, policy: Policy, params: Params, state: AlgorithmState, batch: Batch, optimizer: Any
-    ) -> tuple[Params, AlgorithmState, Metrics]: ...
+    ) -> tuple[Params, AlgorithmState, Metrics]:
+        """`(params, state, metrics)` after one rollout; `optimizer` is a `MinibatchAdam`.
+
+        The metrics are scalars. `policy_loss` and `grad_norm` (which `optimizer.minimize` returns) are required: a run
+        is frozen when they turn non-finite. `kl`, the mean of KL(π_old ‖ π_new) over the batch, is expected by reports.
+        Means over samples that are taken outside of `optimizer.minimize` go through `mean_over_shards`
+        (parallel/mesh.py), as several devices may share the batch.
+        """
+        ...
 
 
 class Traits(NamedTuple):

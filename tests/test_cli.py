@@ -14,6 +14,7 @@ import pytest
 
 from purejaxppo import Config, UsageError, make_train, preset
 from purejaxppo.__main__ import COMMANDS, front
+from purejaxppo.__main__ import main as command_line
 from purejaxppo._version import __version__
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli import command
@@ -64,6 +65,18 @@ def test_the_front_door_has_an_overview_a_version_and_a_suggestion(capsys):
     for name in COMMANDS:
         assert front([name, "--help"]) == 0
         assert f"usage: purejaxppo {name} " in capsys.readouterr().out
+
+
+def test_modules_in_the_current_directory_are_found(tmp_path, monkeypatch):
+    """By the script `purejaxppo`, too, whose own directory is the first of `sys.path`."""
+    (tmp_path / "own_in_cwd.py").write_text("class Own:\n    observation_space = action_space = None\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setattr("purejaxppo.__main__.run_process", lambda *_: make_env("own_in_cwd:Own"))
+    with pytest.raises(UsageError, match="No module named 'own_in_cwd'"):
+        make_env("own_in_cwd:Own")
+    command_line()
+    assert sys.path[0] == str(tmp_path)
 
 
 def test_completion_knows_commands_and_flags_and_bash_can_read_it(tmp_path):

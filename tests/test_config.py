@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from environments import RandomStart, StepCounter, Walk
 from flax import linen as nn
+from flax import struct
 from support import arrays, largest_difference, quick_jit
 
 from purejaxppo import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, init, make_train, update_step
@@ -259,6 +260,28 @@ def test_published_defaults_fill_what_is_left_open():
     trpo, ppo = Config(algo=TRPO()), Config()
     assert (trpo.num_envs * trpo.num_steps, trpo.anneal_learning_rate, trpo.value_clip_eps) == (2048, False, math.inf)
     assert (ppo.num_envs * ppo.num_steps, ppo.anneal_learning_rate, ppo.value_clip_eps) == (512, True, 0.2)
+
+
+class Lazy(struct.PyTreeNode):
+    """An algorithm that says nothing of itself."""
+
+    def init(self, params):
+        return ()
+
+    def update(self, key, policy, params, state, batch, optimizer):
+        return params, state, {"policy_loss": jnp.zeros(()), "grad_norm": jnp.zeros(())}
+
+
+def test_an_algorithm_need_not_publish_settings():
+    config = Config(algo=Lazy(), hidden_sizes=(8,))
+    config.check()
+    assert [getattr(config, name) for name in ("num_envs", "num_steps", "num_epochs", "num_minibatches")] == [
+        4,
+        128,
+        4,
+        4,
+    ]
+    jax.eval_shape(make_train(config), KEY)
 
 
 def test_steps_are_rounded_up_to_whole_updates():

@@ -435,6 +435,19 @@ def test_a_missing_package_names_the_extra(name, package, monkeypatch, capsys):
     assert "pip install 'purejaxppo[gymnasium]'" in printed
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("no_such_module:Arm-v0", "no module 'no_such_module'; correct its name, or put the directory"),
+        ("gymnasium.nothing:Arm-v0", "no module 'gymnasium.nothing'; correct its name"),
+        ("Arm-v0", "If it is your own: gymnasium/MODULE:Arm-v0."),
+    ],
+)
+def test_environments_of_ones_own_that_are_not_found_say_what_to_do(name, part):
+    with pytest.raises(UsageError, match=part):
+        make_env(f"gymnasium/{name}")
+
+
 def test_several_devices_for_one_seed_are_refused(capsys, tmp_path):
     flags = ["--num-seeds", "1", "--mesh", "env=2", "--out", str(tmp_path / "run")]
     assert run("--env", "gymnasium/CartPole-v1", *flags) == 2

@@ -87,6 +87,7 @@ class PPO(struct.PyTreeNode):
 
         Written as the ratio, kept from improving its sample further, times A: one operation, and one in its gradient.
         """
+        # A ≥ 0: min(r, 1 + ε); A < 0: max(r, 1 - ε), at most dual_clip
         worse = advantage < 0
         low = jnp.where(worse, 1.0 - self.clip_eps, -jnp.inf)
         high = jnp.where(worse, self.dual_clip, 1.0 + self.clip_eps)

@@ -88,6 +88,13 @@ class GymnasiumEnv(HostEnv):
             with quiet():
                 env = make(name, params)
         except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+            module, colon, _ = name.partition(":")
+            missing = getattr(error.__cause__ or error, "name", None)  # Gymnasium raises it anew, without the name
+            if colon and missing and f"{module}.".startswith(f"{missing}."):
+                raise UsageError(
+                    f"env = 'gymnasium/{name}': there is no module {missing!r}; correct its name, or put the directory "
+                    "that it is in on PYTHONPATH."
+                ) from error
             raise UsageError(
                 f"env = 'gymnasium/{name}' needs what is not installed ({reason(error)}); pip install "
                 "'purejaxppo[gymnasium]', or the environment's own package."

@@ -74,8 +74,9 @@ def run_experiment(
 ) -> ExperimentResult:
     """Train all seeds, as `python -m purejaxppo.run` does, and return what came of it.
 
-    Each seed learns what `make_train(config)(jax.random.key(seed))` learns, whatever the options; `mesh` and
-    `seed_mode` may change its last digits. A seed whose numbers turn non-finite is frozen and named in the summary.
+    Each seed learns what `make_train(config)(jax.random.key(seed))` learns, whatever the options, but for
+    two: a `mesh` with `env=M` gives other episodes; any other mesh, and `seed_mode`, may change the last digits. A seed
+    whose numbers turn non-finite is frozen and named in the summary.
 
     Args:
         seeds: how many, from `first_seed` on; or a list of them.

@@ -1,4 +1,8 @@
-"""How the host runs an experiment; nothing here changes what is learnt, `mesh` and `seed_mode` only its last digits."""
+"""How the host runs an experiment.
+
+Nothing here changes what a seed learns, but for `mesh` and `seed_mode`: `env=M` in a mesh gives other episodes, all
+else in them only other last digits.
+"""
 
 import dataclasses
 from collections.abc import Mapping

@@ -27,11 +27,11 @@ def over_runs(
 ) -> Any:
     """`fn` for one run, jitted for many: vmapped over the leading axis of its arguments and sharded over devices.
 
-    None is all devices. The last `shared` arguments are the same for all runs; with `donate`, the first is used up. No
-    device waits for another: the program has no collectives. With `env_shards` > 1, so many devices share a run, each
-    has its part of the environments, and they average gradients; everything else of a state is on all of them. With
-    `net_shards=2`, two devices share it, or two sets of so many: one improves the policy, the other the critic, both do
-    everything else, and only last digits differ from what one device learns.
+    None is all devices. The last `shared` arguments are the same for all runs; with `donate`, the first is used up.
+    Without shards no device waits for another: the program has no collectives. With `env_shards` > 1, so many devices
+    share a run, each has its part of the environments, and they average gradients; everything else of a state is on all
+    of them. With `net_shards=2`, two devices share it, or two sets of so many: one improves the policy, the other the
+    critic, both do everything else, and only last digits differ from what one device learns.
 
     A device vmaps at most `vmap_size` of its runs at once, None being all, one such lot after the other. With 1 there
     is no `vmap`: each run consists of the very operations, and so has the bits, that it has alone with as many threads;

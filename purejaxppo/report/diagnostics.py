@@ -24,7 +24,7 @@ PANELS = [
     Panel("kl", "KL", "KL(π_old ‖ π_new) of an update.", log=True),
     Panel("accepted", "Accepted", "Fraction of the steps that were taken.", ylim=(-0.03, 1.03)),
     Panel("backtracks", "Backtracks", "Times that the line search shortened the step.", ylim=(0, None)),
-    Panel("clip_fraction", "Clip fraction", "Fraction of the samples whose ratio is clipped.", ylim=(0, None)),
+    Panel("clip_fraction", "Clip fraction", "Fraction of the samples with |ratio − 1| > ε.", ylim=(0, None)),
     Panel("kl_coef", "KL coefficient", "The penalty's β.", log=True),
     Panel("explained_variance", "Explained variance", "1 − Var(target − V) / Var(target), from −1.", False, (-1, None)),
     Panel("entropy", "Entropy", "Of the policy, mean over states."),

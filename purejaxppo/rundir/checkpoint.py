@@ -3,6 +3,11 @@
     checkpoints/<env_steps>/arrays/         orbax's files
     checkpoints/<env_steps>/manifest.json   what they hold, with the SHA-256 of every array and of every file
 
+The arrays are a tree of two: `state`, the `TrainState` of all seeds, and `totals` [seeds, metrics], the sums since the
+last row of metrics.csv. `about` in the manifest has `update` and `env_steps` (made so far), `seeds`, `settings`,
+`scores` (the last return of each seed), `score` (their IQM, by which the best checkpoint is kept) and `seconds` (spent
+so far).
+
 A checkpoint is written under another name and renamed when it is whole: one with a number for a name is complete.
 """
 
