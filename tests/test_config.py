@@ -275,12 +275,7 @@ class Lazy(struct.PyTreeNode):
 def test_an_algorithm_need_not_publish_settings():
     config = Config(algo=Lazy(), hidden_sizes=(8,))
     config.check()
-    assert [getattr(config, name) for name in ("num_envs", "num_steps", "num_epochs", "num_minibatches")] == [
-        4,
-        128,
-        4,
-        4,
-    ]
+    assert (config.num_envs, config.num_steps, config.num_epochs, config.num_minibatches) == (4, 128, 4, 4)
     jax.eval_shape(make_train(config), KEY)
 
 
