@@ -135,9 +135,8 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
         UsageError: an unknown algorithm or setting; the settings' values are judged by `Config.check`.
     """
     if algo not in ALGORITHMS:
-        raise UsageError(
-            f"algo = {algo!r:.80} is not one of: {', '.join(ALGORITHMS)}; {did_you_mean(algo, ALGORITHMS)}"
-        )
+        hint = did_you_mean(algo, ALGORITHMS) or "choose one."
+        raise UsageError(f"algo = {algo!r:.80} is not one of: {', '.join(ALGORITHMS)}; {hint}")
     known = {field.name for field in dataclasses.fields(Config)} - {"algo", "env"}
     own = {field.name for field in dataclasses.fields(ALGORITHMS[algo])}  # type: ignore[arg-type]
     chosen = {**preset_of(algo, env), **settings}

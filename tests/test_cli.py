@@ -144,6 +144,7 @@ def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsy
         ("[grid]\ngamma = [0.9]", "[grid] is none of its tables"),
         ("lr = 3e-4", "did you mean --learning-rate?"),
         ("resume = 'runs/a'", "resume is for the command line"),
+        ("#" * 2**20 + "\nseed = 1", "is larger than 1,048,576 bytes"),
         ("num_envs = 1979-05-27", "must be a number, a text or a list"),
     ):
         file.write_text(content)

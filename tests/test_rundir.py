@@ -11,7 +11,7 @@ from support import assert_same_bits
 from purejaxppo.errors import UsageError
 from purejaxppo.presets import preset
 from purejaxppo.rundir.checkpoint import read, save
-from purejaxppo.rundir.files import lock, replacing, write_json
+from purejaxppo.rundir.files import lock, new_directory, replacing, write_json
 from purejaxppo.rundir.metrics import MetricsFile, read_metrics
 from purejaxppo.rundir.record import versions
 from purejaxppo.rundir.summary import read_summary
@@ -36,6 +36,16 @@ def test_a_file_is_replaced_whole_and_no_link_is_followed(tmp_path, name):
     assert not path.is_symlink()
     assert path.read_text() == "new"
     assert len([*path.parent.iterdir()]) == 3
+
+
+def test_who_comes_second_takes_nothing_away(tmp_path):
+    with new_directory(tmp_path / "run") as out:
+        with pytest.raises(UsageError, match="being written by another process"), new_directory(out):
+            pass
+        assert out.is_dir()
+    with pytest.raises(KeyboardInterrupt), new_directory(out):
+        raise KeyboardInterrupt
+    assert out.is_dir()  # it was there before
 
 
 def test_a_directory_is_held_by_one_and_a_sweeps_runs_are_held_with_it(tmp_path):

@@ -176,7 +176,10 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
         return [*_flags_of_run(path, value_of(argv, "env", "")), *argv]
     try:
         with path.open("rb") as file:
-            content = tomllib.loads(file.read(_LARGEST_FILE).decode())
+            text = file.read(_LARGEST_FILE).decode()
+            if file.read(1):
+                raise ValueError(f"it is larger than {_LARGEST_FILE:,} bytes")
+            content = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"config = {name!r} cannot be read ({error.strerror or error}); pass another.") from error
     except (ValueError, RecursionError) as error:

@@ -74,6 +74,7 @@ def main(argv: list[str]) -> int:
                 start_jax()
                 progress, out, debug = ProgressLine(console, again.quiet), Path(again.resume), again.debug
                 sweep, devices = read_sweep(out, progress, again.devices, again.mesh, again.env)
+                stack.enter_context(lock(out))
             else:
                 given = with_file(argv, tables=("grid", "sample"))
                 config, options, host, chosen = parse_settings(given, _PROG, _ABOUT, SweepOptions())
@@ -86,7 +87,6 @@ def main(argv: list[str]) -> int:
                 sweep, devices = begin_sweep(config, settings, options.seeds, out, devices, host)
                 stack.enter_context(new_directory(out))
                 sweep.write()
-            stack.enter_context(lock(out))
             steps = plan_sweep(sweep, devices, progress)
             progress.show(plan_table(sweep, steps, len(devices)))
             summaries = run_sweep(sweep, steps, devices, progress, debug)

@@ -105,7 +105,6 @@ def run_experiment(
     with ExitStack() as stack:
         where = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-"))
         directory = stack.enter_context(new_directory(Path(where)))
-        stack.enter_context(lock(directory))
         record = start_record(config, seeds, directory, chosen, options)
         write_record(record)
         loop = Loop(RunBatch([record], chosen), progress, debug, on_chunk, keep)

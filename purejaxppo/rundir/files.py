@@ -27,35 +27,37 @@ LARGEST_NUMBER = 1e100  # no float32 comes near it; what is beyond counts as mis
 
 @contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
-    """Create the directory of a run or a sweep; what is there already is never written over.
+    """Create the directory of a run or a sweep, and hold it, see `lock`; what is there is never written over.
 
     If the block fails before anything was logged or saved, nothing is left, so that it can be begun again.
 
     Raises:
-        UsageError: it exists and holds something, or cannot be created.
+        UsageError: it exists and holds something, or cannot be created; or another process holds it.
     """
     existed = out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise UsageError(
-                f"out = {str(out)!r} already holds files, and a run needs a new one; choose another --out, or "
-                "--resume it."
-            )
-        if not os.access(out, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UsageError(f"out = {str(out)!r} cannot be written ({why}); choose another --out.") from error
-    try:
-        yield out
-    except BaseException:
-        logged = any(path.stat().st_size for path in out.rglob("metrics.csv"))
-        if not logged and not any(out.glob("**/checkpoints/[0-9]*")):
-            shutil.rmtree(out, ignore_errors=True)
-            if existed:
-                out.mkdir(exist_ok=True)
-        raise
+    with ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(out))  # before it is looked into: another process may begin in it, too
+            if any(path.name != ".lock" for path in out.iterdir()):
+                raise UsageError(
+                    f"out = {str(out)!r} already holds files, and a run needs a new one; choose another --out, or "
+                    "--resume it."
+                )
+            if not os.access(out, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise UsageError(f"out = {str(out)!r} cannot be written ({why}); choose another --out.") from error
+        try:
+            yield out
+        except BaseException:
+            logged = any(path.stat().st_size for path in out.rglob("metrics.csv"))
+            if not logged and not any(out.glob("**/checkpoints/[0-9]*")):
+                shutil.rmtree(out, ignore_errors=True)
+                if existed:
+                    out.mkdir(exist_ok=True)
+            raise
 
 
 @contextmanager
