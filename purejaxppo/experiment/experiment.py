@@ -159,7 +159,7 @@ def seed_list(seeds: int | Sequence[int], first_seed: int = 0) -> list[int]:
         if not 0 <= first_seed <= 2**32 - seeds:
             raise UsageError(f"seed = {first_seed} must be within 0 … 2³² - num_seeds; the default is 0.")
         return list(range(int(first_seed), int(first_seed + seeds)))
-    chosen = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
+    chosen = np.ravel(seeds).tolist()
     valid = all(type(seed) is int and 0 <= seed < 2**32 for seed in chosen)
     if not valid or not 0 < len(chosen) == len({*chosen}) <= MOST_SEEDS:
         raise UsageError(f"seeds = {chosen!r:.80} must be different whole numbers in [0, 2³²); pass range(8), say.")

@@ -131,7 +131,7 @@ class HostOptions:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for unknown in options.keys() - known:
-            raise UsageError(f"options: {unknown!r:.80} is not one of: {', '.join(sorted(known))}; restore the file.")
+            raise UsageError(f"options: {unknown!r:.80} is not one of: {', '.join(sorted(known))}.")
         chosen = cls(**options)
         chosen.check()
         return chosen
