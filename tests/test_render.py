@@ -52,6 +52,10 @@ def lacks_a_package(self, state):
     importlib.import_module("no_such_package")
 
 
+def lacks_a_step(self, action):
+    raise ValueError("no step")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def headless():
     with pytest.MonkeyPatch.context() as patch:
@@ -228,6 +232,14 @@ def test_masks_that_gymnasium_tells_beside_the_observation_count_in_a_film(mask)
     pictures, _, totals, _ = zip(*frames, strict=True)
     assert np.diff(totals).tolist() == [1, 0, 1, 0, 1, 0]
     assert [int(picture.max()) for picture in pictures] == [20 * step for step in range(7)]
+
+
+def test_an_environment_that_fails_while_it_is_filmed_is_told_in_one_line(finished, tmp_path, command, monkeypatch):
+    run_directory = finished("gymnasium/CartPole-v1,max_episode_steps=3")
+    monkeypatch.setattr("gymnasium.envs.classic_control.CartPoleEnv.step", lacks_a_step)
+    code, printed = command(run_directory, "--out", tmp_path / "x.gif")
+    assert (code, printed.err.count("\n"), [*tmp_path.iterdir()]) == (1, 1, [])
+    assert "CartPole-v1 raised ValueError: no step; mend the environment" in printed.err
 
 
 def test_a_run_in_gymnasium_is_filmed_there(finished, tmp_path, command):

@@ -33,9 +33,8 @@ class Program(NamedTuple):
     compile_seconds: float
     device_bytes: int  # that a device needs at the worst moment, by XLA's account
     init: Callable[..., Any]  # keys, swept -> state
-    advance: Callable[
-        ..., Any
-    ]  # state, swept, totals [runs, columns], done, count -> state, rows [runs, ROWS, columns]
+    # state, swept, totals [runs, columns], done, count -> state, rows [runs, ROWS, columns]
+    advance: Callable[..., Any]
     evaluate: Callable[..., Any]  # state -> Evaluation, at intervals
     final: Callable[..., Any]  # state -> Evaluation, after training
 

@@ -12,7 +12,7 @@ from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import FrameStack
-from purejaxppo.errors import UsageError, reason
+from purejaxppo.errors import HostEnvironmentError, UsageError, reason
 from purejaxppo.keys import ACTIONS
 from purejaxppo.policy.acting import stepper
 from purejaxppo.rollout import environment_action
@@ -116,7 +116,13 @@ def compiled_frames(config: Config, state: TrainState, keys: jax.Array, max_step
 
 
 def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_steps: int) -> Iterator[Iterator[Frame]]:
-    """An episode for each key in the Gymnasium environment of `config`, stepped here, and drawn by itself."""
+    """An episode for each key in the Gymnasium environment of `config`, stepped here, and drawn by itself.
+
+    Raises:
+        HostEnvironmentError: the environment's own code failed.
+    """
+    from gymnasium.error import DependencyNotInstalled
+
     from purejaxppo.envs.host.worker import action_masks, make
 
     wrapped: Any = config.environment
@@ -148,7 +154,16 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
                 obs, steps = stack.push(obs, seen) if stack else seen, steps + 1
                 yield Frame(_checked(shown.render()), steps, total, over)
 
-    return map(frames, keys)
+    def told(key: jax.Array) -> Iterator[Frame]:
+        try:
+            yield from frames(key)
+        except (UsageError, ImportError, DependencyNotInstalled):
+            raise
+        except Exception as error:  # whatever the environment's code raises
+            how = f"gymnasium/{env.name} raised {reason(error):.200}; mend the environment"
+            raise HostEnvironmentError(how) from error
+
+    return map(told, keys)
 
 
 def _checked(picture: Any) -> np.ndarray:

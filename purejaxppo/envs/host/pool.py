@@ -39,9 +39,8 @@ class Plan(NamedTuple):
     name: str
     params: dict[str, Any]
     layout: Layout  # of one environment's rows
-    entries: dict[
-        str, tuple[list[Any], int, int]
-    ]  # path in Gymnasium's observation; start and number of integers, or 0
+    # path in Gymnasium's observation; start and number of integers, or 0
+    entries: dict[str, tuple[list[Any], int, int]]
     separate_mask: bool  # which actions are valid is told beside the observation
     action: tuple[str, tuple[int, ...]]  # dtype and shape of what the last columns of `commands` are
 
