@@ -151,6 +151,12 @@ def compiled_once(monkeypatch):
     monkeypatch.setattr(loop, "learning_curve", lambda *figure: None)
 
 
+def test_a_small_group_leaves_the_devices_to_the_others(tmp_path):
+    settings = [{"hidden_sizes": (size,), "gamma": gamma} for size, gamma in ((8, 0.9), (8, 0.99), (4, 0.9))]
+    _, devices = begin_sweep(Config(), settings, [0], tmp_path, jax.devices()[:2], HostOptions())
+    assert len(devices) == 2
+
+
 def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys, compiled_once):
     """Two groups; the second is interrupted, and only it goes on: to the same bits, in all files."""
     axes = "--grid gamma=0.9,0.99 --grid hidden_sizes=8,4".split()

@@ -197,8 +197,7 @@ def devices_again(
         progress.warn(f"mesh = {options.mesh} is more than the {len(everything)} devices here: each run gets one")
         options = dataclasses.replace(options, mesh="")
     here = everything if devices or mesh is not None else choose_devices(min(record.devices, len(everything)))
-    for config, runs in programs:
-        here = options.place(config, runs, here)
+    here = max((options.place(config, runs, here) for config, runs in programs), key=len)
     now = record._replace(
         options=dataclasses.asdict(options), devices=len(here), versions=versions(record.config.env), threads=threads()
     )

@@ -91,8 +91,7 @@ def begin_sweep(
     """A new sweep, nothing of which is written yet, and the devices that it takes. Raises: UsageError."""
     options.check()
     sweep = Sweep(start_record(config, seeds, out, devices, options), settings)
-    for one, runs in sweep.programs:
-        devices = options.place(one, runs, devices)
+    devices = max((options.place(one, runs, devices) for one, runs in sweep.programs), key=len)
     return Sweep(sweep.record._replace(devices=len(devices)), settings), devices
 
 
