@@ -1,7 +1,7 @@
 """How the host runs an experiment.
 
-Nothing here changes what a seed learns, but for `mesh` and `seed_mode`: `env=M` in a mesh gives other episodes, all
-else in them only other last digits.
+Nothing here changes what a seed learns, but for two: a `mesh` with `env=M` gives other episodes; any other mesh, and
+`seed_mode`, may change the last digits.
 """
 
 import dataclasses
