@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import Walk
-from support import assert_same_bits
+from support import assert_same_bits, quick_jit
 
 from purejaxppo import A2C, NPG, Config, evaluate, init, make_train, update_step
 from purejaxppo.errors import UsageError
@@ -63,10 +63,10 @@ def test_no_key_is_used_twice(monkeypatch):
         for _ in range(2):
             state, _ = update_step(config, state)
             evaluate(config, state, state.key, 2)
-        evaluate(config, state, key, 2)  # with the run's own key, as a user might
+        return state, evaluate(config, state, key, 2)  # with the run's own key, as a user might
 
     with recording(monkeypatch) as uses:
-        jax.vmap(everything)(jax.vmap(jax.random.key)(jnp.arange(2)))
+        quick_jit(jax.vmap(everything))(jax.vmap(jax.random.key)(jnp.arange(2)))
     drawn, split = ({words for words, what, *_ in uses if what == kind} for kind in ("draw", "split"))
     folded = {(words, *number) for words, what, *number in uses if what == "fold"}
     assert len(drawn) > 50

@@ -269,7 +269,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
 
 def test_refuses_directories_and_names(tmp_path):
     run, out = make_run(tmp_path / "run"), tmp_path / "report.html"
-    refuses(out=out, match="no run directory")
+    refuses(out=out, match="no directory is given")
     refuses(run, tmp_path / "none", out=out, match=r"'.*none' does not exist")
     refuses(run, out=tmp_path / "report.pdf", match=r"report\.pdf' must be the name of an \.html file")
     refuses(run, out=tmp_path / "no" / "report.html", match=r"cannot be written \(No such file or directory\)")
@@ -277,8 +277,7 @@ def test_refuses_directories_and_names(tmp_path):
     os.truncate(large / "config.json", 2**26 + 1)
     refuses(large, out=out, match="67,108,865 bytes, and at most 67,108,864 are read")
     (run / "metrics.csv").unlink()
-    with pytest.warns(UserWarning, match="is skipped: it holds no run's config.json and metrics.csv"):
-        refuses(run, out=out, match="no run directory is given")
+    refuses(run, out=out, match="holds no run's config.json and metrics.csv, and a report needs at least one run")
 
 
 def test_strays_are_skipped_with_a_word_and_a_sweeps_directory_is_its_runs(tmp_path):
