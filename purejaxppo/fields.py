@@ -93,6 +93,8 @@ def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None
     """Hold one value against the type, interval and choices that its field declares; `usual` is the way out."""
     choices, interval = field.metadata.get("choices", ()), field.metadata.get("interval", "")
     whole, way_out = field.metadata.get("type") is not float, f"the default is {usual}."
+    if usual == "":
+        way_out = "leave it out for the default."
     if usual is None and NoneType in get_args(field.type):
         if value is None:
             return

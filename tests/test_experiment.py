@@ -28,8 +28,8 @@ CONFIG = Config(algo=A2C(), num_envs=2, num_steps=16, total_steps=200, num_minib
 OPTIONS = {"log_interval": 2, "final_episodes": 4}  # of 7 updates
 
 
-class EnoughError(Exception):
-    """What a callback raises to end a run."""
+class EnoughError(ConnectionError):
+    """What a callback raises to end a run: an OSError, but none that a file of the run caused."""
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ class Loop:
     ) -> None:
         """`keep`: write checkpoints. Raises, from all of its methods: as `run_experiment`."""
         self.runs, self.progress, self.debug, self.on_chunk, self.keep = runs, progress, debug, on_chunk, keep
+        self.callback_error: BaseException | None = None  # which is no file's, even if it is an OSError
         self.done = self.saved = 0  # updates, and those that the last checkpoint has
         self.saved_at, self.logged = 0.0, False
         self.returns = np.full(len(runs.members), np.nan)  # the last known of each member
@@ -96,6 +97,8 @@ class Loop:
             self._count_seconds()
             return [self._finish(i, record, returns[runs.members_of(i)]) for i, record in enumerate(runs.records)]
         except OSError as error:
+            if error is self.callback_error:
+                raise
             raise OSError(f"{error}; {self.way_out(file_remedy(error, runs.directory))}") from error
 
     def way_out(self, remedy: str = "") -> str:
@@ -279,7 +282,8 @@ class Loop:
         failed, steps = [found.copy() for found in self.failed.values()], self.done * self.steps_per_update
         try:
             on_chunk(ChunkReport(self.done, self.config.num_updates, steps, columns, self.returns.copy(), failed))
-        except BaseException:
+        except BaseException as error:
+            self.callback_error = error
             if self.saved < self.done:
                 self.save()
             raise
