@@ -54,7 +54,7 @@ def freeze(old: TrainState, new: TrainState, metrics: Metrics, cause: jax.Array)
     """
     alive = cause == 0
     failed = Failure(update=old.update + 1, cause=cause)
-    # a branch for a run alone, and under `vmap` a select of each array: for one run, those take a twentieth of its time
+    # a branch for a run alone, and under `vmap` a select of each array
     state: TrainState = jax.lax.cond(alive, lambda a, b: a, lambda a, b: b, new, old.replace(failure=failed))
     metrics = {name: jnp.where(alive, x, jnp.nan) for name, x in metrics.items()}
     return state, metrics | {"alive": alive.astype(jnp.float32)}

@@ -21,8 +21,7 @@ from purejaxppo.experiment.program import check_memory
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import choose_devices, threads
-from purejaxppo.policy.acting import actor
-from purejaxppo.policy.load import Trained
+from purejaxppo.policy.load import Trained, best_index, trained
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import lock, new_directory
 from purejaxppo.rundir.metrics import read_metrics
@@ -53,10 +52,8 @@ class ExperimentResult:
     @cached_property
     def policy(self) -> Trained:
         """The best seed by the final evaluation, ready to act; as `purejaxppo.load` returns it."""
-        returns = np.asarray(self.summary["eval_return"]["per_seed"], np.float64)
-        best = int(np.argmax(np.where(np.isnan(returns), -np.inf, returns)))
-        state = jax.tree.map(lambda x: jax.numpy.asarray(x[best]), self.state)
-        return Trained(self.config, self.seeds[best], state, self.summary["env_steps"], actor(self.config, state))
+        best = best_index(self.summary["eval_return"]["per_seed"])
+        return trained(self.config, self.seeds, self.state, best, self.summary["env_steps"])
 
 
 def run_experiment(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
@@ -59,8 +60,13 @@ def load(
     record = read_record(Path(directory), env, policy_network, critic_network)
     snapshot, states = load_all(record, checkpoint)
     i = seed_index(record, snapshot, seed)
+    return trained(record.config, record.seeds, states, i, snapshot.about["env_steps"])
+
+
+def trained(config: Config, seeds: list[int], states: TrainState, i: int, env_steps: int) -> Trained:
+    """The i-th of the states [seeds] of a run."""
     state = jax.tree.map(lambda x: jax.numpy.asarray(x[i]), states)
-    return Trained(record.config, record.seeds[i], state, snapshot.about["env_steps"], actor(record.config, state))
+    return Trained(config, seeds[i], state, env_steps, actor(config, state))
 
 
 def load_all(record: RunRecord, checkpoint: int | str = "last") -> tuple[Snapshot, TrainState]:
@@ -88,8 +94,13 @@ def seed_index(record: RunRecord, snapshot: Snapshot, seed: int | str) -> int:
         summary, scores = read_summary(record.directory, record.seeds), snapshot.about["scores"]
         if summary and summary["env_steps"] == record.config.env_steps:  # and was not made longer since
             scores = summary["eval_return"]["per_seed"]
-        scores = np.asarray(scores, np.float64)
-        return int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
+        return best_index(scores)
     if str(seed) not in map(str, record.seeds):
         raise UsageError(f"seed = {seed!r} is not one of this run's: best, {record.seeds[0]} … {record.seeds[-1]}.")
     return [str(x) for x in record.seeds].index(str(seed))
+
+
+def best_index(scores: ArrayLike) -> int:
+    """Where the greatest of scores [seeds] stands; NaN is less than all."""
+    known = np.asarray(scores, np.float64)
+    return int(np.argmax(np.where(np.isnan(known), -np.inf, known)))
