@@ -8,7 +8,6 @@ from typing import NoReturn
 from purejaxppo._version import __version__
 from purejaxppo.cli.command import exit_code, run_process
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import did_you_mean
 
 COMMANDS = {
     "run": "train one algorithm on many seeds, as one compiled program",
@@ -34,7 +33,7 @@ examples:
   purejaxppo report runs/* --out report.html
 
 purejaxppo COMMAND --help shows a command's flags, run --algo ALGO --env ENV --help those of an algorithm with their
-defaults. --version; --print-completion bash|zsh prints a script for the shell.
+defaults. --version; --print-completion bash|zsh|fish prints a script for the shell.
 """
 
 
@@ -55,6 +54,8 @@ def _answer(name: str, others: list[str]) -> str:
         from purejaxppo.cli.completion import completion
 
         return completion(COMMANDS, *others[:1])
+    from purejaxppo.fields import did_you_mean
+
     hint = did_you_mean(name, COMMANDS) or f"there are: {', '.join(COMMANDS)}."
     raise UsageError(f"{name!r:.80} is not a command; {hint}")
 

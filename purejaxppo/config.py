@@ -136,6 +136,17 @@ class Config(struct.PyTreeNode):
         return wrapped(adapt(env, self.env), self.frame_stack, self.action_repeat)
 
     @property
+    def env_name(self) -> str:
+        """What the environment is called in files and figures."""
+        return self.env if isinstance(self.env, str) else repr(self.env)
+
+    @property
+    def algo_name(self) -> str:
+        """What the algorithm is called there: its name in `ALGORITHMS`, if it has one."""
+        names = {cls: name for name, cls in ALGORITHMS.items()}
+        return names.get(type(self.algo), type(self.algo).__name__)
+
+    @property
     def on_host(self) -> bool:
         """Whether the environments are stepped on the host, see `envs/host/env.py`, and not by the compiled program."""
         return self.environment.on_host

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from purejaxppo.agent import Agent
 from purejaxppo.config import Config
+from purejaxppo.envs.base import host_failures
 from purejaxppo.errors import UsageError
 from purejaxppo.keys import EVALUATION, as_key
 from purejaxppo.parallel.vmapping import any_run
@@ -47,16 +48,20 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
 
     Raises:
         UsageError: `num_episodes` is no positive whole number, or `key` is not one PRNG key.
+        HostEnvironmentError: an environment on the host failed.
     """
     if not isinstance(num_episodes, numbers.Integral) or num_episodes < 1:
         raise UsageError(f"num_episodes = {num_episodes!r} must be a whole number in [1, inf); pass 100, say.")
     agent, key = Agent.of(config), jax.random.fold_in(as_key(key), EVALUATION)
     at_once = agent.env.episodes_at_once or num_episodes
-    if num_episodes <= at_once:
-        return _play(agent, state, key, num_episodes)
-    keys = jax.random.split(key, -(-num_episodes // at_once))
-    parts = jax.lax.map(lambda key: _play(agent, state, key, at_once), keys)
-    return Evaluation(*(part.reshape(-1)[:num_episodes] for part in parts))
+    with host_failures(agent.env):
+        if num_episodes <= at_once:
+            played = _play(agent, state, key, num_episodes)
+        else:
+            keys = jax.random.split(key, -(-num_episodes // at_once))
+            parts = jax.lax.map(lambda key: _play(agent, state, key, at_once), keys)
+            played = Evaluation(*(part.reshape(-1)[:num_episodes] for part in parts))
+        return jax.block_until_ready(played) if agent.env.on_host else played
 
 
 def _play(agent: Agent, state: TrainState, key: jax.Array, num_episodes: int) -> Evaluation:

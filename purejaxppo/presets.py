@@ -155,9 +155,7 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """The flat settings that `preset` takes: `preset(**settings_of(config))` is `config` again."""
-    names = {cls: name for name, cls in ALGORITHMS.items()}
-    algo = names.get(type(config.algo), type(config.algo).__name__)
-    settings: dict[str, Any] = {"algo": algo}
+    settings: dict[str, Any] = {"algo": config.algo_name}
     for owner in (config, config.algo):
         settings |= {f.name: getattr(owner, f.name) for f in dataclasses.fields(owner) if f.name != "algo"}
     return settings
@@ -178,5 +176,5 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple | list) else (value,))]
     return words

@@ -60,7 +60,7 @@ def test_the_front_door_has_an_overview_a_version_and_a_suggestion(capsys):
     assert said(capsys, "rum") == (2, "error: 'rum' is not a command; did you mean run?\n")
     assert said(capsys, "--print-completion", "dos") == (
         2,
-        "error: --print-completion 'dos' must name a shell: bash, zsh.\n",
+        "error: --print-completion 'dos' must name a shell: bash, zsh, fish.\n",
     )
     for name in COMMANDS:
         assert front([name, "--help"]) == 0
@@ -86,6 +86,7 @@ def test_completion_knows_commands_and_flags_and_bash_can_read_it(tmp_path):
     (tmp_path / "completion").write_text(script)
     subprocess.run(["bash", "-n", tmp_path / "completion"], check=True, timeout=20)
     assert "#compdef purejaxppo" in completion(COMMANDS, "zsh")
+    assert "function _tyro_purejaxppo" in completion(COMMANDS, "fish")
 
 
 def test_whole_numbers_and_sizes_are_read_as_people_write_them():
@@ -337,3 +338,11 @@ def test_a_command_called_as_a_function_leaves_the_signals_alone(monkeypatch, ca
         assert said(capsys, "run", *TINY) == (130, "stopped: nothing had to be saved\n")
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_the_overview_and_the_version_need_no_jax():
+    calls = "front([]), front(['--version']), sys.exit('jax' in sys.modules)"
+    code = f"import sys\nfrom purejaxppo.__main__ import front\n{calls}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"purejaxppo {__version__}\n")

@@ -27,6 +27,8 @@ from purejaxppo.envs.host.pool import EnvironmentBrokenError
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import HostEnvironmentError, UsageError
 from purejaxppo.parallel import devices
+from purejaxppo.policy.export import export_policy
+from purejaxppo.policy.load import trained
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
 from purejaxppo.spaces import Discrete, MultiBinary, MultiDiscrete
 
@@ -270,6 +272,11 @@ def test_a_failure_while_a_policy_is_evaluated_names_the_seed(tmp_path):
     ):
         play_episodes(config, states, [7], EvaluateOptions(tmp_path, episodes=2))
     assert not children()
+    one = jax.tree.map(lambda x: x[0], states)
+    with pytest.raises(HostEnvironmentError, match=r"environment \d raised ValueError.*; mend the environment"):
+        evaluate(config, one, jax.random.key(0), 2)
+    with pytest.raises(HostEnvironmentError, match=r"of seed 7 raised ValueError.*; mend the environment"):
+        export_policy(trained(config, [7], states, 0, 10), tmp_path / "policy.jax")
 
 
 def opened(env, seeds, per_run=None):

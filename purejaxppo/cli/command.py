@@ -1,4 +1,7 @@
-"""What all commands share as processes: exit codes, errors in one line, signals, output that cannot fail."""
+"""What all commands share as processes: exit codes, errors in one line, signals, output that cannot fail.
+
+Nothing here imports JAX before a command needs it.
+"""
 
 import codecs
 import contextlib
@@ -14,11 +17,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-import jax
-
 from purejaxppo.errors import HostEnvironmentError, UsageError
 from purejaxppo.experiment.signals import Stopped
-from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
 
 _PLAIN = {  # what Unicode's own decompositions do not say in ASCII
     **dict.fromkeys("·–—−─━", "-"),
@@ -58,6 +58,10 @@ def start_jax(alone: bool = False) -> None:
     Raises:
         UsageError: its platform is not here, or it is told not to compile.
     """
+    import jax
+
+    from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
+
     use_cpu_cores(alone)
     if jax.config.values["jax_disable_jit"]:
         raise UsageError("JAX_DISABLE_JIT is set, and all of training is one compiled program; unset it.")

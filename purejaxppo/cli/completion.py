@@ -1,6 +1,7 @@
 """`purejaxppo --print-completion SHELL`."""
 
 import contextlib
+import importlib
 import io
 from collections.abc import Mapping
 from typing import Annotated, Any, Union
@@ -8,18 +9,12 @@ from typing import Annotated, Any, Union
 import tyro
 
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.cli.envs import EnvsOptions
-from purejaxppo.cli.evaluate import EvaluateOptions
-from purejaxppo.cli.export import ExportOptions
 from purejaxppo.cli.flags import Group, flags_class, grouped
-from purejaxppo.cli.presets import PresetsOptions
-from purejaxppo.cli.render import RenderOptions
-from purejaxppo.cli.report import ReportOptions
 from purejaxppo.cli.settings import NoOptions, groups_of
 from purejaxppo.cli.sweep import SweepOptions
 from purejaxppo.errors import UsageError
 
-SHELLS = ("bash", "zsh")
+SHELLS = ("bash", "zsh", "fish")
 
 
 def completion(commands: Mapping[str, str], shell: str = "") -> str:
@@ -36,13 +31,15 @@ def completion(commands: Mapping[str, str], shell: str = "") -> str:
         every.setdefault(algorithm.__name__, group := Group(algorithm(), seen))
         seen = seen | {field.name for field in group.fields}
     kinds: dict[str, Any] = {"run": grouped(every), "sweep": grouped({**every, "sweep": Group(SweepOptions())})}
-    others = (EvaluateOptions, RenderOptions, ReportOptions, ExportOptions, EnvsOptions, PresetsOptions)
-    kinds |= {name: flags_class(Group(kind)) for name, kind in zip([*commands][2:], others, strict=True)}
+    for name in commands.keys() - kinds.keys():
+        kinds[name] = flags_class(Group(importlib.import_module(f"purejaxppo.cli.{name}").main.options))
     either: Any = Union[  # noqa: UP007
-        tuple(Annotated[kind, tyro.conf.subcommand(name, description=commands[name])] for name, kind in kinds.items())
+        tuple(Annotated[kinds[name], tyro.conf.subcommand(name, description=about)] for name, about in commands.items())
     ]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         args = ["--tyro-print-completion", shell]
         tyro.cli(either, prog="purejaxppo", args=args, config=(tyro.conf.OmitArgPrefixes,))
+    if not printed.getvalue():
+        raise UsageError(f"this version of tyro completes nothing for {shell}; pip install -U tyro.")
     return printed.getvalue()

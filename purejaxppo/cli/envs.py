@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from purejaxppo.cli.command import exit_code
-from purejaxppo.cli.flags import parse_flags
+from purejaxppo.cli.flags import Command
 from purejaxppo.envs.registry import SUITES, env_names, known_names
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import static
@@ -17,16 +16,6 @@ class EnvsOptions:
     word: str = static(
         "", "list only names with this in them, in small letters or capitals", positional=True, metavar="[WORD]"
     )
-
-
-def main(argv: list[str]) -> int:
-    """List them, and return the exit code, see `exit_code`."""
-
-    def command() -> None:
-        options = parse_flags(EnvsOptions, argv, "purejaxppo envs", "List the environments, and which have presets.")
-        print(listing(options.word))
-
-    return exit_code(command)
 
 
 def listing(word: str) -> str:
@@ -56,3 +45,7 @@ def listing(word: str) -> str:
     if not lines and not missing:
         raise UsageError(f"no environment has {word!r:.80} in its name; purejaxppo envs lists all.")
     return "\n".join([*lines, *["not installed"] * bool(missing), *missing])
+
+
+ABOUT = "List the environments, and which have presets."
+main = Command("envs", EnvsOptions, ABOUT, lambda options: print(listing(options.word)))

@@ -13,19 +13,18 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from purejaxppo.cli.command import exit_code, start_jax
-from purejaxppo.cli.flags import parse_flags
+from purejaxppo.cli.command import start_jax
+from purejaxppo.cli.flags import Command
 from purejaxppo.cli.settings import PolicyOptions
 from purejaxppo.config import Config
+from purejaxppo.envs.base import host_failures
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.evaluation import evaluate
-from purejaxppo.experiment.failures import host_environments
-from purejaxppo.fields import check_fields, static
+from purejaxppo.fields import static
 from purejaxppo.keys import EVALUATION
 from purejaxppo.parallel.runs import over_runs, padded_count
 from purejaxppo.policy.frames import in_gymnasium
 from purejaxppo.policy.load import load_all, seed_index
-from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.record import read_record
 from purejaxppo.statistics import Estimate, bootstrap, interval_text, iqm, iqm_interval
@@ -52,36 +51,25 @@ class EvaluateOptions(PolicyOptions):
     episode_seed: int = static(0, "what the episodes are drawn with", interval="[0, 4294967295]")
     json: str | None = static(None, "write the figures to this file, too", metavar="FILE")
 
-    def check(self) -> None:
-        """Raises: UsageError."""
-        check_fields(self)
-        if self.greedy and self.sample:
-            raise UsageError("greedy and sample exclude each other; pass one of them.")
-        if self.json and not Path(self.json).parent.is_dir():
-            raise UsageError(f"json = {self.json!r} is in no directory that exists; make it first.")
 
-
-def main(argv: list[str]) -> int:
-    """Evaluate, and return the exit code, see `exit_code`."""
-
-    def command() -> None:
-        about = "Evaluate what a run has learnt."
-        options = parse_flags(EvaluateOptions, argv, "purejaxppo evaluate", about)
-        options.check()
-        start_jax()
-        result = evaluate_run(options)
-        console, rows = Console(highlight=False), results_table(result)
-        whole = Measurement.get(console, console.options.update(width=1000), rows)
-        console.width = max(console.width, whole.maximum)  # a terminal wraps what is too wide; rich would cut digits
-        console.print(rows)
-        for place, found in result["returns"].items():
-            if cut := sum(row.get("cut_off", 0) for row in found["per_seed"]):
-                limit = f"eval_max_steps = {result['eval_max_steps']:,}"
-                console.print(f"{place}: {plural(cut, 'episode')} cut off after {limit}", soft_wrap=True)
-        if options.json:
-            write_json(Path(options.json), result)
-
-    return exit_code(command)
+def print_evaluation(options: EvaluateOptions) -> None:
+    """Evaluate, and print the figures; write them to a file if one is given. Raises: UsageError."""
+    if options.greedy and options.sample:
+        raise UsageError("greedy and sample exclude each other; pass one of them.")
+    if options.json and not Path(options.json).parent.is_dir():
+        raise UsageError(f"json = {options.json!r} is in no directory that exists; make it first.")
+    start_jax()
+    result = evaluate_run(options)
+    console, rows = Console(highlight=False), results_table(result)
+    whole = Measurement.get(console, console.options.update(width=1000), rows)
+    console.width = max(console.width, whole.maximum)  # a terminal wraps what is too wide; rich would cut digits
+    console.print(rows)
+    for place, found in result["returns"].items():
+        if cut := sum(row.get("cut_off", 0) for row in found["per_seed"]):
+            limit = f"eval_max_steps = {result['eval_max_steps']:,}"
+            console.print(f"{place}: {plural(cut, 'episode')} cut off after {limit}", soft_wrap=True)
+    if options.json:
+        write_json(Path(options.json), result)
 
 
 def evaluate_run(options: EvaluateOptions) -> Result:
@@ -105,8 +93,8 @@ def evaluate_run(options: EvaluateOptions) -> Result:
         places |= {"gymnasium": summarize(original), "difference": difference(here, original)}
     return {
         "directory": str(options.directory),
-        "algo": settings_of(config)["algo"],
-        "env": config.env if isinstance(config.env, str) else repr(config.env),
+        "algo": config.algo_name,
+        "env": config.env_name,
         "gymnasium": options.gymnasium,
         "env_steps": snapshot.about["env_steps"],
         "episodes": options.episodes,
@@ -125,7 +113,7 @@ def play_episodes(config: Config, states: TrainState, seeds: list[int], options:
     tagged = jax.random.fold_in(jax.random.key(options.episode_seed), EVALUATION)
     keys = jax.vmap(partial(jax.random.fold_in, tagged))(np.asarray(seeds, np.uint32))
     states, keys = jax.tree.map(lambda x: x[padded], (states, keys))
-    with host_environments(config.environment, [seeds[i] for i in padded], lambda _: "mend the environment"):
+    with config.environment as env, host_failures(env, [seeds[i] for i in padded]):
         played = over_runs(lambda state, key: evaluate(config, state, key, options.episodes), devices)(states, keys)
         returns, lengths, cut = (np.asarray(x) for x in played)
     return [(np.asarray(returns[i], np.float64), lengths[i], cut[i]) for i in range(len(seeds))]
@@ -192,3 +180,6 @@ def results_table(result: Result) -> Table:
     for place, found in returns.items() if result["seeds"][1:] else ():
         add("mean" if place == "difference" else "IQM", place, found["over_seeds"])
     return rows
+
+
+main = Command("evaluate", EvaluateOptions, "Evaluate what a run has learnt.", print_evaluation)

@@ -3,10 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from purejaxppo.cli.command import exit_code, start_jax
-from purejaxppo.cli.flags import parse_flags
+from purejaxppo.cli.command import start_jax
+from purejaxppo.cli.flags import Command
 from purejaxppo.cli.settings import PolicyOptions
-from purejaxppo.experiment.failures import host_environments
 from purejaxppo.fields import static
 from purejaxppo.policy.export import OBSERVATIONS, check_name, export_policy
 from purejaxppo.policy.load import load
@@ -21,19 +20,16 @@ class ExportOptions(PolicyOptions):
     )
 
 
-def main(argv: list[str]) -> int:
-    """Export, and return the exit code, see `exit_code`."""
+def export(options: ExportOptions) -> None:
+    """Write the file, and say what it is."""
+    check_name(options.out)
+    start_jax()
+    trained = load(options.directory, options.seed, options.checkpoint, options.env)
+    difference = export_policy(trained, options.out)
+    print(
+        f"{options.out}: seed {trained.seed} after {trained.env_steps:,} steps; largest difference from the policy "
+        f"{difference:.2g} over {OBSERVATIONS:,} observations"
+    )
 
-    def command() -> None:
-        options = parse_flags(ExportOptions, argv, "purejaxppo export", "Write a trained policy as one file.")
-        check_name(options.out)
-        start_jax()
-        trained = load(options.directory, options.seed, options.checkpoint, options.env)
-        with host_environments(trained.config.environment, [trained.seed], lambda _: "mend the environment"):
-            difference = export_policy(trained, options.out)
-        print(
-            f"{options.out}: seed {trained.seed} after {trained.env_steps:,} steps; largest difference from the policy "
-            f"{difference:.2g} over {OBSERVATIONS:,} observations"
-        )
 
-    return exit_code(command)
+main = Command("export", ExportOptions, "Write a trained policy as one file.", export)

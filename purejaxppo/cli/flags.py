@@ -14,9 +14,11 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from purejaxppo.algorithms import hyperparameters
+from purejaxppo.cli.command import exit_code
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import did_you_mean, whole_number
+from purejaxppo.fields import check_fields, did_you_mean, whole_number
+from purejaxppo.presets import as_flags
 from purejaxppo.rundir.record import read_config
 
 Options = TypeVar("Options")
@@ -42,15 +44,31 @@ class Group(NamedTuple):
         return [field for field in dataclasses.fields(self.owner) if field.name not in self.without]
 
 
+class Command(NamedTuple):
+    """A command whose flags are the fields of one dataclass."""
+
+    name: str
+    options: type
+    about: str
+    act: Callable[[Any], None]
+
+    def __call__(self, argv: list[str]) -> int:
+        """Act, and return the exit code, see `exit_code`."""
+        prog = f"purejaxppo {self.name}"
+        return exit_code(lambda: self.act(parse_flags(self.options, argv, prog, self.about)))
+
+
 def parse_flags(kind: type[Options], argv: Sequence[str], prog: str, about: str) -> Options:
     """One dataclass from its flags.
 
     Raises:
-        UsageError: an unknown flag, a value of the wrong type, or one that is missing.
+        UsageError: an unknown flag, a value that its field does not allow, or one that is missing.
         SystemExit: after `--help`.
     """
     refuse_unknown(argv, flags_of([Group(kind)]), prog)
-    return kind(**vars(_parse(flags_class(Group(kind)), argv, prog, about)))
+    options = kind(**vars(_parse(flags_class(Group(kind)), argv, prog, about)))
+    check_fields(options)
+    return options
 
 
 def parse_groups(groups: Mapping[str, Group], argv: Sequence[str], prog: str, about: str) -> list[dict[str, Any]]:
@@ -214,13 +232,10 @@ def _flags_of_run(path: Path, env: str) -> list[str]:
 
 
 def _flag(path: Path, key: str, value: Any) -> list[str]:
-    flag = key.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(x, str | int | float) and not str(x).startswith("--") for x in values):
         raise UsageError(f"{path}: {key:.40} = {value!r:.80} must be a number, a text or a list of such, and no flag.")
-    return [f"--{flag}", *map(str, values)]
+    return as_flags({key: value})
 
 
 def _axis(path: Path, field: str, values: Any) -> str:

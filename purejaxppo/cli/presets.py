@@ -3,8 +3,7 @@
 import dataclasses
 import shlex
 
-from purejaxppo.cli.command import exit_code
-from purejaxppo.cli.flags import parse_flags
+from purejaxppo.cli.flags import Command
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import static
 from purejaxppo.presets import PRESETS, SOURCES, as_flags
@@ -17,18 +16,14 @@ class PresetsOptions:
     env: str = static("", "list only those of environments with this in their name", metavar="[ENV]", positional=True)
 
 
-def main(argv: list[str]) -> int:
-    """List them, and return the exit code, see `exit_code`."""
+def list_presets(options: PresetsOptions) -> None:
+    """Raises: UsageError: there is none."""
+    chosen = [key for key in PRESETS if options.env.lower() in key[1].lower()]
+    if not chosen:
+        raise UsageError(f"no preset for {options.env!r:.40}; settings are then as the algorithm's source has them.")
+    for algo, env in sorted(chosen, key=lambda key: key[1].lower()):
+        print(f"--algo {algo} --env {env}  ({SOURCES[algo, env]})\n    {shlex.join(as_flags(PRESETS[algo, env]))}")
 
-    def command() -> None:
-        about = "List the presets: settings, as flags, that --algo and --env bring along, and where they are from."
-        options = parse_flags(PresetsOptions, argv, "purejaxppo presets", about)
-        chosen = [key for key in PRESETS if options.env.lower() in key[1].lower()]
-        if not chosen:
-            raise UsageError(
-                f"no preset for {options.env!r:.40}; settings are then as the algorithm's source has them."
-            )
-        for algo, env in sorted(chosen, key=lambda key: key[1].lower()):
-            print(f"--algo {algo} --env {env}  ({SOURCES[algo, env]})\n    {shlex.join(as_flags(PRESETS[algo, env]))}")
 
-    return exit_code(command)
+ABOUT = "List the presets: settings, as flags, that --algo and --env bring along, and where they are from."
+main = Command("presets", PresetsOptions, ABOUT, list_presets)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from purejaxppo.cli.command import exit_code, start_jax
-from purejaxppo.cli.flags import parse_flags
+from purejaxppo.cli.command import start_jax
+from purejaxppo.cli.flags import Command
 from purejaxppo.cli.settings import PolicyOptions
 from purejaxppo.errors import plural
-from purejaxppo.fields import check_fields, number, static
+from purejaxppo.fields import number, static
 from purejaxppo.policy.load import load
 from purejaxppo.policy.video import check_file, render
 
@@ -39,28 +39,21 @@ class RenderOptions(PolicyOptions):
     episode_seed: int = static(0, "what the episodes are drawn with", interval="[0, 4294967295]")
     fps: float | None = number(None, "[1, 240]", "frames per second; left out: what suits the environment")
 
-    def check(self) -> None:
-        """Raises: UsageError."""
-        check_fields(self)
-        check_file(Path(self.out))
+
+def film(options: RenderOptions) -> None:
+    """Film, and say what came of each episode."""
+    for name, value in HEADLESS.items():
+        os.environ.setdefault(name, value)
+    check_file(Path(options.out))
+    start_jax()
+    trained = load(options.directory, options.seed, options.checkpoint, options.env)
+    how = (options.gymnasium, options.sample, options.episode_seed, options.fps)
+    title, lasts = render(trained, options.out, options.episodes, options.max_steps, *how)
+    console = Console(highlight=False)
+    console.print(f"{options.out}: {title}", soft_wrap=True)
+    for i, last in enumerate(lasts):
+        cut = "" if last.over else ", cut off by --max-steps"
+        console.print(f"episode {i + 1}: {plural(last.step, 'step')}{cut}, return {last.total:.1f}", soft_wrap=True)
 
 
-def main(argv: list[str]) -> int:
-    """Film, and return the exit code, see `exit_code`."""
-
-    def command() -> None:
-        for name, value in HEADLESS.items():
-            os.environ.setdefault(name, value)
-        options = parse_flags(RenderOptions, argv, "purejaxppo render", "Film what a run has learnt.")
-        options.check()
-        start_jax()
-        trained = load(options.directory, options.seed, options.checkpoint, options.env)
-        how = (options.gymnasium, options.sample, options.episode_seed, options.fps)
-        title, lasts = render(trained, options.out, options.episodes, options.max_steps, *how)
-        console = Console(highlight=False)
-        console.print(f"{options.out}: {title}", soft_wrap=True)
-        for i, last in enumerate(lasts):
-            cut = "" if last.over else ", cut off by --max-steps"
-            console.print(f"episode {i + 1}: {plural(last.step, 'step')}{cut}, return {last.total:.1f}", soft_wrap=True)
-
-    return exit_code(command)
+main = Command("render", RenderOptions, "Film what a run has learnt.", film)

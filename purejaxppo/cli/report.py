@@ -3,8 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from purejaxppo.cli.command import exit_code
-from purejaxppo.cli.flags import parse_flags
+from purejaxppo.cli.flags import Command
 from purejaxppo.fields import static
 from purejaxppo.report.page import write_report
 
@@ -19,12 +18,10 @@ class ReportOptions:
     out: Path = static(Path("report.html"), "the page, one self-contained .html file", metavar="FILE")
 
 
-def main(argv: list[str]) -> int:
-    """Write the report, and return the exit code, see `exit_code`."""
+def report(options: ReportOptions) -> None:
+    """Write the page, and say where."""
+    write_report(list(options.directories), options.out)
+    print(options.out)
 
-    def command() -> None:
-        options = parse_flags(ReportOptions, argv, "purejaxppo report", "Compare runs on one page of HTML.")
-        write_report(list(options.directories), options.out)
-        print(options.out)
 
-    return exit_code(command)
+main = Command("report", ReportOptions, "Compare runs on one page of HTML.", report)

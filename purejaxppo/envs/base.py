@@ -1,12 +1,13 @@
 """What an environment may have beside the protocol of `types.Env`, and the defaults for one that has none of it."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import HostEnvironmentError, UsageError
 from purejaxppo.spaces import ObservationSpace, Space
 from purejaxppo.types import EnvState, Observation
 
@@ -71,6 +72,26 @@ class BaseEnv:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def host_failures(
+    env: BaseEnv, seeds: Sequence[int] = (), way_out: Callable[[], str] = lambda: "mend the environment"
+) -> Iterator[None]:
+    """What JAX raises where an environment on the host fails, in one line; `seeds` are those of the runs that it is in.
+
+    Raises:
+        HostEnvironmentError: it names the environment, and the seed.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if (failed := env.failed) is None:
+            raise
+        whose = f" of seed {seeds[failed.run]}" if seeds else ""
+        raise HostEnvironmentError(
+            f"{failed.name}: environment {failed.index}{whose} {failed.how}; {way_out()}"
+        ) from error
 
 
 class UserEnv(BaseEnv):

@@ -22,7 +22,6 @@ from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import choose_devices, threads
 from purejaxppo.policy.load import Trained, best_index, trained
-from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import lock, new_directory
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord, read_record, versions, write_record
@@ -223,10 +222,9 @@ def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResul
 
 def _what_is_resumed(record: RunRecord, update: int) -> str:
     config, seeds = record.config, len(record.seeds)
-    algo, env = settings_of(config)["algo"], config.env if isinstance(config.env, str) else repr(config.env)
     steps = update * config.num_envs * config.num_steps
     where = f"at step {steps:,} of {config.env_steps:,} per seed" if update else "from the beginning: no checkpoint"
-    return f"resuming {record.directory}: {algo} on {env}, {plural(seeds, 'seed')}, {where}"
+    return f"resuming {record.directory}: {config.algo_name} on {config.env_name}, {plural(seeds, 'seed')}, {where}"
 
 
 def _longer(config: Config, total_steps: int) -> Config:

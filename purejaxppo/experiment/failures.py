@@ -1,8 +1,6 @@
-"""What is said of a run that fails: of its numbers, of its environments on the host, of its files."""
+"""What is said of a run that fails: of its numbers, of its files."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import flax
@@ -12,8 +10,6 @@ from jax.experimental import checkify
 
 from purejaxppo import train
 from purejaxppo.config import Config
-from purejaxppo.envs.base import BaseEnv
-from purejaxppo.errors import HostEnvironmentError
 from purejaxppo.rundir.summary import FailedSeed
 from purejaxppo.train import update_step
 from purejaxppo.types import TrainState
@@ -41,29 +37,6 @@ def explain(config: Config, state: TrainState, failed: FailedSeed) -> str:
         f"{failed['cause']} of seed {failed['seed']} is not finite in update {failed['update']}: {where}; mend the "
         "environment or lower --learning-rate."
     )
-
-
-@contextlib.contextmanager
-def host_environments(env: BaseEnv, seeds: Sequence[int], way_out: Callable[[str], str]) -> Iterator[None]:
-    """End an environment's processes with the run; `seeds` are those of its runs, one after the other.
-
-    Raises:
-        HostEnvironmentError: an environment failed; it names the seed.
-    """
-    if not env.on_host:
-        yield
-        return
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if (failed := env.failed) is None:
-            raise
-        raise HostEnvironmentError(
-            f"{failed.name}: environment {failed.index} of seed {seeds[failed.run]} {failed.how}; "
-            f"{way_out('mend the environment, then ')}"
-        ) from error
-    finally:
-        env.close()
 
 
 def file_remedy(error: BaseException | None, directory: Path) -> str:

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from purejaxppo.config import Config
+from purejaxppo.envs.base import host_failures
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment.chunk_report import ChunkReport, tidy_rows
-from purejaxppo.experiment.failures import explain, file_remedy, host_environments
+from purejaxppo.experiment.failures import explain, file_remedy
 from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.program import ROWS, Program, compile_program, means
@@ -77,7 +78,8 @@ class Loop:
         seeds = [runs.members[row][1] for row in runs.rows]
         try:
             with (
-                host_environments(config.environment, seeds, self.way_out),
+                config.environment as env,
+                host_failures(env, seeds, lambda: self.way_out("mend the environment, then ")),
                 Signals() as self.signals,
                 self.progress,
                 contextlib.ExitStack() as stack,

@@ -11,7 +11,7 @@ import numpy as np
 
 from purejaxppo._version import __version__
 from purejaxppo.agent import Agent
-from purejaxppo.envs.base import BaseEnv
+from purejaxppo.envs.base import BaseEnv, host_failures
 from purejaxppo.errors import UsageError
 from purejaxppo.keys import EXPORT
 from purejaxppo.policy.acting import stepper
@@ -40,13 +40,15 @@ def export_policy(trained: Trained, out: str | Path) -> float:
 
     Raises:
         UsageError: `out` cannot be (see `check_name`), or the file's actions are not the policy's.
+        HostEnvironmentError: an environment on the host failed.
     """
     out = Path(out)
     check_name(out)
-    with jax.default_matmul_precision("highest"):
+    env = trained.config.environment
+    with env, host_failures(env, [trained.seed]), jax.default_matmul_precision("highest"):
         obs = observations(trained)
         hidden = hidden_states(trained, obs)
-        given, first = as_given(trained.config.environment, obs)
+        given, first = as_given(env, obs)
         content, act = FORMATS[out.suffix][1](trained, given, hidden)
         action, carried = act(given, hidden)
         difference = largest_difference(trained, obs, action - first, carried, hidden)

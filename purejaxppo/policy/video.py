@@ -16,7 +16,6 @@ from purejaxppo.errors import UsageError, reason
 from purejaxppo.keys import RENDERING
 from purejaxppo.policy.frames import Frame, compiled_frames, gymnasium_frames, in_gymnasium
 from purejaxppo.policy.load import Trained
-from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import check_out, replacing
 
 _SMALLEST_WIDTH = 320  # pixels; smaller pictures are enlarged, so that there is room for the caption
@@ -50,8 +49,8 @@ def render(
     """
     out, config = Path(out), trained.config.replace(eval_greedy=not sample)
     check_file(out)
-    name = gymnasium or (config.env if isinstance(config.env, str) else repr(config.environment))
-    title = f"{settings_of(config)['algo']} on {name}, seed {trained.seed} after {trained.env_steps:,} steps"
+    where = gymnasium or config.env_name
+    title = f"{config.algo_name} on {where}, seed {trained.seed} after {trained.env_steps:,} steps"
     config = in_gymnasium(config, gymnasium) if gymnasium else config
     draw = gymnasium_frames if config.on_host else compiled_frames
     tagged = jax.random.fold_in(jax.random.key(episode_seed), RENDERING)

@@ -7,7 +7,6 @@ from typing import TypedDict
 import jax
 import numpy as np
 
-from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import malformed, read_json, refusing, shown, to_float, write_json
 from purejaxppo.rundir.record import RunRecord
 from purejaxppo.statistics import iqm, iqm_interval
@@ -63,8 +62,8 @@ def write_summary(
     low, high = iqm_interval(returns)
     known = returns[~np.isnan(returns)]
     summary = Summary(
-        algo=settings_of(config)["algo"],
-        env=config.env if isinstance(config.env, str) else repr(config.env),
+        algo=config.algo_name,
+        env=config.env_name,
         num_seeds=len(seeds),
         seeds=seeds,
         env_steps=env_steps,
