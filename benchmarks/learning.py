@@ -24,7 +24,7 @@ from purejaxppo.parallel.devices import use_cpu_cores
 from purejaxppo.parallel.runs import best_vmap_size, over_runs
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir.record import versions
-from purejaxppo.statistics import iqm, iqm_interval
+from purejaxppo.statistics import iqm, iqm_over_seeds
 from purejaxppo.train import make_train
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,7 +87,7 @@ def measure(claim: Claim) -> dict[str, Any]:
     scores, metrics = jax.block_until_ready(compiled(keys))
     seconds = time.monotonic() - began
     scores = np.asarray(scores, np.float64)
-    low, high = iqm_interval(scores)
+    _, low, high = iqm_over_seeds(scores)
     return {
         "algo": claim.algo,
         "env": claim.env,
@@ -164,7 +164,7 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
             style = "--" if "fixed" in name else "-"
             label = name.removesuffix(" " + name.split()[-1])
             axes.plot(x, [iqm(column) for column in y.T], style, color=colors[r["algo"]], label=label, linewidth=1.5)
-            low, high = np.transpose([iqm_interval(column) for column in y.T])
+            low, high = np.transpose([iqm_over_seeds(column)[1:] for column in y.T])
             axes.fill_between(x, low, high, color=colors[r["algo"]], alpha=0.15, linewidth=0)
         axes.set(title=env, xlabel="environment steps per seed", ylabel="episode return in training")
         axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:,.0f}k")

@@ -92,13 +92,10 @@ def check_fields(owner: Any, usual: Mapping[str, Any] | None = None) -> None:
 def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None:
     """Hold one value against the type, interval and choices that its field declares; `usual` is the way out."""
     choices, interval = field.metadata.get("choices", ()), field.metadata.get("interval", "")
-    whole, way_out = field.metadata.get("type") is not float, f"the default is {usual}."
-    if usual == "":
-        way_out = "leave it out for the default."
-    if usual is None and NoneType in get_args(field.type):
-        if value is None:
-            return
-        way_out = "leave it out for the default."
+    whole, optional = field.metadata.get("type") is not float, usual is None and NoneType in get_args(field.type)
+    if optional and value is None:
+        return
+    way_out = "leave it out for the default." if optional or usual == "" else f"the default is {usual}."
     if isinstance(value, jax.Array):
         if whole and interval:
             raise UsageError(f"{field.name} = {value!r} is static and cannot be an array; pass a Python number.")

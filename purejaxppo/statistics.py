@@ -45,17 +45,13 @@ def bootstrap(statistic: Callable[..., np.ndarray], *groups: np.ndarray) -> Esti
     return Estimate(point, *np.quantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0))
 
 
-def iqm_interval(scores: ArrayLike) -> tuple[float, float]:
-    """95% bootstrap interval of the IQM over the seeds that are not NaN; NaN from fewer than three."""
-    _, low, high = iqm_over_seeds(np.asarray(scores, np.float64).ravel())
-    return float(low), float(high)
-
-
-def iqm_over_seeds(values: np.ndarray) -> Estimate:
+def iqm_over_seeds(values: ArrayLike) -> Estimate:
     """The IQM of scores [seeds], or of each point of a curve [seeds, points], over the seeds that are not NaN there.
 
+    With its 95% bootstrap interval, which is NaN from fewer than three seeds.
     Points that know the same seeds share their resamples; those that know none are NaN.
     """
+    values = np.asarray(values, np.float64)
     columns = values.reshape(len(values), -1)
     mask = ~np.isnan(columns)
     result = np.full((3, columns.shape[1]), np.nan)

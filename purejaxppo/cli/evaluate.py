@@ -27,7 +27,7 @@ from purejaxppo.policy.frames import in_gymnasium
 from purejaxppo.policy.load import load_all, seed_index
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.record import read_record
-from purejaxppo.statistics import Estimate, bootstrap, interval_text, iqm, iqm_interval
+from purejaxppo.statistics import Estimate, bootstrap, interval_text, iqm_over_seeds
 from purejaxppo.types import TrainState
 
 Result = dict[str, Any]
@@ -127,8 +127,7 @@ def summarize(played: list[Episodes]) -> Result:
         row = _row(bootstrap(lambda x: x.mean(axis=1), returns))
         rows.append(row | spread | {"cut_off": int(cut.sum())})
     means = [row["mean"] for row in rows]
-    low, high = iqm_interval(means)
-    return {"per_seed": rows, "over_seeds": {"iqm": iqm(means), "ci_low": low, "ci_high": high}}
+    return {"per_seed": rows, "over_seeds": _row(iqm_over_seeds(means), "iqm")}
 
 
 def difference(here: list[Episodes], there: list[Episodes]) -> Result:
@@ -144,8 +143,8 @@ def _mean_difference(*resamples: np.ndarray) -> np.ndarray:
     return np.mean([there.mean(axis=1) - here.mean(axis=1) for here, there in pairs], axis=0)
 
 
-def _row(estimate: Estimate) -> dict[str, float]:
-    return dict(zip(("mean", "ci_low", "ci_high"), map(float, estimate), strict=True))
+def _row(estimate: Estimate, point: str = "mean") -> dict[str, float]:
+    return dict(zip((point, "ci_low", "ci_high"), map(float, estimate), strict=True))
 
 
 def results_table(result: Result) -> Table:

@@ -156,7 +156,7 @@ def flag_name(token: str) -> str:
     return flag.removeprefix("--").removeprefix("no-") if flag.startswith("--") else ""
 
 
-def value_of(argv: Sequence[str], flag: str, default: str) -> str:
+def value_of(argv: Sequence[str], flag: str, default: str = "") -> str:
     """The value of one flag, the last if it is repeated; needed before the others can be known."""
     value = default
     for this, following in zip(argv, [*argv[1:], default], strict=False):
@@ -187,11 +187,11 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
     Raises:
         UsageError: the file cannot be read, or holds what no flag takes.
     """
-    if not (name := value_of(argv, "config", "")):
+    if not (name := value_of(argv, "config")):
         return argv
     path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
     if path.suffix == ".json":
-        return [*_flags_of_run(path, value_of(argv, "env", "")), *argv]
+        return [*_flags_of_run(path, value_of(argv, "env")), *argv]
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_FILE).decode()

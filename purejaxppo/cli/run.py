@@ -3,7 +3,9 @@
 import importlib.util
 import shlex
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +15,7 @@ from purejaxppo.cli.flags import value_of, with_file
 from purejaxppo.cli.settings import NoOptions, parse_resume, parse_settings
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
-from purejaxppo.experiment.experiment import resume_experiment, run_experiment
+from purejaxppo.experiment.experiment import ExperimentResult, resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.rundir.record import read_config
 from purejaxppo.rundir.summary import Summary
@@ -25,7 +27,12 @@ _PROG = "purejaxppo run"
 def main(argv: list[str]) -> int:
     """Run, and return the exit code, see `exit_code`."""
     console = Console(highlight=False)
-    return exit_code(lambda: (resume_run if value_of(argv, "resume", "") else start_run)(argv, console))
+
+    def command() -> None:
+        progress, result = (resume_run if value_of(argv, "resume") else start_run)(argv, console)
+        progress.show(table(result.summary, Path(result.out or "")))
+
+    return exit_code(command)
 
 
 def is_alone(argv: list[str]) -> bool:
@@ -33,10 +40,7 @@ def is_alone(argv: list[str]) -> bool:
 
     Asked before JAX starts, so of the flags, or of the record of the run that goes on, and not of a `Config`.
     """
-
-    def given(flag: str, default: str = "") -> str:
-        return value_of(argv, flag, default)
-
+    given = partial(value_of, argv)
     if given("mesh") or given("devices", "1") != "1":
         return False
     if directory := given("resume"):
@@ -49,7 +53,7 @@ def is_alone(argv: list[str]) -> bool:
     return small and given("num-seeds") == "1" and given("seed-mode", "vmap") == "vmap" and not given("devices")
 
 
-def start_run(argv: list[str], console: Console) -> None:
+def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, ExperimentResult]:
     """A new run."""
     argv = with_file(argv)
     about = "Train one algorithm on many seeds, as one compiled program."
@@ -57,38 +61,20 @@ def start_run(argv: list[str], console: Console) -> None:
     start_jax(is_alone(argv))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out = Path(options.out or f"runs/{options.env.replace('/', '-')}-{options.algo}-seed{options.seed}-{stamp}")
-    result = run_experiment(
-        config,
-        options.num_seeds,
-        out,
-        first_seed=options.seed,
-        devices=options.devices,
-        options=host,
-        debug=options.debug,
-        progress=ProgressLine(console, options.quiet),
-    )
-    if not options.quiet:
-        console.print(table(result.summary, out))
+    progress = ProgressLine(console, options.quiet)
+    how: Any = {"devices": options.devices, "options": host, "debug": options.debug, "progress": progress}
+    return progress, run_experiment(config, options.num_seeds, out, first_seed=options.seed, **how)
 
 
-def resume_run(argv: list[str], console: Console) -> None:
+def resume_run(argv: list[str], console: Console) -> tuple[ProgressLine, ExperimentResult]:
     """A run that was interrupted, or that is to go on for longer."""
     options = parse_resume(argv, _PROG)
     start_jax(is_alone(argv))
-    out = Path(options.resume)
-    if not out.is_dir():
+    if not Path(options.resume).is_dir():
         raise UsageError(f"resume = {options.resume!r} is no directory; give that of a run.")
-    result = resume_experiment(
-        out,
-        options.total_steps,
-        env=options.env,
-        devices=options.devices,
-        mesh=options.mesh,
-        debug=options.debug,
-        progress=ProgressLine(console, options.quiet),
-    )
-    if not options.quiet:
-        console.print(table(result.summary, out))
+    progress = ProgressLine(console, options.quiet)
+    how: Any = {"devices": options.devices, "mesh": options.mesh, "debug": options.debug, "progress": progress}
+    return progress, resume_experiment(options.resume, options.total_steps, env=options.env, **how)
 
 
 def table(summary: Summary, out: Path) -> Table:

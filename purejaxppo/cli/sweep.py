@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
 
     def command() -> None:
         with ExitStack() as stack:
-            if value_of(argv, "resume", ""):
+            if value_of(argv, "resume"):
                 again = parse_resume(argv, _PROG)
                 if again.total_steps is not None:
                     raise UsageError(

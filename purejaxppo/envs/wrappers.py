@@ -17,8 +17,7 @@ class Wrapper(BaseEnv):
 
     def __init__(self, env: BaseEnv) -> None:
         self.env = env
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        for name in FACTS:
+        for name in ("observation_space", "action_space", *FACTS, "close", "from_gymnasium", "to_gymnasium"):
             setattr(self, name, getattr(env, name))
 
     def inner(self, state: EnvState) -> EnvState:
@@ -32,17 +31,8 @@ class Wrapper(BaseEnv):
     def release(self, state: EnvState) -> Any:
         return self.env.release(self.inner(state))
 
-    def close(self) -> None:
-        self.env.close()
-
     def render_frames(self, states: Sequence[EnvState]) -> Iterator[np.ndarray]:
         return self.env.render_frames([self.inner(state) for state in states])
-
-    def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:
-        return self.env.from_gymnasium(obs, action_mask)
-
-    def to_gymnasium(self, action: Any) -> Any:
-        return self.env.to_gymnasium(action)
 
 
 class ActionRepeat(Wrapper):

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +13,6 @@ from purejaxppo.errors import UsageError, reason
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.rundir.metrics import MetricsFile, Row
 from purejaxppo.statistics import iqm
-
-
-class Sink(Protocol):
-    """Somewhere that rows go."""
-
-    def write(self, update: int, env_steps: int, row: Row) -> None: ...
-
-    def close(self) -> None: ...
-
 
 _GROUPS = {  # other metrics are the policy's
     "critic": ("explained_variance", "value_loss", "value_grad_norm"),
@@ -135,7 +126,7 @@ class Log:
     def __init__(
         self, out: Path, seeds: list[int], options: HostOptions, settings: Mapping[str, Any], done: int, begin: int
     ) -> None:
-        self._sinks: list[Sink] = []
+        self._sinks: list[MetricsFile | TensorBoard | WeightsAndBiases] = []
         with ExitStack() as undo:  # a sink that cannot be made closes those made before
             undo.callback(self.close)
             intervals = options.log_interval or 1, settings["eval_interval"]

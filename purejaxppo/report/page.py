@@ -16,7 +16,7 @@ from purejaxppo.report.html import breakable, decimals, escape, fixed, interval,
 from purejaxppo.report.labels import labels, seed_range
 from purejaxppo.report.sections import Entry, seeds_of
 from purejaxppo.rundir.contents import RunContents, read_contents
-from purejaxppo.rundir.files import replacing
+from purejaxppo.rundir.files import check_out, replacing
 from purejaxppo.statistics import iqm_over_seeds
 
 
@@ -28,8 +28,7 @@ def write_report(directories: list[Path], out: Path) -> None:
     Raises:
         UsageError: no directory holds a run, a file of a run is malformed, or `out` cannot be written.
     """
-    if out.suffix.lower() not in {".html", ".htm"} or out.is_dir():
-        raise UsageError(f"out = {str(out)!r} must be the name of an .html file; write --out report.html.")
+    check_out(out, (".html", ".htm"))
     runs = [read_contents(directory) for directory in run_directories(directories)]
     try:
         with replacing(out) as draft:

@@ -8,10 +8,8 @@ import os
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         try:
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(out))  # before it is looked into: another process may begin in it, too
-            if any(path.name != ".lock" for path in out.iterdir()):
+            if any(out.iterdir()):
                 raise UsageError(
                     f"out = {str(out)!r} already holds files, and a run needs a new one; choose another --out, or "
                     "--resume it."
@@ -75,21 +73,14 @@ def lock(out: Path) -> Iterator[None]:
 
 
 def _lock(held: ExitStack, directory: Path, shared: bool = False) -> None:
-    if sys.platform == "win32":  # no locks of directories, and no shared ones
-        import msvcrt
-
-        if shared:
-            return
-        file = held.enter_context((directory / ".lock").open("w"))
-        take = partial(msvcrt.locking, file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        handle = os.open(directory, os.O_RDONLY)
-        held.callback(os.close, handle)
-        take = partial(fcntl.flock, handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     try:
-        take()
+        import fcntl
+    except ImportError:  # Windows, which has no locks of directories
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    held.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         raise UsageError(f"{directory} is being written by another process; wait for it, or stop it.") from error
     except OSError:  # a file system without locks

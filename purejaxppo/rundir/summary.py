@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
 
 from purejaxppo.rundir.files import malformed, read_json, refusing, shown, to_float, write_json
 from purejaxppo.rundir.record import RunRecord
-from purejaxppo.statistics import iqm, iqm_interval
+from purejaxppo.statistics import iqm_over_seeds
 
 
 class EvalReturn(TypedDict):
@@ -59,7 +59,7 @@ def write_summary(
 ) -> Summary:
     """Write it, and return it; `returns` [seeds] are those of the final evaluation, `env_steps` made by each seed."""
     config, seeds = record.config, record.seeds
-    low, high = iqm_interval(returns)
+    middle, low, high = map(float, iqm_over_seeds(returns))
     known = returns[~np.isnan(returns)]
     summary = Summary(
         algo=config.algo_name,
@@ -69,7 +69,7 @@ def write_summary(
         env_steps=env_steps,
         eval_return=EvalReturn(
             mean=float(known.mean()) if known.size else np.nan,
-            iqm=iqm(returns),
+            iqm=middle,
             ci_low=low,
             ci_high=high,
             per_seed=returns.astype(float).tolist(),
@@ -98,34 +98,22 @@ def read_summary(directory: Path, seeds: list[int]) -> Summary | None:
         return None
     content = read_json(path)
     with refusing(path):
-        final = content["eval_return"]
-        scores, failed = final["per_seed"], content.get("failed_seeds", content.get("sick_seeds", []))
+        scores = content["eval_return"]["per_seed"]
+        failed = content.get("failed_seeds", content.get("sick_seeds", []))
         if not isinstance(scores, list) or len(scores) != len(seeds):
             raise malformed(path, f"per_seed does not hold one return for each of {len(seeds)} seeds")
         if not isinstance(failed, list) or any(found["seed"] not in seeds for found in failed):
             raise malformed(path, "failed_seeds is not a list of this run's seeds")
-        return Summary(
-            algo=shown(content.get("algo", "–")),
-            env=shown(content.get("env", "–")),
-            num_seeds=len(seeds),
-            seeds=seeds,
-            env_steps=int(content.get("env_steps", 0)),
-            eval_return=EvalReturn(
-                mean=to_float(final.get("mean")),
-                iqm=to_float(final.get("iqm")),
-                ci_low=to_float(final.get("ci_low")),
-                ci_high=to_float(final.get("ci_high")),
-                per_seed=[to_float(score) for score in scores],
-            ),
-            failed_seeds=[
-                FailedSeed(seed=found["seed"], update=int(found["update"]), cause=shown(found["cause"], 200))
-                for found in failed
-            ],
-            steps_per_second=to_float(content.get("steps_per_second")),
-            compile_seconds=to_float(content.get("compile_seconds")),
-            run_seconds=to_float(content.get("run_seconds")),
-            training_seconds=to_float(content.get("training_seconds")),
-            evaluation_seconds=to_float(content.get("evaluation_seconds")),
-            saving_seconds=to_float(content.get("saving_seconds")),
-            device=shown(content.get("device", "–")),
-        )
+        summary: Any = _scalars(Summary, content) | {"num_seeds": len(seeds), "seeds": seeds}
+        summary["eval_return"] = _scalars(EvalReturn, content["eval_return"]) | {"per_seed": [*map(to_float, scores)]}
+        summary["failed_seeds"] = [
+            FailedSeed(seed=found["seed"], update=int(found["update"]), cause=shown(found["cause"], 200))
+            for found in failed
+        ]
+        return summary
+
+
+def _scalars(kind: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """The numbers and texts of a TypedDict, as a file has them."""
+    read: dict[Any, Any] = {int: lambda x: int(x or 0), float: to_float, str: lambda x: "–" if x is None else shown(x)}
+    return {name: read[of](content.get(name)) for name, of in kind.__annotations__.items() if of in read}

@@ -73,7 +73,6 @@ class Step(NamedTuple):
     group: SettingsGroup
     program: Program | None  # None: all its settings are finished
     at_once: int  # settings that its program is for
-    device_bytes: int
 
     @property
     def lots(self) -> list[list[int]]:
@@ -125,15 +124,14 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
     groups, steps = sweep.groups, []
     for i, group in enumerate(groups):
         if sweep.finished(group.members):
-            steps.append(Step(group, None, len(group.members), 0))
+            steps.append(Step(group, None, len(group.members)))
             continue
         progress.say(f"compiling group {i + 1} of {len(groups)}: {group.name}")
 
         def compiled(count: int, group: SettingsGroup = group) -> Program:
             return compile_program(_batch(sweep, group, group.members[:count], count, devices))
 
-        program, count, need = fit(compiled, lambda program: program.device_bytes, len(group.members), devices)
-        steps.append(Step(group, program, count, need))
+        steps.append(Step(group, *fit(compiled, lambda program: program.device_bytes, len(group.members), devices)))
     return steps
 
 

@@ -41,7 +41,7 @@ def group_settings(config: Config, settings: Sequence[Settings]) -> list[Setting
 
 def fit(
     compiled: Callable[[int], Compiled], device_bytes: Callable[[Compiled], int], count: int, devices: list[jax.Device]
-) -> tuple[Compiled, int, int]:
+) -> tuple[Compiled, int]:
     """A program for `count` settings at once, or else for as many as fit, in batches of equal size.
 
     Args:
@@ -49,7 +49,7 @@ def fit(
         device_bytes: what it takes on each device.
 
     Returns:
-        The program, the number of settings that it is for, and its bytes on each device.
+        The program, and the number of settings that it is for.
 
     Raises:
         UsageError: not even one fits.
@@ -59,7 +59,7 @@ def fit(
         program = compiled(at_once)
         need = device_bytes(program)
         if free is None or _MARGIN * need <= free:
-            return program, at_once, need
+            return program, at_once
         if at_once == 1:
             require_memory(
                 int(_MARGIN * need), devices, "all seeds of one setting", "--num-seeds, --num-envs or --num-steps"

@@ -25,7 +25,8 @@ def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
     for heading in ("group", "settings", "runs", "GiB on each device", "batches"):
         rows.add_column(heading, justify="left" if heading == "group" else "right")
     for step in steps:
-        count, memory = len(step.group.members), f"{step.device_bytes / 2**30:.3f}" if step.program else "finished"
+        count = len(step.group.members)
+        memory = f"{step.program.device_bytes / 2**30:.3f}" if step.program else "finished"
         rows.add_row(step.group.name, str(count), str(count * seeds), memory, str(len(step.lots)))
     return rows
 

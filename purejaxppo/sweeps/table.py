@@ -76,7 +76,7 @@ def _train(
         return program.lower(*arguments(group.members[:size], size)).compile()
 
     program: Any = over_runs(train, devices, vmap_size=vmap_size)
-    fitting, size, _ = fit(compiled, device_bytes, len(group.members), devices)
+    fitting, size = fit(compiled, device_bytes, len(group.members), devices)
     for members in batches(group.members, size):
         metrics = {name: np.asarray(x) for name, x in fitting(*arguments(members, size)).items()}
         for j, i in enumerate(members):
