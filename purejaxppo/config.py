@@ -152,14 +152,19 @@ class Config(struct.PyTreeNode):
         return self.environment.on_host
 
     @property
+    def steps_per_update(self) -> int:
+        """Environment steps per seed and update: num_envs × num_steps."""
+        return self.num_envs * self.num_steps
+
+    @property
     def num_updates(self) -> int:
-        """⌈total_steps / (num_envs × num_steps)⌉."""
-        return -(-self.total_steps // (self.num_envs * self.num_steps))
+        """⌈total_steps / steps_per_update⌉."""
+        return -(-self.total_steps // self.steps_per_update)
 
     @property
     def env_steps(self) -> int:
         """Environment steps per seed that are really made."""
-        return self.num_updates * self.num_envs * self.num_steps
+        return self.num_updates * self.steps_per_update
 
     @property
     def is_joint(self) -> bool:
@@ -190,7 +195,7 @@ class Config(struct.PyTreeNode):
                 f"total_steps = {self.total_steps} takes {self.num_updates:,} updates, which are counted to 2³¹; lower "
                 "it, or raise num_steps."
             )
-        batch = self.num_envs * self.num_steps
+        batch = self.steps_per_update
         what, parts = ("num_envs × num_steps", batch)
         if self.is_recurrent:
             what, parts = "recurrent networks learn from whole sequences: num_envs", self.num_envs

@@ -295,6 +295,15 @@ def test_a_platform_that_is_not_here_is_one_line(error, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_devices_that_are_none_and_logs_without_a_directory_are_refused():
+    for wrong in ("a", 1.5, [0], []):
+        with pytest.raises(UsageError, match=r"^devices = .* must be how many, or a list of some of jax.devices\(\)"):
+            run_experiment(Config(), 1, devices=wrong)
+    for name in ("tensorboard", "wandb"):
+        with pytest.raises(UsageError, match=r"^tensorboard and wandb log into a run directory.*; pass out=DIR"):
+            run_experiment(Config(), 1, options={name: True})
+
+
 def test_the_second_signal_ends_the_process_even_where_an_environment_hangs(tmp_path):
     """While the first waits for the chunk to end. The environment's process ends, too."""
     flags = "--algo a2c --env gymnasium/host_environments:Clock-v0,fails_at=5,how=hang --num-envs 2 --num-steps 16"

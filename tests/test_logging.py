@@ -90,7 +90,9 @@ def compile_once(runs, compile=loop.compile_program):
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch):
     monkeypatch.setattr(loop, "compile_program", compile_once)
-    monkeypatch.setattr(loop, "learning_curve", lambda *figure: None)  # drawn elsewhere, 0.3 s each
+    monkeypatch.setattr(
+        "purejaxppo.experiment.run_batch.learning_curve", lambda *figure: None
+    )  # drawn elsewhere, 0.3 s each
 
 
 def run(out, eval_interval=0, line=None, debug=False, **options):

@@ -148,7 +148,7 @@ def compiled_once(monkeypatch):
         return programs[runs.config.hidden_sizes]
 
     monkeypatch.setattr(execution, "compile_program", compile_once)
-    monkeypatch.setattr(loop, "learning_curve", lambda *figure: None)
+    monkeypatch.setattr("purejaxppo.experiment.run_batch.learning_curve", lambda *figure: None)
 
 
 def test_a_small_group_leaves_the_devices_to_the_others(tmp_path):

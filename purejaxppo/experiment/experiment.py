@@ -94,10 +94,12 @@ def run_experiment(
     options = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
     config.check()
     options.check()
+    keep = out is not None
+    if not keep and (options.tensorboard or options.wandb):
+        raise UsageError("tensorboard and wandb log into a run directory, and there is none; pass out=DIR.")
     chosen = options.place(config, len(seeds), choose_devices(devices))
     check_memory(config, len(seeds), chosen, options)
     progress = progress or ProgressLine(Console(highlight=False), quiet)
-    keep = out is not None
     with ExitStack() as stack:
         where = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-"))
         directory = stack.enter_context(new_directory(Path(where)))
@@ -222,7 +224,7 @@ def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResul
 
 def _what_is_resumed(record: RunRecord, update: int) -> str:
     config, seeds = record.config, len(record.seeds)
-    steps = update * config.num_envs * config.num_steps
+    steps = update * config.steps_per_update
     where = f"at step {steps:,} of {config.env_steps:,} per seed" if update else "from the beginning: no checkpoint"
     return f"resuming {record.directory}: {config.algo_name} on {config.env_name}, {plural(seeds, 'seed')}, {where}"
 

@@ -15,7 +15,6 @@ from purejaxppo.envs.base import host_failures
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment.chunk_report import ChunkReport, tidy_rows
 from purejaxppo.experiment.failures import explain, file_remedy
-from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.program import ROWS, Program, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
@@ -25,12 +24,8 @@ from purejaxppo.health import CAUSES
 from purejaxppo.keys import RESUMED
 from purejaxppo.parallel.runs import differing_replica
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.checkpoint import Snapshot
-from purejaxppo.rundir.metrics import read_metrics
-from purejaxppo.rundir.record import RunRecord
-from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
-from purejaxppo.statistics import iqm
+from purejaxppo.rundir.summary import FailedSeed, Summary
 from purejaxppo.types import TrainState
 
 CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
@@ -67,13 +62,15 @@ class Loop:
         return self.runs.config
 
     @property
-    def steps_per_update(self) -> int:
-        return self.config.num_envs * self.config.num_steps
+    def env_steps(self) -> int:
+        """Made so far, of each seed."""
+        return self.done * self.config.steps_per_update
 
     def run(self, snapshot: Snapshot | None = None, program: Program | None = None) -> list[Summary]:
         """Train from a checkpoint, or from the beginning, to the end, evaluate, and write the summaries."""
         runs, config = self.runs, self.config
-        self._announce()
+        for note in runs.notes:
+            self.progress.say(note)
         self.done = self.saved = snapshot.about["update"] if snapshot else 0
         seeds = [runs.members[row][1] for row in runs.rows]
         try:
@@ -84,7 +81,7 @@ class Loop:
                 self.progress,
                 contextlib.ExitStack() as stack,
             ):
-                begin = self.done * self.steps_per_update + 1
+                begin = self.env_steps + 1
                 for x in runs.records:
                     log = Log(x.directory, x.seeds, runs.options, settings_of(x.config), self.done, begin)
                     self.logs.append(stack.enter_context(contextlib.closing(log)))
@@ -93,11 +90,10 @@ class Loop:
                 returns = self._final_returns()
             if runs.out:  # the members' checkpoints are together, and now each gets its own
                 self.state = jax.device_get(self.state)
-                with self._timed("saving"):
-                    for i, record in enumerate(runs.records):
-                        self._write_checkpoint(record.directory, runs.members_of(i), record.config)
+                self._save([(x.directory, runs.members_of(i), x.config) for i, x in enumerate(runs.records)])
             self._count_seconds()
-            return [self._finish(i, record, returns[runs.members_of(i)]) for i, record in enumerate(runs.records)]
+            ended = range(len(runs.records))
+            return [runs.write_outcome(i, returns, self.failed, self.seconds, self.done) for i in ended]
         except OSError as error:
             if error is self.callback_error:
                 raise
@@ -112,19 +108,6 @@ class Loop:
         what = "the last checkpoint is whole" if self.saved else "no checkpoint was saved yet"
         return f"{what}: {remedy}--resume {self.runs.resume_directory}"
 
-    def _announce(self) -> None:
-        config = self.config
-        if config.env_steps != config.total_steps:
-            self.progress.say(
-                f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
-                f"updates of {self.steps_per_update:,} steps."
-            )
-        if not config.environment.has_time_limit:
-            self.progress.say(
-                f"{config.env} declares no time limit: evaluations cut episodes off after eval_max_steps = "
-                f"{config.eval_max_steps:,}"
-            )
-
     def _start(self, snapshot: Snapshot | None, program: Program | None) -> None:
         """Compile, if that was not done before, and make or restore the state."""
         runs, config = self.runs, self.config
@@ -137,7 +120,7 @@ class Loop:
             self.returns = np.asarray(snapshot.about["scores"], np.float64)
         self.seconds["compile"] += program.compile_seconds
         self.began = time.monotonic() - self.seconds["run"]
-        per_update = self.steps_per_update * len(runs.members)
+        per_update = self.config.steps_per_update * len(runs.members)
         self.progress.stage("training", self.done * per_update, config.num_updates * per_update)
         keys = runs.keys
         if config.on_host and self.done:  # other episodes than at the beginning
@@ -178,7 +161,7 @@ class Loop:
             elapsed = time.monotonic() - began
             pace = int(max(1, min(self.config.num_updates, CHUNK_SECONDS * (self.done - before) / elapsed)))
             alive = members - len(self.failed)
-            self.progress.advance(self.done * self.steps_per_update * members, self.returns, alive)
+            self.progress.advance(self.env_steps * members, self.returns, alive)
             if self._save_is_due():
                 self.save()
             if self.on_chunk:
@@ -219,7 +202,7 @@ class Loop:
                 row |= self._evaluate(evaluate and end == done)
             for j, log in enumerate(self.logs):
                 own = runs.members_of(j)
-                log.write(end, end * self.steps_per_update, {name: x[own] for name, x in row.items()})
+                log.write(end, end * self.config.steps_per_update, {name: x[own] for name, x in row.items()})
                 self.logged = True
             returns = row.get("eval_return", row["episode_return"])
             self.returns = np.where(np.isnan(returns), self.returns, returns)
@@ -280,10 +263,11 @@ class Loop:
 
     def _report(self, on_chunk: Callable[[ChunkReport], Any], rows: list[tuple[int, dict[str, np.ndarray]]]) -> None:
         """Call back. What that raises ends the run, once all is saved."""
-        columns = tidy_rows(rows, self.runs.records[0].seeds, self.steps_per_update)
-        failed, steps = [found.copy() for found in self.failed.values()], self.done * self.steps_per_update
+        columns = tidy_rows(rows, self.runs.records[0].seeds, self.config.steps_per_update)
+        failed = [found.copy() for found in self.failed.values()]
+        made = self.done, self.config.num_updates, self.env_steps
         try:
-            on_chunk(ChunkReport(self.done, self.config.num_updates, steps, columns, self.returns.copy(), failed))
+            on_chunk(ChunkReport(*made, columns, self.returns.copy(), failed))
         except BaseException as error:
             self.callback_error = error
             if self.saved < self.done:
@@ -293,40 +277,15 @@ class Loop:
     def save(self) -> None:
         """A checkpoint of all members."""
         if self.keep:
-            with self._timed("saving"):
-                self._count_seconds()
-                everyone = slice(len(self.runs.members))
-                self._write_checkpoint(self.runs.directory, everyone, self.runs.full_config)
+            self._save([(self.runs.directory, slice(len(self.runs.members)), self.runs.full_config)])
             self.saved, self.saved_at = self.done, time.monotonic()
 
-    def _write_checkpoint(self, directory: Path, members: slice, config: Config) -> None:
-        """A checkpoint of some members."""
-        steps, share = self.done * self.steps_per_update, len(self.returns[members]) / len(self.returns)
-        about = {
-            "update": self.done,
-            "env_steps": steps,
-            "score": iqm(self.returns[members]),
-            "scores": self.returns[members],
-            "seconds": {name: x * share for name, x in self.seconds.items()},
-            "seeds": [seed for _, seed in self.runs.members[members]],
-            "settings": settings_of(config),
-        }
-        here = jax.device_get(self.state)  # cut on a device, each shape would need a kernel compiled for it
-        kept = {"state": jax.tree.map(lambda x: x[members], here), "totals": self.totals[members]}
-        checkpoint.save(directory / "checkpoints" / str(steps), kept, about)
-        checkpoint.prune(directory / "checkpoints", self.runs.options.keep_checkpoints)
-
-    def _finish(self, i: int, record: RunRecord, returns: np.ndarray) -> Summary:
-        """Write the summary and the learning curve of the i-th run directory, which gets its share of the seconds."""
-        members = range(len(self.runs.members))[self.runs.members_of(i)]
-        seconds = {name: x / len(self.runs.records) for name, x in self.seconds.items()}
-        failed = [found for member, found in self.failed.items() if member in members]
-        summary = write_summary(record, returns, failed, seconds, self.runs.devices, self.done * self.steps_per_update)
-        intervals = self.runs.options.log_interval or 1, self.config.eval_interval
-        table = read_metrics(record.directory / "metrics.csv", record.seeds, self.done, intervals)
-        curve = table.env_steps.tolist(), [*table.metric("episode_return").T]
-        learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
-        return summary
+    def _save(self, places: list[tuple[Path, slice, Config]]) -> None:
+        """Checkpoints: in which run directory, of which members, with which settings."""
+        with self._timed("saving"):
+            self._count_seconds()
+            for place in places:
+                self.runs.write_checkpoint(*place, self.done, self.state, self.totals, self.returns, self.seconds)
 
     def _count_seconds(self) -> None:
         self.seconds["run"] = time.monotonic() - self.began

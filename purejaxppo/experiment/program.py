@@ -159,7 +159,7 @@ def check_memory(config: Config, runs: int, devices: list[jax.Device], options: 
     vmap_size = min(on_one, options.vmap_size(config, devices) or on_one)
     waiting = (on_one - vmap_size) * state
     need = vmap_size * max(update, state + 2 * size(one.rollout) * episodes) + waiting
-    what = f"num_seeds × num_envs × num_steps = {runs * config.num_envs * config.num_steps:,} samples"
+    what = f"num_seeds × num_envs × num_steps = {runs * config.steps_per_update:,} samples"
     way = "--num-seeds, --num-envs or --num-steps"
     if need > vmap_size * update + waiting:
         what, way = f"{vmap_size * episodes:,} episodes at once", "--final-episodes or --eval-episodes"

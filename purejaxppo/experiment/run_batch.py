@@ -1,7 +1,7 @@
 """What one program trains together: all seeds of a run, or of several runs of a sweep whose numbers differ."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -10,11 +10,15 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.checkpoint import Snapshot
+from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord
+from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
+from purejaxppo.statistics import iqm
 from purejaxppo.train import init
 from purejaxppo.types import TrainState
 
@@ -94,6 +98,64 @@ class RunBatch:
     def state_shapes(self) -> TrainState:
         """The shapes of all members' states, which only a run that is resumed must know."""
         return jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.members)])
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said before they begin."""
+        config, notes = self.config, []
+        if config.env_steps != config.total_steps:
+            notes.append(
+                f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
+                f"updates of {config.steps_per_update:,} steps."
+            )
+        if not config.environment.has_time_limit:
+            notes.append(
+                f"{config.env} declares no time limit: evaluations cut episodes off after eval_max_steps = "
+                f"{config.eval_max_steps:,}"
+            )
+        return notes
+
+    def write_checkpoint(
+        self,
+        directory: Path,
+        members: slice,
+        config: Config,
+        done: int,
+        state: TrainState,
+        totals: np.ndarray,
+        returns: np.ndarray,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """A checkpoint of some members, after `done` updates, in one of their run directories; others go if need be."""
+        own = returns[members]
+        about = {
+            "update": done,
+            "env_steps": done * config.steps_per_update,
+            "score": iqm(own),
+            "scores": own,
+            "seconds": {name: x * len(own) / len(returns) for name, x in seconds.items()},
+            "seeds": [seed for _, seed in self.members[members]],
+            "settings": settings_of(config),
+        }
+        here = jax.device_get(state)  # cut on a device, each shape would need a kernel compiled for it
+        kept = {"state": jax.tree.map(lambda x: x[members], here), "totals": totals[members]}
+        checkpoint.save(directory / "checkpoints" / str(about["env_steps"]), kept, about)
+        checkpoint.prune(directory / "checkpoints", self.options.keep_checkpoints)
+
+    def write_outcome(
+        self, i: int, returns: np.ndarray, failed: Mapping[int, FailedSeed], seconds: Mapping[str, float], done: int
+    ) -> Summary:
+        """The summary and the learning curve of the i-th run directory, which gets its share of the seconds."""
+        record, own = self.records[i], self.members_of(i)
+        share = {name: x / len(self.records) for name, x in seconds.items()}
+        here = [found for member, found in failed.items() if own.start <= member < own.stop]
+        steps = done * self.config.steps_per_update
+        summary = write_summary(record, returns[own], here, share, self.devices, steps)
+        intervals = self.options.log_interval or 1, self.config.eval_interval
+        table = read_metrics(record.directory / "metrics.csv", record.seeds, done, intervals)
+        curve = table.env_steps.tolist(), [*table.metric("episode_return").T]
+        learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
+        return summary
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:
         """The last checkpoint that is whole, None if none was saved. Raises: UsageError."""

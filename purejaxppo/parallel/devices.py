@@ -5,7 +5,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -80,7 +80,10 @@ def cpu_cores(root: Path = Path("/")) -> int:
 def choose_devices(wanted: int | Sequence[jax.Device] | None) -> list[jax.Device]:
     """The first `wanted` devices, or all. Raises: UsageError, there are not so many, or JAX cannot find any."""
     if not isinstance(wanted, int | None):
-        return list(wanted)
+        chosen = [*wanted] if isinstance(wanted, Iterable) else []
+        if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+            raise UsageError(f"devices = {wanted!r:.80} must be how many, or a list of some of jax.devices().")
+        return chosen
     try:
         devices = jax.devices()
     except (AssertionError, RuntimeError) as error:  # as JAX says it

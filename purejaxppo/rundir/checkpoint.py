@@ -56,7 +56,7 @@ class Snapshot(NamedTuple):
             UsageError: it is another run's, of another algorithm, environment, setting or seeds.
         """
         with refusing(self.directory / "manifest.json"):
-            self._check_progress(config.num_envs * config.num_steps, len(seeds))
+            self._check_progress(config.steps_per_update, len(seeds))
             fields = (*dataclasses.fields(config), *dataclasses.fields(config.algo))
             usual = {field.name: to_json(field.default) for field in fields}  # for what an older version did not have
             theirs = usual | self.about["settings"] | {"seeds": self.about["seeds"]}
@@ -161,11 +161,8 @@ def read(directory: Path, own: bool = False) -> Snapshot:
     with refusing(directory / "manifest.json"):
         described = content["arrays"]
         empty = {path: np.zeros(x["shape"], x["dtype"]) for path, x in described.items() if 0 in x["shape"]}
-        like = {
-            path: np.broadcast_to(np.zeros((), x["dtype"]), x["shape"])
-            for path, x in described.items()
-            if path not in empty
-        }
+        shapes = {path: x for path, x in described.items() if path not in empty}
+        like = {path: np.broadcast_to(np.zeros((), x["dtype"]), x["shape"]) for path, x in shapes.items()}
     try:
         with _orbax(directory) as (checkpointer, linked):
             if not own:

@@ -89,7 +89,7 @@ def _tidy(config: Config, own: Settings, metrics: dict[str, np.ndarray]) -> Tabl
     seed, update = np.indices((seeds, updates))
     update += 1
     columns = {name: np.full((seeds, updates), show(x) if isinstance(x, tuple) else x) for name, x in own.items()}
-    columns |= {"seed": seed, "update": update, "env_steps": update * (config.num_envs * config.num_steps)}
+    columns |= {"seed": seed, "update": update, "env_steps": update * config.steps_per_update}
     for name, x in metrics.items():
         columns[name] = x
         if x.shape[1] != updates:
