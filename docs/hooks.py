@@ -6,6 +6,7 @@ MkDocs calls `on_files` and `on_page_markdown`; `mkdocs.yml` names this file.
 import dataclasses
 import re
 from collections.abc import Collection, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,12 +15,6 @@ from mkdocs.structure.files import File
 
 from purejaxppo.__main__ import COMMANDS
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.cli.envs import EnvsOptions
-from purejaxppo.cli.evaluate import EvaluateOptions
-from purejaxppo.cli.export import ExportOptions
-from purejaxppo.cli.presets import PresetsOptions
-from purejaxppo.cli.render import RenderOptions
-from purejaxppo.cli.report import ReportOptions
 from purejaxppo.cli.settings import ResumeOptions, RunOptions
 from purejaxppo.cli.sweep import SweepOptions
 from purejaxppo.config import DEFAULTS, Config
@@ -35,15 +30,9 @@ COPIED = {  # page ↦ the file that it is, and the folder that its links are re
     "inside/changelog.md": "CHANGELOG.md",
 }
 FIGURES = ("benchmarks/results", "notebooks/figures")
-COMMAND_OPTIONS: dict[str, tuple[Any, ...]] = {
+COMMAND_OPTIONS: dict[str, tuple[Any, ...]] = {  # the others have one record each, `main.options`
     "run": (RunOptions, HostOptions),
     "sweep": (SweepOptions, RunOptions, HostOptions),
-    "evaluate": (EvaluateOptions,),
-    "render": (RenderOptions,),
-    "report": (ReportOptions,),
-    "export": (ExportOptions,),
-    "envs": (EnvsOptions,),
-    "presets": (PresetsOptions,),
 }
 
 
@@ -176,7 +165,9 @@ def flags_table(owner: type) -> Iterator[str]:
         flag = told.get("metavar", field.name) if told.get("positional") else f"--{field.name.replace('_', '-')}"
         if type_name(field, owner) == "bool":
             flag = f"{flag}, --no-{field.name.replace('_', '-')}"
-        values = allowed(field) or (f"`{told['metavar']}`" if told.get("metavar") and not told.get("positional") else "")
+        values = allowed(field) or (
+            f"`{told['metavar']}`" if told.get("metavar") and not told.get("positional") else ""
+        )
         values = values.replace("|", "\\|")
         yield f"| `{flag}` | {values} | {default_of(field)} | {words(told.get('help', ''))} |"
 
@@ -196,7 +187,7 @@ def command_line_page() -> str:
     titles = {RunOptions: "Which run", HostOptions: "Log, checkpoints, devices", SweepOptions: "What is swept"}
     for name, about in COMMANDS.items():
         lines += ["", f"## `purejaxppo {name}`", "", f"{about[0].upper()}{about[1:]}."]
-        for owner in COMMAND_OPTIONS[name]:
+        for owner in COMMAND_OPTIONS.get(name) or (import_module(f"purejaxppo.cli.{name}").main.options,):
             if owner in titles:
                 lines += ["", f"**{titles[owner]}**"]
             lines += ["", *flags_table(owner)]

@@ -1,4 +1,4 @@
-"""What notebooks, README, CONTRIBUTING and benchmarks say is there: prose as prose, imports, commands, files, flags."""
+"""What notebooks, README, site, CONTRIBUTING and benchmarks say is there: prose, imports, commands, files, flags."""
 
 import ast
 import importlib
@@ -13,7 +13,8 @@ from purejaxppo.__main__ import COMMANDS
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOURCES = [path for where in ("purejaxppo", "benchmarks") for path in sorted((ROOT / where).rglob("*.py"))]
-PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/NOTES.md", ROOT / "benchmarks/SCALING.md"]
+SITE = sorted((ROOT / "docs").rglob("*.md"))
+PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/NOTES.md", "benchmarks/SCALING.md")]
 
 
 def cells(path: Path, kind: str) -> list[str]:
@@ -85,7 +86,7 @@ def test_imports_of_the_package_resolve(path: Path) -> None:
 
 
 def test_commands_that_are_named_exist() -> None:
-    named = {path: commands(text(path)) for path in [*PROSE, *NOTEBOOKS, *SOURCES]}
+    named = {path: commands(text(path)) for path in [*PROSE, *SITE, *NOTEBOOKS, *SOURCES]}
     assert {"run", "sweep", "evaluate", "render", "report", "export"} <= named[ROOT / "README.md"]
     wrong = {str(path): words - {".run", *COMMANDS} for path, words in named.items()}
     assert {path: words for path, words in wrong.items() if words} == {}
@@ -94,10 +95,12 @@ def test_commands_that_are_named_exist() -> None:
 def test_files_that_are_named_exist() -> None:
     """Paths below the root or the package, in prose, docstrings and comments; links of the Markdown files."""
     missing = []
-    for path in [*PROSE, *NOTEBOOKS, *SOURCES]:
+    for path in [*PROSE, *SITE, *NOTEBOOKS, *SOURCES]:
         written = text(path)
         named = re.findall(r"(?<![\w/.-])([a-z_]+/[\w/]+\.(?:py|md|ipynb|png))\b", written)
         linked = re.findall(r"\]\(([^):#]+)\)", written) if path in PROSE else []
+        if path in SITE:  # whose links MkDocs checks, and which names files of other projects, too
+            named = [name for name in named if name.partition("/")[0] in ("purejaxppo", "benchmarks", "tests")]
         roots = (ROOT, ROOT / "purejaxppo", path.parent)
         missing += [f"{path.name}: {name}" for name in named if not any((root / name).exists() for root in roots)]
         missing += [f"{path.name}: {name}" for name in linked if not (path.parent / name).exists()]
@@ -124,8 +127,8 @@ def test_flags_that_are_named_exist() -> None:
     """Each `--flag` beside a command of ours is a field or a literal somewhere in the package."""
     source = "\n".join(path.read_text() for path in SOURCES if "purejaxppo/" in path.as_posix())
     missing = []
-    for path in [ROOT / "README.md", *NOTEBOOKS]:
-        others = r"\b(pip|pytest|python benchmarks|XLA_FLAGS)"
+    for path in [ROOT / "README.md", *SITE, *NOTEBOOKS]:
+        others = r"\b(pip|pytest|python benchmarks|XLA_FLAGS|docker|uv|benchmarks/gpu.py)"
         lines = [line for line in text(path).splitlines() if not re.search(others, line)]
         for flag in sorted(set(re.findall(r"(?<![\w-])--([a-z][a-z-]+[a-z])", "\n".join(lines)))):
             field = flag.removeprefix("no-").replace("-", "_")

@@ -57,6 +57,7 @@ def test_the_metadata_names_where_it_is_developed_and_what_was_tested(built):
     about = built[2]
     links = dict(line.split(", ") for line in about.get_all("Project-URL"))
     assert {"Repository", "Documentation", "Changelog"} == set(links)
+    assert links.pop("Documentation") == "https://purejaxppo.github.io/purejaxppo/"
     assert all(link.startswith("https://github.com/") for link in links.values())
     classifiers = about.get_all("Classifier")
     pythons = {line.rpartition(" ")[2] for line in classifiers if re.search(r":: 3\.\d+$", line)}

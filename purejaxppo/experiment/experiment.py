@@ -129,8 +129,10 @@ def resume_experiment(
         out: the run directory.
         total_steps: train longer than was planned; not if the learning rate is annealed.
         env: the environment, again, if it is one of your own: a file is not trusted to run code.
-        policy_network, critic_network: the modules, again, if they are your own.
-        devices, mesh: None: as before, if there are as many. With others the last digits differ, which is said.
+        policy_network: the module, again, if it is your own.
+        critic_network: likewise.
+        devices: None: as many as before, if there are as many. With others the last digits differ, which is said.
+        mesh: likewise.
 
     The other arguments, and what is raised, are those of `run_experiment`.
     """

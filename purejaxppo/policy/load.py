@@ -50,8 +50,9 @@ def load(
         seed: `best` (by the final evaluation; by the last returns, if the run has not ended) or a seed's number.
         checkpoint: `last`, or the environment steps of one that was kept.
         env: the environment, again, if it is not a registered one: a file is not trusted to run code.
-        policy_network, critic_network: the modules, again, if the run was trained with modules of the user's own. Their
-            parameters must have the shapes of those saved; nothing else of them can be compared.
+        policy_network: the module, again, if the run was trained with one of the user's own. Its parameters must have
+            the shapes of those saved; nothing else of it can be compared.
+        critic_network: likewise.
 
     Raises:
         UsageError: there is no such run, seed or checkpoint, or it is damaged and no older one is whole; an `obs` of
