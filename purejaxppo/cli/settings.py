@@ -53,11 +53,6 @@ class RunOptions:
         """Raises: UsageError."""
         return seed_list(self.num_seeds, self.seed)
 
-    def check(self) -> None:
-        """Raises: UsageError."""
-        check_fields(self)
-        _ = self.seeds  # refuses what are none
-
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
@@ -113,7 +108,8 @@ def parse_settings(argv: list[str], prog: str, about: str, more: More) -> tuple[
     refuse_unknown(argv, flags_of(groups.values()), f"--algo {algo}", hyperparameters())
     run, own, config, algorithm, host = parse_groups(groups, argv, prog, about)
     options, given = RunOptions(**run), {flag_name(token).replace("-", "_") for token in argv}
-    options.check()
+    check_fields(options)
+    _ = options.seeds  # refuses what are none
     settings = {name: value for name, value in {**config, **algorithm}.items() if name in given}
     return preset(algo, env, **settings), options, HostOptions(**host), type(more)(**own)
 

@@ -145,7 +145,11 @@ def resume_experiment(
     with lock(directory):
         runs = RunBatch([record], here)
         snapshot = runs.newest_checkpoint(progress.warn)
-        progress.say(_what_is_resumed(record, snapshot.about["update"] if snapshot else 0))
+        what = f"{record.config.algo_name} on {record.config.env_name}, {plural(len(record.seeds), 'seed')}"
+        where = "from the beginning: no checkpoint"
+        if snapshot:
+            where = f"at step {snapshot.about['env_steps']:,} of {record.config.env_steps:,} per seed"
+        progress.say(f"resuming {directory}: {what}, {where}")
         write_record(record)
         loop = Loop(runs, progress, debug, on_chunk)
         return _result(loop, loop.run(snapshot), True)
@@ -222,13 +226,6 @@ def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResul
     return ExperimentResult(
         record.config, record.seeds, record.directory if keep else None, summaries[0], metrics, loop.state
     )
-
-
-def _what_is_resumed(record: RunRecord, update: int) -> str:
-    config, seeds = record.config, len(record.seeds)
-    steps = update * config.steps_per_update
-    where = f"at step {steps:,} of {config.env_steps:,} per seed" if update else "from the beginning: no checkpoint"
-    return f"resuming {record.directory}: {config.algo_name} on {config.env_name}, {plural(seeds, 'seed')}, {where}"
 
 
 def _longer(config: Config, total_steps: int) -> Config:

@@ -47,7 +47,9 @@ def export_policy(trained: Trained, out: str | Path) -> float:
     env = trained.config.environment
     with env, host_failures(env, [trained.seed]), jax.default_matmul_precision("highest"):
         obs = observations(trained)
-        hidden = hidden_states(trained, obs)
+        # [1000, H] within ±1, as hidden states are but for an LSTM's cell; () if the policy has none
+        rng, initial = np.random.default_rng(trained.seed), Agent.of(trained.config).initial_hidden(obs)
+        hidden = jax.tree.map(lambda x: rng.uniform(-1.0, 1.0, x.shape).astype(x.dtype), initial)
         given, first = as_given(env, obs)
         content, act = FORMATS[out.suffix][1](trained, given, hidden)
         action, carried = act(given, hidden)
@@ -117,12 +119,6 @@ def file_function(trained: Trained) -> Callable[[Any, Any], tuple[jax.Array, Any
         return env.to_gymnasium(action), hidden
 
     return act
-
-
-def hidden_states(trained: Trained, obs: Any) -> Any:
-    """[1000, H] within ±1, as the policy's hidden states are but for an LSTM's cell; () if it has none."""
-    rng, initial = np.random.default_rng(trained.seed), Agent.of(trained.config).initial_hidden(obs)
-    return jax.tree.map(lambda x: rng.uniform(-1.0, 1.0, x.shape).astype(x.dtype), initial)
 
 
 def largest_difference(trained: Trained, obs: Any, action: np.ndarray, carried: Any = (), hidden: Any = ()) -> float:

@@ -19,7 +19,9 @@ def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summa
 
     final = [[float(x["eval_return"][name]) for x in summaries] for name in ("iqm", "ci_low", "ci_high")]
     scores = (np.asarray(final[0]), np.asarray(final[1]), np.asarray(final[2]))
-    values = {name: sorted({own[name] for own in settings}, key=_order) for name in settings[0]}
+    values = {
+        name: sorted({own[name] for own in settings}, key=lambda x: (isinstance(x, str), x)) for name in settings[0]
+    }
     varying = [name for name, x in values.items() if len(x) > 1] or list(values)[:1]
     full = len(varying) == 2 and len(settings) == len(values[varying[0]]) * len(values[varying[1]])
     if full:
@@ -84,7 +86,3 @@ def _points(axes: Any, name: str, values: list[Any], settings: list[Settings], s
         axes.set_xticks(values if numeric else range(len(values)), [show(x) for x in values])
         axes.minorticks_off()
     axes.set_xlabel(name)
-
-
-def _order(value: Any) -> Any:
-    return (isinstance(value, str), value)
