@@ -59,7 +59,7 @@ class Config(struct.PyTreeNode):
 
     frame_stack: int = static(1, "observations that are seen at once, the newest last", interval="[1, 1000]")
     action_repeat: int = static(
-        1, "times that each action is taken, rewards summed; steps then count actions", interval="[1, 1000]"
+        1, "times each action is taken, rewards summed; steps count actions", interval="[1, 1000]"
     )
     observation_clip: float = number(math.inf, "(0, inf]", "clip observations to ±this; inf does not")
     reward_scale: float = number(1.0, "(0, inf)", "multiply rewards, for learning alone: reported ones stay")
@@ -87,9 +87,7 @@ class Config(struct.PyTreeNode):
     joint_update: bool = static(
         False, "one loss, one Adam, one gradient norm for policy and critic, as in CleanRL and SB3; not in NPG and TRPO"
     )
-    value_coef: float = number(
-        0.5, "[0, inf)", "weight of the critic's ½ (V - target)² in the one loss of shared_torso and joint_update"
-    )
+    value_coef: float = number(0.5, "[0, inf)", "weight of ½ (V - target)² in the loss of shared_torso or joint_update")
     recurrent: str = static("none", "a recurrent cell after the hidden layers, in policy and critic", choices=RECURRENT)
     recurrent_size: int = static(64, "width of the recurrent cell's hidden state", interval="[1, 1e5]")
     policy_network: Any = static(None, "a flax module of your own: what the policy sees ↦ its parameters")
@@ -102,9 +100,7 @@ class Config(struct.PyTreeNode):
 
     eval_interval: int = static(0, "evaluate every so many updates; 0 is never", interval="[0, 1e9]")
     eval_episodes: int = static(10, "episodes per evaluation at intervals", interval="[1, 1e6]")
-    eval_max_steps: int = static(
-        100_000, "steps after which an episode of an evaluation is cut off, as truncated", interval="[1, 1e9]"
-    )
+    eval_max_steps: int = static(100_000, "steps after which evaluations truncate an episode", interval="[1, 1e9]")
     eval_greedy: bool = static(True, "evaluate the policy's mode; otherwise its samples")
 
     def __new__(cls, *args: Any, **settings: Any) -> "Config":
@@ -191,10 +187,7 @@ class Config(struct.PyTreeNode):
             for field in dataclasses.fields(owner):
                 check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
         if self.num_updates >= 2**31:
-            raise UsageError(
-                f"total_steps = {self.total_steps} takes {self.num_updates:,} updates, which are counted to 2³¹; lower "
-                "it, or raise num_steps."
-            )
+            raise UsageError(f"total_steps = {self.total_steps} takes 2³¹ updates or more; raise num_steps.")
         batch = self.steps_per_update
         what, parts = ("num_envs × num_steps", batch)
         if self.is_recurrent:
@@ -206,9 +199,7 @@ class Config(struct.PyTreeNode):
                 f"the nearest that are: {', '.join(map(str, sorted(near[:3])))}."
             )
         if batch == self.num_minibatches and getattr(self.algo, "normalize_advantages", "") == "minibatch":
-            raise UsageError(
-                f"num_minibatches = {batch} leaves one sample each, whose standardised advantage is 0; halve it."
-            )
+            raise UsageError(f"num_minibatches = {batch} leaves one sample each, with an advantage of 0; halve it.")
         check_env(self.environment, repr(self.env))
         self._check_agent(self.environment)
 
@@ -223,13 +214,11 @@ class Config(struct.PyTreeNode):
             return
         if self.on_host:
             raise UsageError(
-                f"mesh = {mesh!r}: env and net must be 1 for {self.env!r}, whose environments run on the host; "
-                "leave them out: seeds are spread over devices all the same."
+                f"mesh = {mesh!r}: env and net must be 1 for {self.env!r}, which the host steps; leave them out."
             )
         if net > 1 and self.is_joint:
             raise UsageError(
-                f"mesh = {mesh!r}: net must be 1 with shared_torso or joint_update, where one loss moves policy and "
-                "critic; leave it out."
+                f"mesh = {mesh!r}: net must be 1 with shared_torso or joint_update, which have one loss; leave it out."
             )
         kind, length = ("sequences", 1) if self.is_recurrent else ("samples", self.num_steps)
         part, rest = divmod(self.num_envs, env)
@@ -244,9 +233,7 @@ class Config(struct.PyTreeNode):
         seen, acted, kind = env.observation_space, env.action_space, self.action_distribution
         if not isinstance(acted, Box):
             if kind != "gaussian":
-                raise UsageError(
-                    f"action_distribution = {kind!r} is for Box actions, not {acted!r}; leave it at gaussian."
-                )
+                raise UsageError(f"action_distribution = {kind!r} is for Box actions, not {acted!r}; leave it out.")
         elif kind in ("tanh-gaussian", "beta") and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
             raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
         if kind.startswith("gaussian") and self.policy_network is None:
@@ -260,8 +247,7 @@ class Config(struct.PyTreeNode):
         apart = (self.policy_network, self.critic_network) != (None, None) or self.policy_obs != self.critic_obs
         if self.shared_torso and apart:
             raise UsageError(
-                "shared_torso = True, but policy and critic have networks or entries of the observation of their own; "
-                "leave it at False."
+                "shared_torso = True, but policy and critic have networks or observations of their own; leave it out."
             )
         known = sorted(visible(seen, ())) if isinstance(seen, Mapping) else []
         for name in ("policy_obs", "critic_obs"):

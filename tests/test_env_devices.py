@@ -174,7 +174,7 @@ def test_the_command_trains_and_resumes(tmp_path, capsys):
     assert first == again
 
     assert main([*flags, "--mesh", "env=3", "--out", str(tmp_path / "three")]) == 2
-    assert "mesh = 'env=3' takes 3 devices, and 2 are in use" in capsys.readouterr().err
+    assert "mesh = 'env=3' takes 3 devices, and there are 2" in capsys.readouterr().err
     flags[5] = "3"
     assert main([*flags, "--mesh", "env=2", "--out", str(tmp_path / "odd")]) == 2
     assert "mesh = 'env=2': env = 2 must divide num_envs = 3" in capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_what_cannot_be_apart_is_refused_from_python_too():
     ("flags", "message"),
     [
         ("--mesh net=3", "mesh = 'net=3': net must be 1 or 2"),
-        ("--mesh env=2,net=2", "mesh = 'env=2,net=2' takes 4 devices, and 2 are in use"),
+        ("--mesh env=2,net=2", "mesh = 'env=2,net=2' takes 4 devices, and there are 2"),
         ("--mesh net=2 --shared-torso", "mesh = 'net=2': net must be 1 with shared_torso"),
     ],
 )

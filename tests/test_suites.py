@@ -293,7 +293,7 @@ REFUSED = {
     "nowhere/ant": ["'nowhere'", "brax", "navix"],
     "gymnax/Cartpole": ["did you mean CartPole-v1?"],
     "CartPole-v1,max_steps": ["'max_steps' is not key=value"],
-    "CartPole-v1,no_such=3": ["gymnax raised", "no_such"],
+    "CartPole-v1,no_such=3": ["cannot be made", "no_such"],
     "brax/halfcheeta": ["did you mean brax/halfcheetah"],
     "brax/ant,backend=euler": ["brax raised", "backend"],
     "playground/CartpoleBalanced": ["did you mean playground/CartpoleBalance"],

@@ -13,9 +13,7 @@ from purejaxppo.presets import PRESETS
 class EnvsOptions:
     """Which environments are listed."""
 
-    word: str = static(
-        "", "list only names with this in them, in small letters or capitals", positional=True, metavar="[WORD]"
-    )
+    word: str = static("", "list only names with this in them, in any case", positional=True, metavar="[WORD]")
 
 
 def listing(word: str) -> str:

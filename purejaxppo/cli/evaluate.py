@@ -40,9 +40,7 @@ class EvaluateOptions(PolicyOptions):
 
     seed: str = static("all", "all, best (by the final evaluation), or a seed's number", metavar="all|best|K")
     episodes: int = static(100, "episodes per seed, each from its start to its end", interval="[1, 1e6]")
-    gymnasium: str | None = static(
-        None, "play in this Gymnasium environment, too, and compare; CartPole-v1, say", metavar="ID"
-    )
+    gymnasium: str | None = static(None, "compare with this Gymnasium environment; CartPole-v1, say", metavar="ID")
     eval_max_steps: int | None = static(
         None, "steps after which an episode is cut off", interval="[1, 1e9]", usual="as in the run"
     )

@@ -15,9 +15,7 @@ from purejaxppo.policy.load import load
 class ExportOptions(PolicyOptions):
     """Which policy, and where to."""
 
-    out: Path = static(
-        Path("policy.onnx"), "file to write: .onnx for ONNX Runtime, .jax for jax.export", metavar="FILE"
-    )
+    out: Path = static(Path("policy.onnx"), "file: .onnx for ONNX Runtime, .jax for jax.export", metavar="FILE")
 
 
 def export(options: ExportOptions) -> None:

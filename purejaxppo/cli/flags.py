@@ -221,8 +221,7 @@ def _flags_of_run(path: Path, env: str) -> list[str]:
     settings = read_config(path)["settings"]
     if not env and (":" in str(settings.get("env")) or "(" in str(settings.get("env"))):
         raise UsageError(
-            f"{path}: env = {settings['env']!r:.80} is code of its own, which a file is not trusted to run; give it "
-            "again with --env."
+            f"{path}: env = {settings['env']!r:.80} is code, which no file is trusted to run; give it again with --env."
         )
     known = {"algo", *hyperparameters(), *(field.name for field in dataclasses.fields(Config))}
     if unknown := settings.keys() - known:

@@ -32,9 +32,7 @@ class RenderOptions(PolicyOptions):
     out: str = static("policy.gif", "file to write, .gif or .mp4; one that is there is replaced", metavar="FILE")
     episodes: int = static(1, "episodes, one after the other", interval="[1, 1e6]")
     max_steps: int = static(1000, "cut an episode off after so many steps", interval="[1, 1e9]")
-    gymnasium: str | None = static(
-        None, "film it in this Gymnasium environment instead; CartPole-v1, say", metavar="ID"
-    )
+    gymnasium: str | None = static(None, "film in this Gymnasium environment instead; CartPole-v1, say", metavar="ID")
     sample: bool = static(False, "take samples of the policy instead of its mode")
     episode_seed: int = static(0, "what the episodes are drawn with", interval="[0, 4294967295]")
     fps: float | None = number(None, "[1, 240]", "frames per second; left out: what suits the environment")

@@ -39,12 +39,8 @@ class RunOptions:
     )
     num_seeds: int = static(8, "seeds seed … seed + num_seeds - 1, trained as one program", interval="[1, 1e6]")
     out: str | None = static(None, "run directory; must be new", metavar="DIR", usual="runs/ENV-ALGO-seedS-TIME")
-    resume: str | None = static(
-        None, "go on with the run in this directory; --resume DIR --help shows its flags", metavar="DIR"
-    )
-    devices: int | None = static(
-        None, "devices to spread the seeds over; cores are devices", usual="all, or one core for one small run"
-    )
+    resume: str | None = static(None, "go on with the run in this directory; see --resume DIR --help", metavar="DIR")
+    devices: int | None = static(None, "devices to use; cores are devices", usual="all, or one core for one small run")
     debug: bool = static(False, DEBUG)
     quiet: bool = static(False, "print errors only")
 

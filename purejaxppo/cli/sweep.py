@@ -30,9 +30,7 @@ _ABOUT = "Train one algorithm on many settings × many seeds; those that differ 
 class SweepOptions:
     """What is swept. All combinations of the grids' values, with each draw of the samples."""
 
-    grid: tuple[str, ...] = static(
-        (), "a setting and its values; repeat it for more settings", metavar="FIELD=A,B,C", append=True
-    )
+    grid: tuple[str, ...] = static((), "a setting and its values; may be repeated", metavar="FIELD=A,B,C", append=True)
     random: int = static(0, "so many settings are drawn, each --sample field anew, from --seed", interval="[0, 100000]")
     sample: tuple[str, ...] = static(
         (),
@@ -50,9 +48,7 @@ class SweepOptions:
         if twice:
             raise UsageError(f"{twice} is swept twice; give all of its values in one --grid or --sample.")
         if bool(self.random) != bool(samplers):
-            raise UsageError(
-                f"random = {self.random} with {len(samplers)} --sample: pass --random N, and --sample for each field."
-            )
+            raise UsageError(f"random = {self.random} with {len(samplers)} --sample; pass --random N with --samples.")
         rng = np.random.default_rng(seed)
         draws = [{name: draw(rng) for name, draw in samplers} for _ in range(self.random)] or [{}]
         once = list({repr(drawn): drawn for drawn in draws}.values())
@@ -68,9 +64,7 @@ def main(argv: list[str]) -> int:
             if value_of(argv, "resume"):
                 again = parse_resume(argv, _PROG)
                 if again.total_steps is not None:
-                    raise UsageError(
-                        "--total-steps cannot be changed on --resume of a sweep; resume its runs one by one."
-                    )
+                    raise UsageError("--total-steps cannot be changed on --resume of a sweep; resume single runs.")
                 start_jax()
                 progress, out, debug = ProgressLine(console, again.quiet), Path(again.resume), again.debug
                 sweep, devices = read_sweep(out, progress, again.devices, again.mesh, again.env)

@@ -55,8 +55,7 @@ class BaseEnv:
             UsageError: at once, it cannot be drawn.
         """
         raise UsageError(
-            f"env = {self!r:.80} has no method render(state) that returns a picture, uint8 [H, W, 3]; write one, or "
-            "pass --gymnasium ID."
+            f"env = {self!r:.80} has no render(state) that gives uint8 [H, W, 3]; write one, or pass --gymnasium ID."
         )
 
     def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:

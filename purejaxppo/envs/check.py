@@ -39,15 +39,12 @@ def check_env(env: Any, name: str) -> None:
     ):
         if _shapes(actual) != _shapes(wanted):
             raise UsageError(
-                f"env = {name}: step's {part} is {_shapes(actual)} but must be {_shapes(wanted)}, as in reset and the "
-                "spaces; cast or reshape it."
+                f"env = {name}: step's {part} is {_shapes(actual)} but must be {_shapes(wanted)}; cast or reshape it."
             )
     entries = seen if isinstance(seen, Mapping) else {"": seen}
     arrays = obs if isinstance(seen, Mapping) and isinstance(obs, Mapping) else {"": obs}
     if {*entries} != {*arrays}:
-        raise UsageError(
-            f"env = {name}: reset's obs has entries {[*arrays]} but its space {[*entries]}; make them agree."
-        )
+        raise UsageError(f"env = {name}: reset's obs has {[*arrays]} but its space {[*entries]}; make them agree.")
     for entry, space in entries.items():
         kind = {Discrete: jnp.integer, MultiBinary: jnp.bool_}.get(type(space), jnp.generic)
         if arrays[entry].shape != space.shape or not jnp.issubdtype(arrays[entry].dtype, kind):

@@ -81,9 +81,7 @@ class GymnasiumEnv(HostEnv):
 
     def __init__(self, name: str, workers: int | None = None, **params: Any) -> None:
         if workers is not None and (type(workers) is not int or workers < 1):
-            raise UsageError(
-                f"workers = {workers!r} must be a whole number in [1, inf); leave it out for one per core."
-            )
+            raise UsageError(f"workers = {workers!r} must be a whole number from 1 on; leave it out for one per core.")
         try:
             with quiet():
                 env = make(name, params)

@@ -73,9 +73,7 @@ class GymnaxEnv(BaseEnv):
             try:
                 self._env, defaults = gymnax.make(name)
             except Exception as error:
-                raise UsageError(
-                    f"env = {name!r} cannot be made: gymnax raised {reason(error)}; choose another one."
-                ) from error
+                raise UsageError(f"env = {name!r} cannot be made ({reason(error)}); choose another one.") from error
             self._params: Any = defaults.replace(**params)
             self.action_space = _convert(name, self._env.action_space(self._params))
             observed = _convert(name, self._env.observation_space(self._params))
@@ -114,7 +112,7 @@ class GymnaxEnv(BaseEnv):
         if self.name in DRAWN:
             return self._in_matplotlib(states)
         raise UsageError(
-            f"env = {self.name!r} is not one that gymnax can draw; those are {', '.join((*CLASSIC_CONTROL, *DRAWN))}."
+            f"env = {self.name!r} is not drawn by gymnax; these are: {', '.join((*CLASSIC_CONTROL, *DRAWN))}."
         )
 
     def _in_gymnasium(self, states: Sequence[Any]) -> Iterator[np.ndarray]:

@@ -98,8 +98,7 @@ def make_env(name: str) -> Env:
         raise
     except Exception as error:  # whatever the suite's code raises
         raise UsageError(
-            f"env = {name!r} cannot be made: {suite} raised {reason(error)}; correct its parameters, or choose another "
-            "one."
+            f"env = {name!r} cannot be made ({reason(error)}); correct its parameters, or choose another one."
         ) from error
 
 
@@ -137,8 +136,7 @@ def _adapter(suite: str) -> ModuleType:
         raise UsageError(f"{suite} is not installed ({error}); pip install 'purejaxppo[{suite}]'.") from error
     except Exception as error:  # of another version, say, or without the OpenGL that MUJOCO_GL asks for
         raise UsageError(
-            f"{suite} is installed but cannot be imported ({reason(error)}); pip install -U 'purejaxppo[{suite}]', "
-            "and unset MUJOCO_GL if it is set."
+            f"{suite} cannot be imported ({reason(error)}); pip install -U 'purejaxppo[{suite}]', or unset MUJOCO_GL."
         ) from error
 
 
@@ -166,6 +164,6 @@ def _user_env(name: str, path: str, params: dict[str, Any]) -> Env:
         return kind(**params)
     except Exception as error:  # whatever the user's code raises
         raise UsageError(
-            f"env = {name!r} cannot be made ({reason(error)}); give module:Class, with the module on PYTHONPATH, and "
-            "what the class needs after commas: module:Class,key=value."
+            f"env = {name!r} cannot be made ({reason(error)}); give module:Class,key=value, "
+            "with the module on PYTHONPATH."
         ) from error

@@ -139,7 +139,12 @@ def resume_experiment(
     directory, progress = Path(out), progress or ProgressLine(Console(highlight=False), quiet)
     record = read_record(directory, env, policy_network, critic_network)
     if total_steps is not None and total_steps != record.config.total_steps:
-        record = record._replace(config=_longer(record.config, total_steps))
+        if record.config.anneal_learning_rate:
+            raise UsageError(
+                f"total_steps = {total_steps} cannot be given: the learning rate is annealed; leave it out."
+            )
+        record = record._replace(config=record.config.replace(total_steps=total_steps))
+        record.config.check()
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
     check_memory(record.config, len(record.seeds), here, HostOptions.of(record.options))
     with lock(directory):
@@ -226,14 +231,3 @@ def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResul
     return ExperimentResult(
         record.config, record.seeds, record.directory if keep else None, summaries[0], metrics, loop.state
     )
-
-
-def _longer(config: Config, total_steps: int) -> Config:
-    if config.anneal_learning_rate:
-        raise UsageError(
-            f"total_steps = {total_steps} cannot replace {config.total_steps} on resume: the learning rate is annealed "
-            "over them; resume without --total-steps."
-        )
-    longer = config.replace(total_steps=total_steps)
-    longer.check()
-    return longer

@@ -139,8 +139,7 @@ class Loop:
         self.totals = snapshot.arrays["totals"][runs.rows]
         if self.totals.shape[1] != len(self.program.metrics):
             raise UsageError(
-                f"{snapshot.directory} logs {self.totals.shape[1]} metrics and this version "
-                f"{len(self.program.metrics)}; resume with the version that began the run."
+                f"{snapshot.directory} logs other metrics than this version; resume with the one that began the run."
             )
         restored = snapshot.state(runs.state_shapes)
         self.state = jax.tree.map(lambda new, old: jax.device_put(old[runs.rows], new.sharding), fresh, restored)

@@ -39,14 +39,11 @@ class MeshShape(NamedTuple):
             name, _, size = part.partition("=")
             if name not in cls._fields or name in sizes or not (size.isdecimal() and 0 < int(size) < 2**20):
                 raise UsageError(
-                    f"mesh = {text!r:.80} must be run=N,env=M,net=2, N and M whole numbers in [1, inf); leave out what "
-                    "is 1."
+                    f"mesh = {text!r:.80} must be run=N,env=M,net=2, N and M from 1 on; leave out what is 1."
                 )
             sizes[name] = int(size)
         if sizes.get("net", 1) > 2:
-            raise UsageError(
-                f"mesh = {text!r:.80}: net must be 1 or 2, one for the policy and one for the critic; pass net=2."
-            )
+            raise UsageError(f"mesh = {text!r:.80}: net must be 1 or 2, for policy and critic; pass net=2.")
         return cls(**sizes)
 
 
@@ -55,14 +52,10 @@ class HostOptions:
     """What is logged, saved and evaluated, and how often."""
 
     log_interval: int | None = static(None, "updates per row of metrics.csv", interval=_COUNT, usual="100 rows")
-    checkpoint_interval: int | None = static(
-        None, "updates between checkpoints", interval=_COUNT, usual="one every 30 seconds"
-    )
+    checkpoint_interval: int | None = static(None, "updates per checkpoint", interval=_COUNT, usual="every 30 seconds")
     keep_checkpoints: int = static(3, "checkpoints kept: so many of the last, and the best", interval=_COUNT)
     final_episodes: int = static(100, "episodes per seed of the evaluation after training", interval=_COUNT)
-    tensorboard: bool = static(
-        False, "log for TensorBoard, too, in OUT/tensorboard; to look at it: pip install tensorboard"
-    )
+    tensorboard: bool = static(False, "log for TensorBoard, too, in OUT/tensorboard; viewer: pip install tensorboard")
     wandb: bool = static(False, "log to Weights & Biases, too; needs the extra of that name")
     wandb_project: str = static("purejaxppo", "project in Weights & Biases")
     run_per_seed: bool = static(False, "in TensorBoard and W&B, a run for each seed instead of one of their IQM")
@@ -105,20 +98,15 @@ class HostOptions:
         """
         if self.seed_mode == "map" and config.on_host:
             raise UsageError(
-                f"seed_mode = 'map' makes one run at a time, and the host steps {config.env!r} for all at once; leave "
-                "--seed-mode out."
+                f"seed_mode = 'map' is not for {config.env!r}, which the host steps for all runs; leave it out."
             )
         shape = self.mesh_shape
         rows = shape.run or max(1, min(runs, len(devices) // shape.devices_per_run))
         needed = rows * shape.devices_per_run
         if needed > len(devices):
-            raise UsageError(
-                f"mesh = {self.mesh!r} takes {needed} devices, and {len(devices)} are in use; pass a smaller --mesh."
-            )
+            raise UsageError(f"mesh = {self.mesh!r} takes {needed} devices, and there are {len(devices)}; pass fewer.")
         if shape.run and runs % shape.run:
-            raise UsageError(
-                f"mesh = {self.mesh!r}: run = {shape.run} must divide the {runs} runs; pass one that does."
-            )
+            raise UsageError(f"mesh = {self.mesh!r}: run = {shape.run} must divide {runs} runs; pass one that does.")
         config.check_mesh(shape.env, shape.net)
         return devices[:needed]
 

@@ -166,7 +166,5 @@ class RunBatch:
             saved, lambda found: found.check(self.full_config, seeds, self.state_shapes), warn
         )
         if snapshot.about["update"] > self.config.num_updates:
-            raise UsageError(
-                f"{snapshot.directory} has {snapshot.about['update']} updates already; raise --total-steps."
-            )
+            raise UsageError(f"{snapshot.directory} has {snapshot.about['update']} updates; raise --total-steps.")
         return snapshot

@@ -180,6 +180,7 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
         return
     if not isinstance(network, nn.Module):
         raise UsageError(f"{name} = {network!r:.80} is no flax.linen Module; pass an instance of one.")
+    label = f"{name} = {type(network).__name__}"
     hidden, carried = (), ()
     try:
         if isinstance(network, nn.RNNCellBase):
@@ -188,16 +189,11 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
         else:
             returned, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), obs)
     except Exception as error:  # whatever the user's code raises
-        raise UsageError(f"{name} = {type(network).__name__} fails on one observation ({reason(error)}).") from error
+        raise UsageError(f"{label} fails on one observation ({reason(error)}).") from error
     if getattr(returned, "shape", shape) != shape:
-        raise UsageError(
-            f"{name} = {type(network).__name__} returns shape {returned.shape} for one observation; make it {shape}."
-        )
+        raise UsageError(f"{label} returns shape {returned.shape} for one observation; make it {shape}.")
     if carried != hidden:
-        raise UsageError(
-            f"{name} = {type(network).__name__} turns the hidden state {hidden} of initialize_carry into {carried}; "
-            "keep structure, shapes and types."
-        )
+        raise UsageError(f"{label} makes {carried} of the hidden state {hidden}; keep structure, shapes and types.")
 
 
 class ValueNetwork(Network):

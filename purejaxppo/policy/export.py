@@ -55,9 +55,7 @@ def export_policy(trained: Trained, out: str | Path) -> float:
         action, carried = act(given, hidden)
         difference = largest_difference(trained, obs, action - first, carried, hidden)
     if not difference <= TOLERANCE:
-        raise UsageError(
-            f"{out}: its actions are off by {difference:.2g} > {TOLERANCE}; not written, choose another suffix."
-        )
+        raise UsageError(f"{out}: actions are off by {difference:.2g} > {TOLERANCE}; not written; try another suffix.")
     with replacing(out) as draft:
         draft.write_bytes(content)
     return difference

@@ -103,9 +103,7 @@ class Snapshot(NamedTuple):
         """Raises: ValueError, TypeError, KeyError: what it says of itself cannot be."""
         update, steps, totals = self.about["update"], self.about["env_steps"], self.arrays["totals"]
         if type(update) is not int or update < 1 or steps != update * batch or self.directory.name != str(steps):
-            raise ValueError(
-                f"{update!r:.40} updates of {batch} steps do not make {steps!r:.40}, or the name is not it"
-            )
+            raise ValueError(f"{update!r:.40} updates of {batch} steps do not make {steps!r:.40}, or not its name")
         if totals.ndim != 2 or len(totals) != num_seeds or totals.dtype != np.float32:
             raise ValueError(f"totals is {totals.dtype}{list(totals.shape)}")
         if np.asarray(self.about["scores"], np.float64).shape != (num_seeds,):
@@ -186,9 +184,7 @@ def steps_saved(checkpoints: Path) -> list[Path]:
         UsageError: `checkpoints` is a link, so that what is written there would be elsewhere.
     """
     if checkpoints.is_symlink():
-        raise UsageError(
-            f"{checkpoints} is a link, and what it leads to is not touched; put the directory itself there."
-        )
+        raise UsageError(f"{checkpoints} is a link, which is not followed; put the directory itself there.")
     found = checkpoints.iterdir() if checkpoints.is_dir() else ()
     return sorted((x for x in found if re.fullmatch(r"[0-9]{1,18}", x.name) and x.is_dir()), key=lambda x: int(x.name))
 

@@ -38,10 +38,7 @@ def new_directory(out: Path) -> Iterator[Path]:
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(out))  # before it is looked into: another process may begin in it, too
             if any(out.iterdir()):
-                raise UsageError(
-                    f"out = {str(out)!r} already holds files, and a run needs a new one; choose another --out, or "
-                    "--resume it."
-                )
+                raise UsageError(f"out = {str(out)!r} already holds files; choose another --out, or --resume it.")
             if not os.access(out, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:

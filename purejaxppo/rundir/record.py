@@ -93,27 +93,20 @@ def read_record(
     settings, modules = dict(content["settings"]), {"policy_network": policy_network, "critic_network": critic_network}
     for key, module in modules.items():
         if (written := settings.pop(key, None)) is not None and module is None:
-            raise UsageError(
-                f"{path}: {key} = {written!r:.40} is a module of its own, which a file cannot hold; give it again, as "
-                f"{key} of load or resume_experiment in Python."
-            )
+            raise UsageError(f"{path}: {key} = {written!r:.40} is a module of yours; give it again from Python.")
         if written is None and module is not None:
             raise UsageError(f"{key} = {type(module).__name__}, but this run was trained without; leave it out.")
     refuse_huge(path, settings | options)
     refuse_links(directory)
     algo, named = settings.pop("algo"), settings.pop("env")
     if env is None and (":" in named or "(" in named):
-        raise UsageError(
-            f"{path}: env = {named!r:.80} is code of its own, which a file is not trusted to run; give it again as env."
-        )
+        raise UsageError(f"{path}: env = {named!r:.80} is code, which no file is trusted to run; give it again as env.")
     if isinstance(env, str) and env != named:
         raise UsageError(f"env = {env!r} is not the one that this run was trained on, {named!r:.80}; pass that one.")
     try:
         settings = {name: float(x) if x in ("inf", "-inf") else x for name, x in settings.items()}
         config = preset(algo, named if env is None else env, **settings, **modules)
         config.check()
-        if config.num_updates >= 2**31:
-            raise UsageError(f"total_steps = {config.total_steps} takes more updates than can be counted, 2³¹.")
     except UsageError as error:
         raise UsageError(f"{path}: {error!s:.400}") from error
     except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:

@@ -68,7 +68,7 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
     field = _field(config, name)
     if kind not in ("uniform", "loguniform", "randint", "choice") or not colon:
         raise UsageError(
-            f"sample = {text!r} must be field=DISTRIBUTION:a,b with one of: uniform, loguniform, randint, choice."
+            f"sample = {text!r} must be field=KIND:a,b, KIND one of: uniform, loguniform, randint, choice."
         )
     if kind == "choice":
         _, options = parse_axis(config, f"{name}={values}")
@@ -78,7 +78,7 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
     ends = [parse_value(config, name, value) for value in values.split(",")]
     if kind != "randint" and not traced(config, name):
         raise UsageError(
-            f"{name} is static, and {kind} draws real numbers; pass {name}=randint:low,high or {name}=choice:a,b."
+            f"{name} is static, and {kind} draws real numbers; pass {name}=randint:low,high or choice:a,b."
         )
     if kind == "randint" and field.type is not int:
         raise UsageError(f"{name} is no whole number, which randint draws; pass {name}=uniform:low,high or choice.")
@@ -105,9 +105,7 @@ def parse_value(config: Config, name: str, text: str) -> Any:
             return tuple(map(whole_number, text.split()))
     except (KeyError, ValueError) as error:
         wanted = "true or false" if kind is bool else "a number" if kind is float else "a whole number"
-        raise UsageError(
-            f"{name} = {text!r} must be {wanted}; the default is {settings_of(config)[name]!r}."
-        ) from error
+        raise UsageError(f"{name} = {text!r} must be {wanted}; the default: {settings_of(config)[name]!r}.") from error
     return text if kind is str else tuple(text.split())
 
 
@@ -151,7 +149,5 @@ def _field(config: Config, name: str) -> "dataclasses.Field[Any]":
     known = sorted(fields.keys() - {*_WHOLE})
     if name not in known:
         hint = did_you_mean(name, known) or f"there are: {', '.join(known)}."
-        raise UsageError(
-            f"{name!r:.80} is not a setting that a sweep of {type(config.algo).__name__} goes over; {hint}"
-        )
+        raise UsageError(f"{name!r:.80} is no setting that a sweep of {type(config.algo).__name__} goes over; {hint}")
     return fields[name]

@@ -162,9 +162,7 @@ class Pool:
     def _warn_of_silence(self, worker: _Process) -> None:
         silent = self.broken(self._at_work(worker), f"has not answered for {SILENT_SECONDS:g} s")
         with contextlib.suppress(OSError, ValueError):  # nobody may read it any more
-            text = (
-                f"warning: {silent} (process {worker.process.pid}); waiting on. A second Ctrl-C ends the run at once."
-            )
+            text = f"warning: {silent} (process {worker.process.pid}); waiting on. A second Ctrl-C ends the run."
             print(text, file=sys.stderr, flush=True)
 
     def _check_finite(self) -> None:
