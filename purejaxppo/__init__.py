@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from purejaxppo._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from purejaxppo.algorithms import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, PPOPenalty
+    from purejaxppo.algorithms import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, A2CTrustRegion, PPOPenalty
     from purejaxppo.config import Config
     from purejaxppo.envs.gymnax import GymnaxEnv
     from purejaxppo.errors import UsageError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Everything is imported when it is asked for: `purejaxppo --version` need not wait for JAX, nor training for figures.
 _MODULES = {
-    "algorithms": ("A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "PPOPenalty"),
+    "algorithms": ("A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "A2CTrustRegion", "PPOPenalty"),
     "config": ("Config",),
     "envs.gymnax": ("GymnaxEnv",),
     "errors": ("UsageError",),
@@ -60,6 +60,7 @@ __all__ = [
     "PPO",
     "REINFORCE",
     "TRPO",
+    "A2CTrustRegion",
     "Box",
     "Config",
     "Discrete",

@@ -15,7 +15,7 @@ from purejaxppo.envs.check import check_env, warn_of_bounds
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import check_field, meant, number, static
+from purejaxppo.fields import check_field, limitless, meant, number, static
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, select
@@ -68,6 +68,9 @@ class Config(struct.PyTreeNode):
     gamma: float = number(0.99, "[0, 1]", "discount")
     gae_lambda: float = number(None, "[0, 1]", "λ of GAE and of the λ-return")
     advantage_estimator: str = static(None, "how advantages are estimated", choices=("gae", "monte-carlo"))
+    truncation_as_termination: bool = static(
+        False, "a common mistake, to measure what it does: the value of what follows a time limit counts as 0"
+    )
     value_target: str = static(None, "what the critic is fitted to", choices=("lambda-return", "td0", "monte-carlo"))
     entropy_reward_coef: float = number(
         0.0, "[0, inf)", "α of the maximum-entropy objective: rewards become r - α log π(a|s), in the mean r + αH"
@@ -75,6 +78,10 @@ class Config(struct.PyTreeNode):
 
     learning_rate: float = number(None, "(0, inf)", "Adam's step size")
     anneal_learning_rate: bool = static(None, "anneal the learning rate linearly towards 0")
+    anneal: tuple[str, ...] = static((), "the algorithm's own numbers that are annealed so, such as clip_eps")
+    desired_kl: float = number(
+        math.inf, "(0, inf]", "after an update whose KL is not within a factor of 2 of this, change Adam's step by 1.5"
+    )
     max_grad_norm: float = number(None, "(0, inf]", "clip gradients to this global norm; inf does not")
     num_epochs: int = static(None, "passes of Adam over each rollout", interval="[1, 1e6]")
     num_minibatches: int = static(None, "minibatches per pass", interval="[1, 1e9]")
@@ -113,7 +120,7 @@ class Config(struct.PyTreeNode):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_sizes", "policy_obs", "critic_obs"):
+        for name in ("hidden_sizes", "policy_obs", "critic_obs", "anneal"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if not hasattr(self.algo, "update"):
@@ -238,6 +245,16 @@ class Config(struct.PyTreeNode):
             raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
         if kind.startswith("gaussian") and self.policy_network is None:
             warn_of_bounds(acted)
+        annealable = [field.name for field in dataclasses.fields(self.algo) if field.metadata.get("type") is float]
+        if not isinstance(self.anneal, tuple) or not {*self.anneal} <= {*annealable}:
+            raise UsageError(
+                f"anneal = {self.anneal!r} must name numbers of {type(self.algo).__name__}: {', '.join(annealable)}."
+            )
+        if not limitless(self.desired_kl) and not traits_of(self.algo).first_order:
+            raise UsageError(
+                f"desired_kl = {self.desired_kl} is for first-order methods: the step of {type(self.algo).__name__} "
+                "comes from max_kl; leave it out."
+            )
         for name in ("shared_torso", "joint_update"):
             if getattr(self, name) and not traits_of(self.algo).first_order:
                 raise UsageError(

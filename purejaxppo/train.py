@@ -15,6 +15,7 @@ from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, 
 from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
+from purejaxppo.fields import limitless
 from purejaxppo.health import cause_of_failure, freeze
 from purejaxppo.keys import as_key
 from purejaxppo.networks.recurrent import swap
@@ -113,6 +114,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
         key=key,
         update=jnp.zeros((), jnp.int32),
         failure=Failure(*jnp.zeros((2,), jnp.int32)),
+        step_factor=() if limitless(config.desired_kl) else jnp.ones(()),
     )
 
 
@@ -123,7 +125,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     If a number turns non-finite, the state stays as it was, but for `failure`, which says so. `jax.grad` goes through
     it in the first-order methods; TRPO's line search is a loop that only forward mode goes through.
     """
-    agent = Agent.of(config)
+    agent = Agent.of(annealed(config, state.update))
     key, rollout_key, minibatch_key = jax.random.split(state.key, 3)
     episodes, transitions, sums = rollout(
         key_of_shard(rollout_key), agent.env, agent.make_policy(state), state.rollout, config.num_steps
@@ -132,6 +134,8 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     batch, reward_normalizer, critic_hidden = learning_batch(agent, state, transitions)
 
     rate = learning_rate(config, state.update)
+    if adapts := not limitless(config.desired_kl):
+        rate = rate * state.step_factor
     adam = MinibatchAdam(rate, config.max_grad_norm, config.num_epochs, config.num_minibatches)
     update = improve_jointly if config.is_joint else improve_apart
     moved, metrics = update(agent, state, adam, minibatch_key, batch)
@@ -153,6 +157,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         rollout=episodes._replace(critic_hidden=critic_hidden),
         key=key,
         update=state.update + 1,
+        step_factor=adapt_step(state.step_factor, metrics["kl"], config.desired_kl) if adapts else (),
     )
     return freeze(state, updated, metrics, cause_of_failure(transitions, batch, metrics, updated, overflow))
 
@@ -209,6 +214,8 @@ def learning_batch(agent: Agent, state: TrainState, transitions: Transition) -> 
     """
     config, critic = agent.config, agent.critic
     terminated, done = transitions.terminated, transitions.terminated | transitions.truncated
+    if config.truncation_as_termination:
+        terminated = done
     start = jnp.concatenate([state.rollout.episode_length[None] == 0, done[:-1]])
     obs, next_obs = (agent.normalize(state, x) for x in (transitions.obs, transitions.next_obs))
     params = agent.critic_params(state.policy, state.critic)
@@ -265,6 +272,27 @@ def value_loss(agent: Agent) -> Callable[[Params, Batch], tuple[jax.Array, Metri
 
 def learning_rate(config: Config, update: jax.Array) -> jax.Array:
     """Of update u = 0 … U-1: constant, or annealed as α (1 - u/U), so the first is α and the last α/U."""
-    updates = config.num_updates
-    fraction = jnp.maximum(updates - update, 0) / updates if config.anneal_learning_rate else 1.0
+    fraction = remaining(config, update) if config.anneal_learning_rate else 1.0
     return jnp.asarray(config.learning_rate * fraction, jnp.float32)
+
+
+def annealed(config: Config, update: jax.Array) -> Config:
+    """`config` with the algorithm's numbers that are to be annealed as they are in update u: x (1 - u/U)."""
+    numbers = {name: getattr(config.algo, name) for name in config.anneal}
+    numbers = {name: x * remaining(config, update) for name, x in numbers.items() if not limitless(x)}
+    return config.replace(algo=config.algo.replace(**numbers)) if numbers else config
+
+
+def remaining(config: Config, update: jax.Array) -> jax.Array:
+    """1 - u/U in update u = 0 … U-1, and 0 after them."""
+    return jnp.maximum(config.num_updates - update, 0) / config.num_updates
+
+
+def adapt_step(factor: jax.Array, kl: jax.Array, desired_kl: jax.Array | float) -> jax.Array:
+    """The factor on Adam's step after an update of mean KL `kl`: ÷1.5 if that is > 2 d, ×1.5 if < d/2.
+
+    The rule of rsl_rl (Rudin et al., 2022, arXiv:2109.11978), there after each minibatch. It is kept within 0.01 … 100.
+    """
+    low, high = kl < 0.5 * desired_kl, kl > 2.0 * desired_kl
+    change = jnp.where(high, 1 / 1.5, jnp.where(low & jnp.isfinite(desired_kl), 1.5, 1.0))
+    return jnp.clip(factor * change, 0.01, 100.0)

@@ -119,6 +119,7 @@ class TrainState(struct.PyTreeNode):
     key: jax.Array  # []
     update: jax.Array  # [] int32, updates done
     failure: Failure
+    step_factor: Any = ()  # [] of Adam's step, adapted to `desired_kl`; () without it
 
 
 class Algorithm(Protocol):

@@ -13,7 +13,20 @@ from flax import linen as nn
 from flax import struct
 from support import arrays, largest_difference, quick_jit
 
-from purejaxppo import A2C, ALGORITHMS, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, init, make_train, update_step
+from purejaxppo import (
+    A2C,
+    ALGORITHMS,
+    NPG,
+    PPO,
+    REINFORCE,
+    TRPO,
+    A2CTrustRegion,
+    Config,
+    PPOPenalty,
+    init,
+    make_train,
+    update_step,
+)
 from purejaxppo.config import DEFAULTS
 from purejaxppo.errors import UsageError
 from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
@@ -25,6 +38,7 @@ UPDATES = {"learning_rate": 0.02, "gae_lambda": 0.9, "num_epochs": 2, "anneal_le
 NETWORK = (  # what `init` depends on
     *("env", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
     *("action_distribution", "recurrent", "recurrent_size", "shared_torso", "joint_update", "frame_stack"),
+    "desired_kl",
 )
 
 
@@ -70,6 +84,9 @@ SHARED = {
     "reward_clip": {"reward_clip": 0.05},
     "learning_rate": {"learning_rate": 0.005},
     "anneal_learning_rate": {"anneal_learning_rate": True},
+    "anneal": {"anneal": ("entropy_coef",)},
+    "desired_kl": {"desired_kl": 1.0},
+    "truncation_as_termination": {"truncation_as_termination": True},
     "max_grad_norm": {"max_grad_norm": 1e-4},
     "num_epochs": {"num_epochs": 3},
     "num_minibatches": {"num_minibatches": 2},
@@ -97,6 +114,7 @@ SHARED = {
 OWN = {
     REINFORCE: {"baseline": False, "normalize_advantages": True, "entropy_coef": 0.5},
     A2C: {"entropy_coef": 0.5, "normalize_advantages": True},
+    A2CTrustRegion: {"entropy_coef": 0.5, "normalize_advantages": True, "kl_slope": 1e-6, "average_decay": 0.5},
     NPG: {"max_kl": 0.1, "damping": 1.0, "cg_iterations": 1, "fisher_subsample": 2, "normalize_advantages": False},
     TRPO: {
         "max_kl": 0.5,
@@ -400,6 +418,9 @@ BAD = [  # (settings, what the message must contain)
     ({"algo": PPO(normalize_advantages=True)}, ["normalize_advantages = True", "minibatch, batch, none"]),
     ({"algo": PPOPenalty(adaptive="yes")}, ["adaptive = 'yes'"]),
     ({"algo": TRPO(max_kl=-0.01)}, ["max_kl = -0.01"]),
+    ({"algo": PPO(), "anneal": ("clip",)}, ["anneal = ('clip',)", "PPO", "clip_eps"]),
+    ({"algo": TRPO(), "anneal": ("max_backtracks",)}, ["max_backtracks", "TRPO", "max_kl, damping, backtrack_factor"]),
+    ({"algo": TRPO(), "desired_kl": 0.01}, ["desired_kl = 0.01", "first-order", "max_kl"]),
     ({"algo": TRPO(max_kl=None)}, ["max_kl = None"]),
     ({"algo": TRPO(backtrack_factor=1.0)}, ["backtrack_factor = 1.0", "(0, 1)"]),
     ({"algo": TRPO(region="sphere")}, ["region = 'sphere'", "kl, ball"]),

@@ -138,6 +138,7 @@ FAULTS = {
 KINDS = {
     "reinforce": (False, False),
     "a2c": (True, True),
+    "a2c-tr": (False, False),
     "npg": (True, False),
     "trpo": (False, True),
     "ppo": (True, False),

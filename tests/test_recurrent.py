@@ -214,7 +214,7 @@ PAIRS = [(algo, kind) for algo in ALGORITHMS for kind in ("none", "gru", "lstm")
 )
 def test_it_remembers_what_pays_and_a_feed_forward_policy_cannot(algo, kind):
     """The cue is shown once and asked for three steps later: 1 with memory, at most ½ without."""
-    pace = ONE_STEP if algo in ("reinforce", "a2c") else MANY
+    pace = ONE_STEP if algo in ("reinforce", "a2c", "a2c-tr") else MANY
     config = Config(env=Recall(Discrete(3)), algo=ALGORITHMS[algo], recurrent=kind, **LEARNING, **pace)
 
     @quick_jit

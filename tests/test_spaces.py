@@ -6,13 +6,14 @@ import pytest
 from environments import Probe
 from support import quick_jit
 
-from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty, make_train
+from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, A2CTrustRegion, Config, PPOPenalty, make_train
 from purejaxppo.evaluation import evaluate
 from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 ALGORITHMS = {
     "reinforce": REINFORCE(),
     "a2c": A2C(entropy_coef=0.0),
+    "a2c-tr": A2CTrustRegion(entropy_coef=0.0, kl_slope=0.1),
     "npg": NPG(max_kl=0.05),
     "trpo": TRPO(max_kl=0.05),
     "ppo-penalty": PPOPenalty(),
@@ -42,7 +43,7 @@ QUICK = set(zip([*ALGORITHMS, *ALGORITHMS], POLICIES, strict=False))  # each pol
 )
 def test_it_learns_the_probe(algo, policy):
     """Greedy returns near the best, which is 1; a random policy has 0 to ½. A forbidden action would have paid 10."""
-    pace = ONE_STEP if algo in ("reinforce", "a2c") else MANY
+    pace = ONE_STEP if algo in ("reinforce", "a2c", "a2c-tr") else MANY
     config = POLICIES[policy].replace(algo=ALGORITHMS[algo], **SETTINGS, **pace)
 
     @quick_jit

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from purejaxppo.algorithms.a2c import A2C
+from purejaxppo.algorithms.a2c_tr import A2CTrustRegion
 from purejaxppo.algorithms.npg import NPG
 from purejaxppo.algorithms.ppo import PPO
 from purejaxppo.algorithms.ppo_penalty import PPOPenalty
@@ -14,6 +15,7 @@ from purejaxppo.types import Algorithm
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "reinforce": REINFORCE,
     "a2c": A2C,
+    "a2c-tr": A2CTrustRegion,
     "npg": NPG,
     "trpo": TRPO,
     "ppo": PPO,
@@ -31,4 +33,4 @@ def hyperparameters() -> dict[str, list[str]]:
     return owners
 
 
-__all__ = ["A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "PPOPenalty", "hyperparameters"]
+__all__ = ["A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "A2CTrustRegion", "PPOPenalty", "hyperparameters"]

@@ -14,7 +14,7 @@ from purejaxppo import plotting
 from purejaxppo.rundir.contents import RunContents
 from purejaxppo.statistics import Estimate
 
-_COLOURS = dict(zip(("trpo", "ppo", "npg", "a2c", "ppo-penalty", "reinforce", ""), plotting.COLOURS, strict=True))
+_COLOURS = dict(zip(("trpo", "ppo", "npg", "a2c", "ppo-penalty", "reinforce", "a2c-tr"), plotting.COLOURS, strict=True))
 _DASHES = [(), (5, 1.6), (1.2, 1.4), (6, 1.5, 1.2, 1.5), (8, 2, 2, 2, 2, 2)]  # in line widths
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 _STRIP_AT_MOST = 128  # scores drawn one by one

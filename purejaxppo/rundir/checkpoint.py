@@ -61,7 +61,8 @@ class Snapshot(NamedTuple):
             usual = {field.name: to_json(field.default) for field in fields}  # for what an older version did not have
             theirs = usual | self.about["settings"] | {"seeds": self.about["seeds"]}
         ours = to_json(settings_of(config) | {"seeds": seeds})
-        mine_to_change = set() if config.anneal_learning_rate else {"total_steps"}  # which a resumed run may raise
+        falls = config.anneal_learning_rate or config.anneal
+        mine_to_change = set() if falls else {"total_steps"}  # which a resumed run may raise
         if not isinstance(config.env, str):
             mine_to_change |= {"env"}  # given again as an instance, which has no name
         # modules of the user's own are given again, too: `like` holds their parameters' shapes
