@@ -19,7 +19,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # could read what another has half written.
 cache = tempfile.mkdtemp(prefix="tests-cache-")
 atexit.register(shutil.rmtree, cache, ignore_errors=True)
-for name, value in (("compilation_cache_dir", cache), ("persistent_cache_min_compile_time_secs", 0.5)):
+for name, value in (
+    ("compilation_cache_dir", cache),
+    ("persistent_cache_min_compile_time_secs", 0.5),
+    ("traceback_in_locations_limit", 0),  # where each operation comes from is a fifth of what compiling takes
+):
     jax.config.update(f"jax_{name}", value)
     os.environ[f"JAX_{name.upper()}"] = str(value)
 

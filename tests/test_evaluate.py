@@ -19,7 +19,7 @@ from purejaxppo.parallel.runs import over_runs
 from purejaxppo.policy.frames import in_gymnasium
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 200, "num_minibatches": 2, "hidden_sizes": (8,)}
-FLAGS = "--algo trpo --num-envs 2 --num-steps 16 --total-steps 200 --num-minibatches 2 --hidden-sizes 8 --quiet".split()
+FLAGS = "--algo a2c --num-envs 2 --num-steps 16 --total-steps 200 --num-minibatches 2 --hidden-sizes 8 --quiet".split()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
 def bare_states():
     """The states of the bare `make_train`, for the run's seeds and one more."""
     keys = jax.vmap(jax.random.key)(np.array([5, 6, 7, 7], np.uint32))
-    return over_runs(make_train(preset("trpo", "CartPole-v1", **SMALL)), jax.devices())(keys)[0]
+    return over_runs(make_train(preset("a2c", "CartPole-v1", **SMALL)), jax.devices())(keys)[0]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def command(monkeypatch, capsys):
 def test_figures_are_those_of_the_bare_trains_states(policy, finished, bare_states, tmp_path, command):
     code, _ = command(finished, "--episodes", 9, "--json", tmp_path / "x.json", f"--{policy}", "--episode-seed", 3)
     assert code == 0
-    config = preset("trpo", "CartPole-v1", **SMALL, eval_greedy=policy == "greedy")
+    config = preset("a2c", "CartPole-v1", **SMALL, eval_greedy=policy == "greedy")
     result = json.loads((tmp_path / "x.json").read_text())
     assert (result["policy"], result["seeds"], result["env_steps"]) == (policy, [5, 6, 7], 224)
     for i, row in enumerate(result["returns"]["port"]["per_seed"]):
@@ -81,7 +81,7 @@ def test_the_port_and_gymnasium_stand_side_by_side(finished, tmp_path, command):
         finished, "--gymnasium", "CartPole-v1", "--episodes", 30, "--json", tmp_path / "x.json", "--sample"
     )
     assert (code, printed.err) == (0, "")
-    assert "trpo on CartPole-v1 after 224 steps: 30 episodes per seed, sample" in printed.out
+    assert "a2c on CartPole-v1 after 224 steps: 30 episodes per seed, sample" in printed.out
     for word in ("port", "CartPole-v1", "difference", "IQM", "95% interval", "std", "min", "max", "length"):
         assert word in printed.out
     places = json.loads((tmp_path / "x.json").read_text())["returns"]

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,6 +329,38 @@ def test_the_second_signal_ends_the_process_even_where_an_environment_hangs(tmp_
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("phase", ["compilation", "evaluate", "final"])
+def test_signals_are_heard_while_devices_work(phase, quick, monkeypatch, tmp_path):
+    """The first ends a compilation and the last evaluation; the second, the process amid an evaluation between."""
+    freed, ended, done = threading.Event(), [], []
+
+    def hang():
+        for _ in range(2 if phase == "evaluate" else 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        done.append(freed.wait(10))
+
+    def end(code):
+        ended.append(code)
+        freed.set()
+
+    def compile_program(runs, compile_program=loop.compile_program):
+        if phase == "compilation":
+            hang()
+        program = compile_program(runs)
+        whole = getattr(program, phase, None)
+        return program._replace(**{phase: lambda state: hang() or whole(state)} if whole else {})
+
+    monkeypatch.setattr(loop, "compile_program", compile_program)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_experiment(CONFIG.replace(eval_interval=4), 3, tmp_path / "run", options=OPTIONS)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    expected = ([128 + signal.SIGTERM], [True]) if phase == "evaluate" else ([], [])  # nothing waits for the others
+    assert (ended, done) == expected
+    freed.set()
 
 
 def children(pid):

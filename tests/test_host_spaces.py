@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from environments import Probe
 
-from purejaxppo import PPO, Config, init
+from purejaxppo import A2C, Config, init
 from purejaxppo.agent import Agent
 from purejaxppo.experiment.experiment import run_experiment
 from purejaxppo.policy.acting import actor
@@ -80,7 +80,7 @@ def test_a_wrong_action_of_one_factor_is_a_difference(kind):
 
 
 def test_a_run_is_read_back_with_its_distribution_and_entries(tmp_path):
-    config = Config(env=BOX, algo=PPO(), action_distribution="beta", layer_norm=True, **SMALL)
+    config = Config(env=BOX, algo=A2C(), action_distribution="beta", layer_norm=True, **SMALL)
     run_experiment(config, 2, tmp_path / "run", devices=1, options={"final_episodes": 2})
     trained = load(tmp_path / "run", 1, env=BOX)
     assert (trained.config.action_distribution, trained.config.layer_norm) == ("beta", True)

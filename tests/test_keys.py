@@ -58,15 +58,15 @@ def test_no_key_is_used_twice(monkeypatch):
     """In training and in evaluations, of seeds 0 and 1: of updates, epochs, resets, actions, Fisher samples."""
     config = Config(env=Walk(limit=2), algo=NPG(fisher_subsample=2, cg_iterations=1), eval_greedy=False, **SMALL)
 
-    def everything(key):
-        state = init(config, key)
-        for _ in range(2):
-            state, _ = update_step(config, state)
-            evaluate(config, state, state.key, 2)
-        return state, evaluate(config, state, key, 2)  # with the run's own key, as a user might
-
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
     with recording(monkeypatch) as uses:
-        quick_jit(jax.vmap(everything))(jax.vmap(jax.random.key)(jnp.arange(2)))
+        update = quick_jit(jax.vmap(lambda state: update_step(config, state)))
+        evaluation = quick_jit(jax.vmap(lambda state, key: evaluate(config, state, key, 2)))
+        state = quick_jit(jax.vmap(lambda key: init(config, key)))(keys)
+        for _ in range(2):
+            state, _ = update(state)
+            evaluation(state, state.key)
+        evaluation(state, keys)  # with the run's own key, as a user might
     drawn, split = ({words for words, what, *_ in uses if what == kind} for kind in ("draw", "split"))
     folded = {(words, *number) for words, what, *number in uses if what == "fold"}
     assert len(drawn) > 50

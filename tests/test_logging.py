@@ -133,15 +133,12 @@ def expected_row(updates, i):
 # updates per row, per checkpoint and per evaluation; seconds per chunk
 SCHEDULES = [
     (1, None, 0, math.inf),
-    (1, 1, 0, 1.0),
     (1, 7, 0, 0.0),
     (3, None, 0, 0.0),
-    (3, 5, 0, math.inf),
     (3, 4, 0, 0.01),
     (20, 3, 0, 0.0),
     (20, None, 0, math.inf),
     (3, 2, 4, math.inf),
-    (3, None, 4, 0.0),
     (3, 6, 4, 0.001),
 ]
 
@@ -170,7 +167,7 @@ def outputs(directory, monkeypatch):
 
 
 def test_no_schedule_changes_a_bit_of_the_final_state(outputs):
-    """11 schedules of rows, checkpoints, evaluations and chunks: one SHA-256 of all arrays of the last checkpoint."""
+    """8 schedules of rows, checkpoints, evaluations and chunks: one SHA-256 of all arrays of the last checkpoint."""
     hashes = set()
     for out, _ in outputs.values():
         arrays = read(out / "checkpoints" / str(UPDATES * BATCH)).arrays
