@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -18,39 +19,14 @@ from purejaxppo.statistics import Estimate
 VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK = COLOURS = (
     "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000",
 )  # fmt: skip
-_STYLE: Any = {
-    "svg.fonttype": "path",  # the same letters everywhere
-    "svg.hashsalt": "purejaxppo",  # the same bytes every time
-    "savefig.dpi": 150,
-    "text.parse_math": False,  # a "$" of a file is a "$"
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "figure.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#222222",
-    "axes.axisbelow": True,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-    "axes.grid": True,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5.5,
-    "lines.markeredgewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.handlelength": 3.2,
-}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @contextlib.contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
     """A figure in our style, so many inches wide and high. It is to be saved before the context ends."""
-    with matplotlib.rc_context(_STYLE):
+    same_bytes: Any = {"svg.hashsalt": "purejaxppo"}  # every time
+    with matplotlib.rc_context(same_bytes, Path(__file__).with_suffix(".mplstyle")):
         yield Figure((width, height), layout="constrained")
 
 

@@ -5,24 +5,15 @@ import time
 from collections.abc import Iterable
 
 import numpy as np
+from rich import progress as bars
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    Progress,
-    Task,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from purejaxppo.errors import plural
 from purejaxppo.statistics import FEWEST, iqm
 
 
-class _Bar(Progress):
+class _Bar(bars.Progress):
     """The stages, and under them what is known of the one under way: beside them, it would not fit."""
 
     note = ""
@@ -33,10 +24,10 @@ class _Bar(Progress):
             yield Text(self.note)
 
 
-class _Left(TimeRemainingColumn):
+class _Left(bars.TimeRemainingColumn):
     """The time left, where it can be known."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: bars.Task) -> Text:
         known = task.total is not None and not task.finished and task.time_remaining is not None
         return super().render(task) + " left" if known else Text()
 
@@ -47,14 +38,14 @@ class ProgressLine:
     def __init__(self, console: Console, quiet: bool = False, every_seconds: float = 5.0) -> None:
         self._console, self._quiet, self._every = console, quiet, every_seconds
         self._bar: _Bar | None = None
-        self._task: TaskID | None = None
+        self._task: bars.TaskID | None = None
         self._total = self._start = 0
         self._began = self._printed = time.monotonic()
 
     def __enter__(self) -> "ProgressLine":
         if self._console.is_terminal and not self._quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn("{task.percentage:>3.0f}%"))
-            self._bar = _Bar(*columns, TimeElapsedColumn(), TextColumn("elapsed"), _Left(), console=self._console)
+            columns = ("{task.description}", bars.BarColumn(20), bars.TaskProgressColumn("{task.percentage:>3.0f}%"))
+            self._bar = _Bar(*columns, bars.TimeElapsedColumn(), "elapsed", _Left(), console=self._console)
             self._bar.start()
         return self
 

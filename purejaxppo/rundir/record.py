@@ -33,19 +33,9 @@ class RunRecord(NamedTuple):
 
 def write_record(record: RunRecord, name: str = "config.json", more: Mapping[str, Any] | None = None) -> None:
     """Write config.json, or what else begins with the same."""
-    write_json(
-        record.directory / name,
-        {
-            "settings": settings_of(record.config),
-            "seeds": record.seeds,
-            "options": record.options,
-            "devices": record.devices,
-            "threads": record.threads,
-            "prng_implementation": record.prng,
-            "versions": record.versions,
-            **(more or {}),
-        },
-    )
+    same = {key: getattr(record, key) for key in ("seeds", "options", "devices", "threads", "versions")}
+    about = {"settings": settings_of(record.config), **same, "prng_implementation": record.prng}
+    write_json(record.directory / name, about | dict(more or {}))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -58,31 +58,22 @@ def write_summary(
     env_steps: int,
 ) -> Summary:
     """Write it, and return it; `returns` [seeds] are those of the final evaluation, `env_steps` made by each seed."""
-    config, seeds = record.config, record.seeds
     middle, low, high = map(float, iqm_over_seeds(returns))
     known = returns[~np.isnan(returns)]
-    summary = Summary(
-        algo=config.algo_name,
-        env=config.env_name,
-        num_seeds=len(seeds),
-        seeds=seeds,
-        env_steps=env_steps,
-        eval_return=EvalReturn(
-            mean=float(known.mean()) if known.size else np.nan,
-            iqm=middle,
-            ci_low=low,
-            ci_high=high,
-            per_seed=returns.astype(float).tolist(),
-        ),
-        failed_seeds=failed,
-        steps_per_second=env_steps * len(seeds) / seconds["run"],
-        compile_seconds=seconds["compile"],
-        run_seconds=seconds["run"],
-        training_seconds=seconds["run"] - seconds["evaluation"] - seconds["saving"],
-        evaluation_seconds=seconds["evaluation"],
-        saving_seconds=seconds["saving"],
-        device=f"{len(devices)} × {devices[0].device_kind}",
-    )
+    mean, scores = float(known.mean()) if known.size else np.nan, returns.astype(float).tolist()
+    took = {**seconds, "training": seconds["run"] - seconds["evaluation"] - seconds["saving"]}
+    summary: Any = {
+        "algo": record.config.algo_name,
+        "env": record.config.env_name,
+        "num_seeds": len(record.seeds),
+        "seeds": record.seeds,
+        "env_steps": env_steps,
+        "eval_return": EvalReturn(mean=mean, iqm=middle, ci_low=low, ci_high=high, per_seed=scores),
+        "failed_seeds": failed,
+        "steps_per_second": env_steps * len(record.seeds) / seconds["run"],
+        **{f"{name}_seconds": x for name, x in took.items()},
+        "device": f"{len(devices)} × {devices[0].device_kind}",
+    }
     write_json(record.directory / "summary.json", summary)
     return summary
 
