@@ -181,11 +181,7 @@ class Config(struct.PyTreeNode):
 
     @single_precision
     def check(self) -> None:
-        """Refuse what cannot work, before anything is compiled.
-
-        Raises:
-            UsageError: one line that names the value, the rule and the fix. Traced numbers are not checked.
-        """
+        """Refuse what cannot work, before anything is compiled. Traced numbers are not checked. Raises: UsageError."""
         if isinstance(self.algo, type) or not hasattr(self.algo, "init") or not hasattr(self.algo, "update"):
             known = ", ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
             raise UsageError(f"algo = {self.algo!r} is not an algorithm; pass an instance of one: {known}.")
@@ -211,11 +207,7 @@ class Config(struct.PyTreeNode):
         self._check_agent(self.environment)
 
     def check_mesh(self, env: int, net: int) -> None:
-        """Refuse `env` × `net` devices, on the axes of those names, if they cannot share a run.
-
-        Raises:
-            UsageError: as `check` does.
-        """
+        """Refuse `env` × `net` devices, on the axes of those names, if they cannot share a run. Raises as `check`."""
         mesh = ",".join(f"{name}={size}" for name, size in (("env", env), ("net", net)) if size > 1)
         if not mesh:
             return

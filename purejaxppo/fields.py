@@ -80,11 +80,7 @@ def static(default: Any, help: str, *, interval: str = "", choices: Collection[s
 
 
 def check_fields(owner: Any, usual: Mapping[str, Any] | None = None) -> None:
-    """Hold each value of a dataclass against what its field declares; `usual` overrides the fields' defaults.
-
-    Raises:
-        UsageError: one line that names the value, the rule and the default.
-    """
+    """Hold a dataclass's values against what its fields declare; `usual` overrides defaults. Raises: UsageError."""
     for field in dataclasses.fields(owner):
         check_field(field, getattr(owner, field.name), (usual or {}).get(field.name, field.default))
 
@@ -124,11 +120,7 @@ def _within(x: float, interval: str) -> bool:
 
 
 def whole_number(text: str) -> int:
-    """The integer that a text says exactly: `4096`, `1e6`, `1_000_000`.
-
-    Raises:
-        ValueError: it says none, or one of more than 30 digits.
-    """
+    """The integer that a text says exactly: `4096`, `1e6`, `1_000_000`. Raises: ValueError: it says none."""
     try:
         number = decimal.Decimal(text)
     except decimal.InvalidOperation:

@@ -21,11 +21,7 @@ RESUMED = 0x72657375  # of host environments' episodes after a resume
 
 
 def as_key(key: Any) -> jax.Array:
-    """One key []; the words of `jax.random.PRNGKey` are accepted too.
-
-    Raises:
-        UsageError: it is no key, or an array of several.
-    """
+    """One key []; the words of `PRNGKey` are accepted too. Raises: UsageError: it is none, or several."""
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
         key = jax.random.wrap_key_data(key)
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:

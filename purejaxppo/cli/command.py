@@ -53,11 +53,7 @@ def exit_code(command: Callable[[], None]) -> int:
 
 
 def start_jax(alone: bool = False) -> None:
-    """Give JAX the CPU's cores, see `use_cpu_cores`, and start it, before anything is made.
-
-    Raises:
-        UsageError: its platform is not here, or it is told not to compile.
-    """
+    """Give JAX the CPU's cores, see `use_cpu_cores`, and start it. Raises: UsageError: it cannot, or not compile."""
     import jax
 
     from purejaxppo.parallel.devices import choose_devices, use_cpu_cores

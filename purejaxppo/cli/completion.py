@@ -18,11 +18,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def completion(commands: Mapping[str, str], shell: str = "") -> str:
-    """A script that completes the commands and their flags, those of all algorithms.
-
-    Raises:
-        UsageError: there is none for that shell.
-    """
+    """A script that completes the commands and all algorithms' flags. Raises: UsageError: none for that shell."""
     if shell not in SHELLS:
         raise UsageError(f"--print-completion {shell!r:.80} must name a shell: {', '.join(SHELLS)}.")
     every: dict[str, Group] = groups_of("ppo", "CartPole-v1", NoOptions())

@@ -17,11 +17,7 @@ class EnvsOptions:
 
 
 def listing(word: str) -> str:
-    """A line for each environment, suite by suite, with the algorithms that have a preset for it.
-
-    Raises:
-        UsageError: there is none with that word in its name.
-    """
+    """A line for each environment, with the algorithms that have a preset for it. Raises: UsageError: there is none."""
     presets: dict[str, list[str]] = {}
     for algo, env in PRESETS:
         presets.setdefault(env, []).append(algo)

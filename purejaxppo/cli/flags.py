@@ -168,11 +168,7 @@ def value_of(argv: Sequence[str], flag: str, default: str = "") -> str:
 def refuse_unknown(
     argv: Sequence[str], known: Collection[str], where: str, owners: Mapping[str, Sequence[str]] = MappingProxyType({})
 ) -> None:
-    """Refuse a flag that is not known, and say which one was meant, or which algorithms are the `owners` of it.
-
-    Raises:
-        UsageError: always in one line.
-    """
+    """Refuse a flag that is not known: say which one was meant, or which algorithms are the `owners` of it."""
     for token in argv:
         if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
             algos = " or ".join(owners.get(name.replace("-", "_"), ()))
@@ -182,11 +178,7 @@ def refuse_unknown(
 
 
 def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
-    """`argv` after the flags of the file that its `--config` names: what is given as a flag counts more.
-
-    Raises:
-        UsageError: the file cannot be read, or holds what no flag takes.
-    """
+    """`argv` after the flags of the file that its `--config` names. Raises: UsageError: it holds what no flag takes."""
     if not (name := value_of(argv, "config")):
         return argv
     path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)

@@ -18,7 +18,7 @@ _METHODS = ("restart", "release", "close", "render_frames")
 _LIBRARIES = ("gymnasium", "gym", "gymnax", "brax", "mujoco_playground", "craftax", "navix", "jumanji", "pgx")
 
 
-class BaseEnv:
+class BaseEnv(contextlib.AbstractContextManager["BaseEnv"]):
     """An environment as the rest of the package knows it: the protocol, and what is optional in it.
 
     Also a context manager, which closes it.
@@ -49,11 +49,7 @@ class BaseEnv:
         """Give back what the environment holds outside of the compiled program."""
 
     def render_frames(self, states: Sequence[EnvState]) -> Iterator[np.ndarray]:
-        """One picture, uint8 [H, W, 3], for each state.
-
-        Raises:
-            UsageError: at once, it cannot be drawn.
-        """
+        """One picture, uint8 [H, W, 3], for each state. Raises: UsageError: at once, it cannot be drawn."""
         raise UsageError(
             f"env = {self!r:.80} has no render(state) that gives uint8 [H, W, 3]; write one, or pass --gymnasium ID."
         )
@@ -65,9 +61,6 @@ class BaseEnv:
     def to_gymnasium(self, action: Any) -> Any:
         """Gymnasium's action for ours, likewise."""
         return action
-
-    def __enter__(self) -> "BaseEnv":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -110,11 +103,7 @@ class UserEnv(BaseEnv):
 
 
 def adapt(env: Any, name: Any = None) -> BaseEnv:
-    """An environment of the user's own, called `name`, as a `BaseEnv`; what is one already stays as it is.
-
-    Raises:
-        UsageError: it lacks a part of the protocol, is a class, or another library's object.
-    """
+    """A user's environment, called `name`, as a `BaseEnv`. Raises: UsageError: it lacks a part, or is no instance."""
     if isinstance(env, BaseEnv):
         return env
     label, kind = f"env = {(env if name is None else name)!r:.80}", env if isinstance(env, type) else type(env)

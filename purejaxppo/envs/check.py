@@ -15,11 +15,7 @@ from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDisc
 
 
 def check_env(env: Any, name: str) -> None:
-    """Hold an environment against the protocol, without running it.
-
-    Raises:
-        UsageError: a part is missing, a space is not supported, or `step` does not return what it should.
-    """
+    """Hold an environment against the protocol, without running it. Raises: UsageError: it does not keep to it."""
     env = adapt(env)
     seen, acted = env.observation_space, env.action_space
     _check_spaces(seen, acted)

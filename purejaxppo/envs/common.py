@@ -87,11 +87,7 @@ def quiet() -> Iterator[None]:
 
 
 def mujoco_frames(model: Any, poses: Iterable[dict[str, Any]]) -> Iterator[np.ndarray]:
-    """MuJoCo's pictures of a model, [360, 480, 3]; a pose is what to set in its `MjData`.
-
-    Raises:
-        UsageError: this machine has no OpenGL.
-    """
+    """MuJoCo's pictures [360, 480, 3] of poses, which are set in its `MjData`. Raises: UsageError: no OpenGL."""
     import mujoco
 
     data = mujoco.MjData(model)

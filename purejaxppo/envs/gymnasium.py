@@ -185,11 +185,7 @@ def _num_masked(acted: Space) -> int:
 
 
 def _parts(name: str, space: Any, num_masked: int, separate_mask: bool = False) -> dict[str, Part]:
-    """The entries of an observation by their names: `a.b`, or `a/b` where those would be ambiguous.
-
-    Raises:
-        UsageError: an entry is not supported.
-    """
+    """Entries of an observation by name: `a.b`, or `a/b` where that is ambiguous. Raises: UsageError."""
     leaves = list(_leaves(name, space))
     for separator in ".", "/", ":", "|":
         names = [separator.join(map(str, path[separate_mask:])) for path, _ in leaves]

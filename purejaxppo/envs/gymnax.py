@@ -102,11 +102,7 @@ class GymnaxEnv(BaseEnv):
         return new_state, self._observe(obs), jnp.asarray(reward, jnp.float32), terminated, truncated
 
     def render_frames(self, states: Sequence[Any]) -> Iterator[np.ndarray]:
-        """One picture, uint8 [H, W, 3], for each state, by gymnax's renderers.
-
-        Raises:
-            UsageError: gymnax cannot draw this environment.
-        """
+        """Pictures by gymnax's own renderers. Raises: UsageError: gymnax cannot draw this environment."""
         if self.name in CLASSIC_CONTROL:
             return self._in_gymnasium(states)
         if self.name in DRAWN:

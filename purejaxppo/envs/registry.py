@@ -15,16 +15,8 @@ from purejaxppo.envs.common import quiet
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.types import Env
 
-SUITES = {  # suite ↦ its adapter, in the module and with the extra of the suite's name
-    "gymnax": "GymnaxEnv",
-    "brax": "BraxEnv",
-    "playground": "PlaygroundEnv",
-    "craftax": "CraftaxEnv",
-    "navix": "NavixEnv",
-    "jumanji": "JumanjiEnv",
-    "pgx": "PgxEnv",
-    "gymnasium": "GymnasiumEnv",
-}
+# each has its adapter in the module, and its packages in the extra, of its name
+SUITES = ("gymnax", "brax", "playground", "craftax", "navix", "jumanji", "pgx", "gymnasium")
 _WELL_KNOWN = {  # what people ask for, and may have to install first
     "gymnasium": (
         "LunarLander-v3 LunarLanderContinuous-v3 BipedalWalker-v3 BipedalWalkerHardcore-v3 CarRacing-v3 Ant-v5 "
@@ -49,11 +41,7 @@ _UNUSABLE = {  # without their versions: rewards or actions of several agents; w
 
 
 def env_names(suite: str = "gymnax") -> list[str]:
-    """The names of a suite's environments, without the suite's, and without those that are known not to work.
-
-    Raises:
-        UsageError: no such suite, or its package is not installed.
-    """
+    """A suite's environments, without those known not to work. Raises: UsageError: no such suite, or not installed."""
     unusable = _UNUSABLE.get(suite, ())
     return [name for name in _adapter(suite).names() if name.partition("-v")[0] not in unusable]
 
@@ -93,7 +81,7 @@ def make_env(name: str) -> Env:
         raise UsageError(f"env = {name!r:.80} is not a registered environment; {_meant(path)}{own}")
     try:
         with jax.ensure_compile_time_eval():  # this may be the first use of the environment, and under a trace
-            return getattr(adapter, SUITES[suite])(bare, **params)
+            return getattr(adapter, f"{suite.capitalize()}Env")(bare, **params)
     except UsageError:
         raise
     except Exception as error:  # whatever the suite's code raises

@@ -112,11 +112,7 @@ class HostOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "HostOptions":
-        """As config.json keeps them.
-
-        Raises:
-            UsageError: an unknown name, or a value that cannot be.
-        """
+        """As config.json keeps them. Raises: UsageError: an unknown name, or a value that cannot be."""
         known = {field.name for field in dataclasses.fields(cls)}
         for unknown in options.keys() - known:
             raise UsageError(f"options: {unknown!r:.80} is not one of: {', '.join(sorted(known))}.")

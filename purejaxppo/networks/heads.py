@@ -9,15 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from purejaxppo.distributions import (
-    FORBIDDEN,
-    Bernoulli,
-    Beta,
-    Categorical,
-    DiagonalGaussian,
-    FactoredCategorical,
-    TanhGaussian,
-)
+from purejaxppo import distributions
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.networks.recurrent import CELLS, initial_carry, is_recurrent, swap, unroll
 from purejaxppo.networks.torso import Torso, head, orthogonal, select
@@ -118,24 +110,24 @@ class PolicyNetwork(Network, kw_only=True):
             return x
         mask = obs.get(ACTION_MASK) if isinstance(obs, Mapping) else None
         if isinstance(acted, Discrete):
-            return Categorical(masked(x, mask))
+            return distributions.Categorical(masked(x, mask))
         if isinstance(acted, MultiDiscrete):
             ends = np.cumsum(acted.nvec)[:-1]
             masks = [None] * len(acted.nvec) if mask is None else jnp.split(mask, ends, axis=-1)
-            return FactoredCategorical.of(list(map(masked, jnp.split(x, ends, axis=-1), masks)))
+            return distributions.FactoredCategorical.of(list(map(masked, jnp.split(x, ends, axis=-1), masks)))
         if isinstance(acted, MultiBinary):
-            return Bernoulli(x)
+            return distributions.Bernoulli(x)
         return self._over_box(x)
 
     def _over_box(self, x: jax.Array) -> Any:
         kind = self.action_distribution
         if kind == "beta":
-            return Beta(*jnp.split(1.0 + nn.softplus(x), 2, axis=-1))
+            return distributions.Beta(*jnp.split(1.0 + nn.softplus(x), 2, axis=-1))
         if kind == "gaussian-state-std":
             mean, log_std = jnp.split(x, 2, axis=-1)
-            return DiagonalGaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
+            return distributions.DiagonalGaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
         log_std = jnp.broadcast_to(self.param("log_std", nn.initializers.zeros, x.shape[-1:]), x.shape)
-        return (TanhGaussian if kind == "tanh-gaussian" else DiagonalGaussian)(x, log_std)
+        return (distributions.TanhGaussian if kind == "tanh-gaussian" else distributions.DiagonalGaussian)(x, log_std)
 
 
 class SharedNetwork(PolicyNetwork, kw_only=True):
@@ -167,7 +159,7 @@ def masked(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
     """`FORBIDDEN` where the mask is False; where it forbids everything, the logits as they are."""
     if mask is None:
         return logits
-    return jnp.where(mask | ~jnp.any(mask, axis=-1, keepdims=True), logits, FORBIDDEN)
+    return jnp.where(mask | ~jnp.any(mask, axis=-1, keepdims=True), logits, distributions.FORBIDDEN)
 
 
 def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, ...]) -> None:

@@ -38,11 +38,7 @@ class Episode(NamedTuple):
 
 
 def in_gymnasium(config: Config, name: str) -> Config:
-    """`config` with the Gymnasium environment `name` (`CartPole-v1`, or with parameters, `CartPole-v1,key=value`).
-
-    Raises:
-        UsageError: there is none, it cannot be made, or the policy was trained in other spaces.
-    """
+    """`config` with Gymnasium's environment `name`. Raises: UsageError: there is none, or its spaces are others."""
     env, trained_in = make_env(f"gymnasium/{name}"), config.replace(frame_stack=1, action_repeat=1).environment
     for what, bounded in (("observation", False), ("action", True)):
         theirs, ours = (getattr(x, f"{what}_space") for x in (env, trained_in))
@@ -98,11 +94,7 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
 
 
 def compiled_frames(config: Config, state: TrainState, keys: jax.Array, max_steps: int) -> Iterator[Iterator[Frame]]:
-    """An episode for each key, drawn by the environment that the policy was trained in.
-
-    Raises:
-        UsageError: it cannot be drawn.
-    """
+    """An episode for each key, drawn by the environment itself. Raises: UsageError: it cannot be drawn."""
     draw, play = config.environment.render_frames, player(config, max_steps)
     draw(())  # before anything is compiled
 
@@ -116,11 +108,7 @@ def compiled_frames(config: Config, state: TrainState, keys: jax.Array, max_step
 
 
 def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_steps: int) -> Iterator[Iterator[Frame]]:
-    """An episode for each key in the Gymnasium environment of `config`, stepped here, and drawn by itself.
-
-    Raises:
-        HostEnvironmentError: the environment's own code failed.
-    """
+    """Likewise in `config`'s Gymnasium environment, stepped here. Raises: HostEnvironmentError: its own code failed."""
     from gymnasium.error import DependencyNotInstalled
 
     from purejaxppo.envs.host.worker import action_masks, make

@@ -179,11 +179,7 @@ def read(directory: Path, own: bool = False) -> Snapshot:
 
 
 def steps_saved(checkpoints: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first.
-
-    Raises:
-        UsageError: `checkpoints` is a link, so that what is written there would be elsewhere.
-    """
+    """The checkpoints of a run, oldest first. Raises: UsageError: `checkpoints` is a link, which leads elsewhere."""
     if checkpoints.is_symlink():
         raise UsageError(f"{checkpoints} is a link, which is not followed; put the directory itself there.")
     found = checkpoints.iterdir() if checkpoints.is_dir() else ()

@@ -38,11 +38,7 @@ class RunContents(NamedTuple):
 
 
 def read_contents(directory: Path) -> RunContents:
-    """Read config.json, metrics.csv and, if the run has ended, summary.json; an environment need not be installed.
-
-    Raises:
-        UsageError: a file is missing, malformed or too large.
-    """
+    """Read a run's files; its environment need not be installed. Raises: UsageError: one is missing, or malformed."""
     content = read_config(directory / "config.json")
     settings, seeds = content["settings"], content["seeds"]
     surroundings = content["versions"] | {"PRNG": content["prng_implementation"]}

@@ -185,11 +185,7 @@ def to_json(value: Any) -> Any:
 
 
 def to_float(value: Any) -> float:
-    """A number of a file, as `to_json` or a cell of a table holds it; NaN if it is missing or not finite.
-
-    Raises:
-        TypeError, ValueError: it is no number.
-    """
+    """A number of a JSON file or a cell; NaN if missing or not finite. Raises: TypeError, ValueError: it is none."""
     if value is None or value == "":
         return math.nan
     if isinstance(value, bool):

@@ -46,11 +46,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def files_of(directory: Path) -> dict[str, Path]:
-    """The files of orbax, by name.
-
-    Raises:
-        UsageError: one is a link, or no file at all: those are not opened.
-    """
+    """The files of orbax, by name. Raises: UsageError: one is a link, or no file at all: those are not opened."""
     folder = directory / "arrays"
     found = sorted(folder.rglob("*"))
     for path in (directory, folder, *found):

@@ -39,11 +39,7 @@ def write_record(record: RunRecord, name: str = "config.json", more: Mapping[str
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object of a config.json, or of what else `write_record` wrote, with parts of the right types.
-
-    Raises:
-        UsageError: there is none, or it is damaged.
-    """
+    """The JSON object that `write_record` wrote, its parts of the right types. Raises: UsageError: it is damaged."""
     content = read_json(path)
     with refusing(path):
         settings, seeds = content["settings"], content["seeds"]

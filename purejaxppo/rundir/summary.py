@@ -79,11 +79,7 @@ def write_summary(
 
 
 def read_summary(directory: Path, seeds: list[int]) -> Summary | None:
-    """None if the run has not ended. What older versions did not write is NaN, "–" or nothing.
-
-    Raises:
-        UsageError: the file is damaged.
-    """
+    """None if the run has not ended; NaN or "–" for what older versions did not write. Raises: UsageError."""
     path = directory / "summary.json"
     if not os.path.lexists(path):
         return None

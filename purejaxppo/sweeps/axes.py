@@ -20,11 +20,7 @@ _MOST = 100_000  # settings
 
 
 def traced(config: Config, name: str) -> bool:
-    """Whether a setting may be traced: all its values then share one compiled program.
-
-    Raises:
-        UsageError: it is none that can be swept.
-    """
+    """Whether a setting may be traced, so that all its values share one program. Raises: UsageError: no setting."""
     return _field(config, name).metadata.get("type") is float
 
 

@@ -7,18 +7,16 @@ import numpy as np
 
 from purejaxppo.rundir.files import replacing
 from purejaxppo.rundir.summary import Summary
-from purejaxppo.statistics import interval_text
+from purejaxppo.statistics import Estimate, interval_text
 from purejaxppo.sweeps.axes import Settings, show
-
-Scores = tuple[np.ndarray, np.ndarray, np.ndarray]  # IQM and the ends of its 95% interval, [settings] each
 
 
 def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summary]) -> None:
     """results.png."""
     from purejaxppo import plotting
 
-    final = [[float(x["eval_return"][name]) for x in summaries] for name in ("iqm", "ci_low", "ci_high")]
-    scores = (np.asarray(final[0]), np.asarray(final[1]), np.asarray(final[2]))
+    final = [[x["eval_return"]["iqm"], x["eval_return"]["ci_low"], x["eval_return"]["ci_high"]] for x in summaries]
+    scores = Estimate(*np.array(final, float).T)
     values = {
         name: sorted({own[name] for own in settings}, key=lambda x: (isinstance(x, str), x)) for name in settings[0]
     }
@@ -36,7 +34,7 @@ def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summa
             panels = np.atleast_1d(figure.subplots(1, len(varying), sharey=True))
             for axes, name in zip(panels, varying, strict=True):
                 _points(axes, name, values[name], settings, scores, joined=len(varying) == 1)
-            interval = "" if np.isnan(scores[1]).all() else ", 95% interval"
+            interval = "" if np.isnan(scores.low).all() else ", 95% interval"
             panels[0].set_ylabel(f"IQM of final returns{interval}")
         figure.suptitle(title)
         with replacing(path) as draft:
@@ -44,7 +42,7 @@ def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summa
 
 
 def _heat_map(
-    axes: Any, names: list[str], rows: list[Any], columns: list[Any], settings: list[Settings], scores: Scores
+    axes: Any, names: list[str], rows: list[Any], columns: list[Any], settings: list[Settings], scores: Estimate
 ) -> None:
     iqm, low, high = (np.full((len(rows), len(columns)), np.nan) for _ in range(3))
     for own, *numbers in zip(settings, *scores, strict=True):
@@ -64,7 +62,7 @@ def _heat_map(
     axes.figure.colorbar(image, ax=axes, label="IQM of final returns")
 
 
-def _points(axes: Any, name: str, values: list[Any], settings: list[Settings], scores: Scores, joined: bool) -> None:
+def _points(axes: Any, name: str, values: list[Any], settings: list[Settings], scores: Estimate, joined: bool) -> None:
     from purejaxppo import plotting
 
     numeric = all(isinstance(x, int | float) and not isinstance(x, bool) and np.isfinite(x) for x in values)
