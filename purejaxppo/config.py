@@ -72,9 +72,7 @@ class Config(struct.PyTreeNode):
         False, "a common mistake, to measure what it does: the value of what follows a time limit counts as 0"
     )
     value_target: str = static(None, "what the critic is fitted to", choices=("lambda-return", "td0", "monte-carlo"))
-    entropy_reward_coef: float = number(
-        0.0, "[0, inf)", "α of the maximum-entropy objective: rewards become r - α log π(a|s), in the mean r + αH"
-    )
+    entropy_reward_coef: float = number(0.0, "[0, inf)", "α of the maximum-entropy objective, rewards r - α log π(a|s)")
 
     learning_rate: float = number(None, "(0, inf)", "Adam's step size")
     anneal_learning_rate: bool = static(None, "anneal the learning rate linearly towards 0")
@@ -92,7 +90,7 @@ class Config(struct.PyTreeNode):
     layer_norm: bool = static(False, "normalise what goes into each activation (Ba et al., 2016)")
     shared_torso: bool = static(False, "policy and critic share all layers but the last; not in NPG and TRPO")
     joint_update: bool = static(
-        False, "one loss, one Adam, one gradient norm for policy and critic, as in CleanRL and SB3; not in NPG and TRPO"
+        False, "one loss and Adam for policy and critic, as in CleanRL and SB3; not in NPG, TRPO"
     )
     value_coef: float = number(0.5, "[0, inf)", "weight of ½ (V - target)² in the loss of shared_torso or joint_update")
     recurrent: str = static("none", "a recurrent cell after the hidden layers, in policy and critic", choices=RECURRENT)
@@ -129,8 +127,8 @@ class Config(struct.PyTreeNode):
         unset = [name for name in usual if getattr(self, name) is None]
         for name in unset:
             object.__setattr__(self, name, usual[name])
-        if "num_minibatches" in unset and self.is_recurrent and isinstance(self.num_envs, int):
-            object.__setattr__(self, "num_minibatches", math.gcd(self.num_minibatches, self.num_envs))
+        if "num_minibatches" in unset:
+            object.__setattr__(self, "num_minibatches", self.adapted_minibatches)
 
     @property
     def environment(self) -> BaseEnv:
@@ -168,6 +166,13 @@ class Config(struct.PyTreeNode):
     def env_steps(self) -> int:
         """Environment steps per seed that are really made."""
         return self.num_updates * self.steps_per_update
+
+    @property
+    def adapted_minibatches(self) -> int:
+        """`num_minibatches`; with recurrent networks its greatest common divisor with `num_envs`."""
+        if self.is_recurrent and isinstance(self.num_envs, int):
+            return math.gcd(self.num_minibatches, self.num_envs)
+        return self.num_minibatches
 
     @property
     def is_joint(self) -> bool:

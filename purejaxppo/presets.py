@@ -148,9 +148,7 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
     except TypeError as error:  # one of the user's own
         raise UsageError(f"algo = {algo!r}: {error}; give each of its fields a default.") from error
     config = Config(env=env, algo=algorithm, **{name: value for name, value in chosen.items() if name in known})
-    if config.is_recurrent and "num_minibatches" not in settings and isinstance(config.num_envs, int):
-        return config.replace(num_minibatches=math.gcd(config.num_minibatches, config.num_envs))
-    return config
+    return config if "num_minibatches" in settings else config.replace(num_minibatches=config.adapted_minibatches)
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -41,9 +41,7 @@ class EvaluateOptions(PolicyOptions):
     seed: str = static("all", "all, best (by the final evaluation), or a seed's number", metavar="all|best|K")
     episodes: int = static(100, "episodes per seed, each from its start to its end", interval="[1, 1e6]")
     gymnasium: str | None = static(None, "compare with this Gymnasium environment; CartPole-v1, say", metavar="ID")
-    eval_max_steps: int | None = static(
-        None, "steps after which an episode is cut off", interval="[1, 1e9]", usual="as in the run"
-    )
+    eval_max_steps: int | None = static(None, "longest episode, in steps", interval="[1, 1e9]", usual="as in the run")
     greedy: bool = static(False, "take the policy's mode. Neither this nor --sample: as in the run")
     sample: bool = static(False, "take samples of the policy")
     episode_seed: int = static(0, "what the episodes are drawn with", interval="[0, 4294967295]")

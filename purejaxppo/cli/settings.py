@@ -23,14 +23,9 @@ class RunOptions:
     """What a run is, beside its settings."""
 
     algo: str = static("ppo", "update rule", choices=ALGORITHMS)
-    env: str = static(
-        "CartPole-v1",
-        "environment, ENV,key=value with parameters, or module:Class for one of your own; see purejaxppo envs",
-    )
+    env: str = static("CartPole-v1", "environment, or ENV,key=value, or module:Class of your own; see purejaxppo envs")
     config: str | None = static(
-        None,
-        "TOML with flags as keys, or the config.json of another run, for its settings; flags given here count more",
-        metavar="FILE",
+        None, "TOML of flags, or another run's config.json; flags given here win", metavar="FILE"
     )
     seed: int = static(
         0,

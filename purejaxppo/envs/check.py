@@ -1,6 +1,5 @@
 """Holding an environment against the protocol."""
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.stats import norm
 
 from purejaxppo.envs.base import adapt
 from purejaxppo.errors import UsageError, reason
@@ -98,10 +98,7 @@ def warn_of_bounds(acted: Any) -> None:
     """Of a Gaussian policy, N(0, 1) at first, nearly all of whose actions would be clipped to a bound."""
     if not isinstance(acted, Box):
         return
-    below_high, below_low = (
-        0.5 + 0.5 * np.vectorize(math.erf)(np.asarray(end) / 2**0.5) for end in (acted.high, acted.low)
-    )
-    if np.min(below_high - below_low) < 0.05:
+    if np.min(norm.cdf(np.asarray(acted.high)) - norm.cdf(np.asarray(acted.low))) < 0.05:
         warnings.warn(
             f"action_space = {acted!r}: a Gaussian policy begins as N(0, 1), so over 95% of its actions are clipped to "
             "a bound; --action-distribution beta (action_distribution='beta') scales them to the bounds instead.",

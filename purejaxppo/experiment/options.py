@@ -68,7 +68,7 @@ class HostOptions:
         metavar="run=N,env=M,net=2",
     )
     seed_mode: str = static(
-        "vmap", "runs of one device: vmap, at once; map, in turn, each with the bits it has alone", choices=SEED_MODES
+        "vmap", "a device's runs: vmap, at once; map, in turn, each as if alone", choices=SEED_MODES
     )
 
     def check(self) -> None:
