@@ -59,7 +59,7 @@ class Config(struct.PyTreeNode):
 
     frame_stack: int = static(1, "observations that are seen at once, the newest last", interval="[1, 1000]")
     action_repeat: int = static(
-        1, "times each action is taken, rewards summed; steps count actions", interval="[1, 1000]"
+        1, "times each action is taken, rewards summed; steps are actions", interval="[1, 1000]"
     )
     observation_clip: float = number(math.inf, "(0, inf]", "clip observations to ±this; inf does not")
     reward_scale: float = number(1.0, "(0, inf)", "multiply rewards, for learning alone: reported ones stay")
@@ -89,9 +89,7 @@ class Config(struct.PyTreeNode):
     activation: str = static("tanh", "activation of the hidden layers", choices=tuple(ACTIVATIONS))
     layer_norm: bool = static(False, "normalise what goes into each activation (Ba et al., 2016)")
     shared_torso: bool = static(False, "policy and critic share all layers but the last; not in NPG and TRPO")
-    joint_update: bool = static(
-        False, "one loss and Adam for policy and critic, as in CleanRL and SB3; not in NPG, TRPO"
-    )
+    joint_update: bool = static(False, "one loss and Adam for policy and critic, as in CleanRL, SB3; not in NPG, TRPO")
     value_coef: float = number(0.5, "[0, inf)", "weight of ½ (V - target)² in the loss of shared_torso or joint_update")
     recurrent: str = static("none", "a recurrent cell after the hidden layers, in policy and critic", choices=RECURRENT)
     recurrent_size: int = static(64, "width of the recurrent cell's hidden state", interval="[1, 1e5]")
@@ -217,12 +215,10 @@ class Config(struct.PyTreeNode):
         if not mesh:
             return
         if self.on_host:
-            raise UsageError(
-                f"mesh = {mesh!r}: env and net must be 1 for {self.env!r}, which the host steps; leave them out."
-            )
+            raise UsageError(f"mesh = {mesh!r}: env and net must be 1 for {self.env!r}, on the host; leave them out.")
         if net > 1 and self.is_joint:
             raise UsageError(
-                f"mesh = {mesh!r}: net must be 1 with shared_torso or joint_update, which have one loss; leave it out."
+                f"mesh = {mesh!r}: net must be 1 with shared_torso or joint_update, of one loss; leave it out."
             )
         kind, length = ("sequences", 1) if self.is_recurrent else ("samples", self.num_steps)
         part, rest = divmod(self.num_envs, env)
@@ -261,7 +257,7 @@ class Config(struct.PyTreeNode):
         apart = (self.policy_network, self.critic_network) != (None, None) or self.policy_obs != self.critic_obs
         if self.shared_torso and apart:
             raise UsageError(
-                "shared_torso = True, but policy and critic have networks or observations of their own; leave it out."
+                "shared_torso = True, but policy and critic have own networks or observations; leave it out."
             )
         known = sorted(visible(seen, ())) if isinstance(seen, Mapping) else []
         for name in ("policy_obs", "critic_obs"):

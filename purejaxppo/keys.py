@@ -26,7 +26,5 @@ def as_key(key: Any) -> jax.Array:
         key = jax.random.wrap_key_data(key)
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
         given = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
-        raise UsageError(
-            f"key = {given:.80} is not one PRNG key; pass jax.random.key(0), or vmap over jax.random.split(key, n)."
-        )
+        raise UsageError(f"key = {given:.80} is not one PRNG key; pass jax.random.key(0), or vmap over several.")
     return key

@@ -398,7 +398,7 @@ class Unnamed:
 
 def test_an_environment_may_be_given_again_as_an_instance(tmp_path):
     out = make_run(tmp_path / "run", preset("trpo", "test_checkpoint:Unnamed", **SMALL))
-    with pytest.raises(UsageError, match="no file is trusted to run"):
+    with pytest.raises(UsageError, match="no file may run"):
         load(out)
     assert load(out, env="test_checkpoint:Unnamed").env_steps == 64
     assert load(out, env=Unnamed()).env_steps == 64

@@ -32,9 +32,7 @@ def listing(word: str) -> str:
         absent = [prefix + name for name in known_names(suite) if word.lower() in f"{prefix}{name}".lower()]
         absent = [name for name in absent if name not in names]
         lines += [f"{suite} ({len(found):,})"] * bool(found)
-        lines += [
-            f"  {name:40}preset: {', '.join(presets[name])}" if name in presets else f"  {name}" for name in found
-        ]
+        lines += [f"  {x:40}preset: {', '.join(presets[x])}" if x in presets else f"  {x}" for x in found]
         missing += [f"  {', '.join([*absent[:3], *['…'] * bool(absent[3:])])}: {why}"] * bool(absent)
     if not lines and not missing:
         raise UsageError(f"no environment has {word!r:.80} in its name; purejaxppo envs lists all.")

@@ -24,13 +24,9 @@ class RunOptions:
 
     algo: str = static("ppo", "update rule", choices=ALGORITHMS)
     env: str = static("CartPole-v1", "environment, or ENV,key=value, or module:Class of your own; see purejaxppo envs")
-    config: str | None = static(
-        None, "TOML of flags, or another run's config.json; flags given here win", metavar="FILE"
-    )
+    config: str | None = static(None, "TOML of flags, or another run's config.json; flags here win", metavar="FILE")
     seed: int = static(
-        0,
-        "the first seed; runs of one setting whose seeds overlap share these seeds' results",
-        interval="[0, 4294967295]",
+        0, "the first seed; runs of one setting whose seeds overlap share results", interval="[0, 4294967295]"
     )
     num_seeds: int = static(8, "seeds seed … seed + num_seeds - 1, trained as one program", interval="[1, 1e6]")
     out: str | None = static(None, "run directory; must be new", metavar="DIR", usual="runs/ENV-ALGO-seedS-TIME")

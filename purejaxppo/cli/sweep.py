@@ -88,8 +88,7 @@ def main(argv: list[str]) -> int:
         title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {plural(len(sweep.record.seeds), 'seed')}"
         draw(out / "results.png", title, sweep.settings, summaries)
         progress.show(results_table(sweep, summaries))
-        progress.say(
-            f"files in {out}; the best settings, on other seeds:\n{command_of(sweep, best_first(summaries)[0])}"
-        )
+        best = command_of(sweep, best_first(summaries)[0])
+        progress.say(f"files in {out}; the best settings, on other seeds:\n{best}")
 
     return exit_code(command)

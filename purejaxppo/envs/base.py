@@ -51,7 +51,7 @@ class BaseEnv(contextlib.AbstractContextManager["BaseEnv"]):
     def render_frames(self, states: Sequence[EnvState]) -> Iterator[np.ndarray]:
         """One picture, uint8 [H, W, 3], for each state. Raises: UsageError: at once, it cannot be drawn."""
         raise UsageError(
-            f"env = {self!r:.80} has no render(state) that gives uint8 [H, W, 3]; write one, or pass --gymnasium ID."
+            f"env = {self!r:.80} has no render(state) → uint8 [H, W, 3]; write it, or pass --gymnasium ID."
         )
 
     def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:
@@ -81,9 +81,8 @@ def host_failures(
         if (failed := env.failed) is None:
             raise
         whose = f" of seed {seeds[failed.run]}" if seeds else ""
-        raise HostEnvironmentError(
-            f"{failed.name}: environment {failed.index}{whose} {failed.how}; {way_out()}"
-        ) from error
+        what = f"{failed.name}: environment {failed.index}{whose} {failed.how}"
+        raise HostEnvironmentError(f"{what}; {way_out()}") from error
 
 
 class UserEnv(BaseEnv):
@@ -94,9 +93,8 @@ class UserEnv(BaseEnv):
         if hasattr(env, "render"):
             self.render_frames = lambda states: (env.render(state) for state in states)  # type: ignore[method-assign]
         with jax.ensure_compile_time_eval():  # of bounds, which may be asked for under a trace
-            self.__dict__ |= {
-                name: getattr(env, name) for name in (*_REQUIRED, *FACTS, *_METHODS) if hasattr(env, name)
-            }
+            known = (*_REQUIRED, *FACTS, *_METHODS)
+            self.__dict__ |= {name: getattr(env, name) for name in known if hasattr(env, name)}
 
     def __repr__(self) -> str:
         return repr(self.env)

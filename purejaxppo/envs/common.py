@@ -95,7 +95,7 @@ def mujoco_frames(model: Any, poses: Iterable[dict[str, Any]]) -> Iterator[np.nd
         renderer = mujoco.Renderer(model, min(360, model.vis.global_.offheight), min(480, model.vis.global_.offwidth))
     except Exception as error:  # whatever the bindings of EGL, OSMesa and GLFW raise
         raise UsageError(
-            f"MuJoCo cannot draw here ({reason(error)}); install EGL or OSMesa, and set MUJOCO_GL to it."
+            f"MuJoCo cannot draw here ({reason(error)}); install EGL or OSMesa, and set MUJOCO_GL=egl or osmesa."
         ) from error
     with contextlib.closing(renderer):
         for pose in poses:

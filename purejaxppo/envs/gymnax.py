@@ -108,7 +108,7 @@ class GymnaxEnv(BaseEnv):
         if self.name in DRAWN:
             return self._in_matplotlib(states)
         raise UsageError(
-            f"env = {self.name!r} is not drawn by gymnax; these are: {', '.join((*CLASSIC_CONTROL, *DRAWN))}."
+            f"env = {self.name!r} is not drawn by gymnax; those are {', '.join((*CLASSIC_CONTROL, *DRAWN))}."
         )
 
     def _in_gymnasium(self, states: Sequence[Any]) -> Iterator[np.ndarray]:

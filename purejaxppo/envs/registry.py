@@ -85,9 +85,7 @@ def make_env(name: str) -> Env:
     except UsageError:
         raise
     except Exception as error:  # whatever the suite's code raises
-        raise UsageError(
-            f"env = {name!r} cannot be made ({reason(error)}); correct its parameters, or choose another one."
-        ) from error
+        raise UsageError(f"env = {name!r} cannot be made ({reason(error)}); correct its parameters or name.") from error
 
 
 def _meant(path: str) -> str:

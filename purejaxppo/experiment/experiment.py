@@ -140,9 +140,7 @@ def resume_experiment(
     record = read_record(directory, env, policy_network, critic_network)
     if total_steps is not None and total_steps != record.config.total_steps:
         if record.config.anneal_learning_rate or record.config.anneal:
-            raise UsageError(
-                f"total_steps = {total_steps} cannot be given: numbers are annealed over it; leave it out."
-            )
+            raise UsageError(f"total_steps = {total_steps} cannot change: numbers are annealed over it; leave it out.")
         record = record._replace(config=record.config.replace(total_steps=total_steps))
         record.config.check()
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)

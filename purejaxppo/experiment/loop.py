@@ -139,7 +139,7 @@ class Loop:
         self.totals = snapshot.arrays["totals"][runs.rows]
         if self.totals.shape[1] != len(self.program.metrics):
             raise UsageError(
-                f"{snapshot.directory} logs other metrics than this version; resume with the one that began the run."
+                f"{snapshot.directory} logs other metrics than this version; resume with the one that began it."
             )
         restored = snapshot.state(runs.state_shapes)
         self.state = jax.tree.map(lambda new, old: jax.device_put(old[runs.rows], new.sharding), fresh, restored)
@@ -251,9 +251,8 @@ class Loop:
             found = FailedSeed(seed=seed, update=int(updates[i]), cause=CAUSES[causes[i] - 1])
             self.failed[i] = found
             who = f"{record.directory.name}, seed {seed}" if self.runs.out else f"seed {seed}"
-            self.progress.say(
-                f"{who}: {found['cause']} not finite in update {found['update']:,}; frozen as it was before"
-            )
+            what = f"{found['cause']} not finite in update {found['update']:,}"
+            self.progress.say(f"{who}: {what}; frozen as it was before")
             if self.debug:
                 own = jax.tree.map(lambda x, i=i: x[i], self.state)
                 raise UsageError(self.signals.wait(partial(explain, record.config, own, found), give_up=True))

@@ -38,9 +38,7 @@ class MeshShape(NamedTuple):
         for part in text.split(",") if text else ():
             name, _, size = part.partition("=")
             if name not in cls._fields or name in sizes or not (size.isdecimal() and 0 < int(size) < 2**20):
-                raise UsageError(
-                    f"mesh = {text!r:.80} must be run=N,env=M,net=2, N and M from 1 on; leave out what is 1."
-                )
+                raise UsageError(f"mesh = {text!r:.80} must be run=N,env=M,net=2, N, M ≥ 1; leave out what is 1.")
             sizes[name] = int(size)
         if sizes.get("net", 1) > 2:
             raise UsageError(f"mesh = {text!r:.80}: net must be 1 or 2, for policy and critic; pass net=2.")
@@ -67,9 +65,7 @@ class HostOptions:
         usual="M 1, net 1, N as many as there are",
         metavar="run=N,env=M,net=2",
     )
-    seed_mode: str = static(
-        "vmap", "a device's runs: vmap, at once; map, in turn, each as if alone", choices=SEED_MODES
-    )
+    seed_mode: str = static("vmap", "a device's runs: vmap, at once; map, in turn, as if alone", choices=SEED_MODES)
 
     def check(self) -> None:
         """Raises: UsageError."""
@@ -98,7 +94,7 @@ class HostOptions:
         """
         if self.seed_mode == "map" and config.on_host:
             raise UsageError(
-                f"seed_mode = 'map' is not for {config.env!r}, which the host steps for all runs; leave it out."
+                f"seed_mode = 'map' is not for {config.env!r}, which the host steps for all; leave it out."
             )
         shape = self.mesh_shape
         rows = shape.run or max(1, min(runs, len(devices) // shape.devices_per_run))

@@ -63,9 +63,7 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
     name = name.strip().replace("-", "_")
     field = _field(config, name)
     if kind not in ("uniform", "loguniform", "randint", "choice") or not colon:
-        raise UsageError(
-            f"sample = {text!r} must be field=KIND:a,b, KIND one of: uniform, loguniform, randint, choice."
-        )
+        raise UsageError(f"sample = {text!r} must be field=KIND:a,b, KIND one of uniform, loguniform, randint, choice.")
     if kind == "choice":
         _, options = parse_axis(config, f"{name}={values}")
         if not options:
@@ -74,7 +72,7 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
     ends = [parse_value(config, name, value) for value in values.split(",")]
     if kind != "randint" and not traced(config, name):
         raise UsageError(
-            f"{name} is static, and {kind} draws real numbers; pass {name}=randint:low,high or choice:a,b."
+            f"{name} is static, and {kind} is for real numbers; pass {name}=randint:low,high or choice:a,b."
         )
     if kind == "randint" and field.type is not int:
         raise UsageError(f"{name} is no whole number, which randint draws; pass {name}=uniform:low,high or choice.")
