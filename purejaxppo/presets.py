@@ -17,13 +17,7 @@ _OURS = "ours"
 _OUR_STEPS = "as published for the method; the number of steps is ours"
 _OUR_BRAX = "ours: {}, for MuJoCo, with brax's environments"
 
-_MINATAR = {
-    "num_envs": 64,
-    "num_minibatches": 8,
-    "learning_rate": 5e-3,
-    "activation": "relu",
-    "total_steps": 10_000_000,
-}
+_MINATAR = {"num_envs": 64, "num_minibatches": 8, "learning_rate": 5e-3, "activation": "relu", "total_steps": 10**7}
 _SPARSE_REWARD = {"gamma": 0.999, "normalize_observations": True, "normalize_rewards": True, "total_steps": 300_000}
 
 _NORMALIZED = {"normalize_observations": True, "normalize_rewards": True, "total_steps": 1_000_000}

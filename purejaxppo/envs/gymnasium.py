@@ -115,11 +115,8 @@ class GymnasiumEnv(HostEnv):
             whole = spaces.Tuple((whole, spaces.MultiBinary(_num_masked(acted))))
         self._parts = _parts(name, whole, _num_masked(acted), self._separate_mask)
         ours = {entry: part.space for entry, part in self._parts.items()}
-        rows = {
-            f"{when}:{entry}": (part.dtype, list(part.space.shape))
-            for when in ("reached", "start")
-            for entry, part in self._parts.items()
-        }
+        each = {entry: (part.dtype, list(part.space.shape)) for entry, part in self._parts.items()}
+        rows = {f"{when}:{entry}": x for when in ("reached", "start") for entry, x in each.items()}
         commands = ("int32", [WORDS + math.prod(acted.shape)])
         flags: Layout = {"do": ("uint8", []), "terminated": ("bool", []), "truncated": ("bool", [])}
         plan = Plan(
@@ -149,9 +146,8 @@ class GymnasiumEnv(HostEnv):
                 x = np.ones((*seen.shape[: seen.ndim - len(self._parts[other].space.shape)], *part.space.shape), bool)
             else:
                 x = functools.reduce(operator.getitem, part.path, (obs, action_mask) if self._separate_mask else obs)
-            ours[entry] = (jnp.asarray(x if isinstance(x, jax.Array) else np.asarray(x)) - part.start).astype(
-                part.dtype
-            )
+            x = jnp.asarray(x if isinstance(x, jax.Array) else np.asarray(x))
+            ours[entry] = (x - part.start).astype(part.dtype)
         return ours if isinstance(self.observation_space, dict) else ours[""]
 
     def to_gymnasium(self, action: Any) -> Any:
@@ -192,10 +188,8 @@ def _parts(name: str, space: Any, num_masked: int, separate_mask: bool = False) 
         if separate_mask:
             names = [name or "obs" for name in names[:-1]] + [ACTION_MASK]
         if len({*names}) == len(names):
-            return {
-                entry: _part(path, space, entry == ACTION_MASK and num_masked)
-                for entry, (path, space) in zip(names, leaves, strict=True)
-            }
+            found = zip(names, leaves, strict=True)
+            return {entry: _part(*leaf, entry == ACTION_MASK and num_masked) for entry, leaf in found}
     raise UsageError(f"env = 'gymnasium/{name}' has entries of an observation with the same name: {', '.join(names)}.")
 
 

@@ -205,9 +205,8 @@ def devices_again(
         options = dataclasses.replace(options, mesh="")
     here = everything if devices or mesh is not None else choose_devices(min(record.devices, len(everything)))
     here = max((options.place(config, runs, here) for config, runs in programs), key=len)
-    now = record._replace(
-        options=dataclasses.asdict(options), devices=len(here), versions=versions(record.config.env), threads=threads()
-    )
+    given, found = dataclasses.asdict(options), versions(record.config.env)
+    now = record._replace(options=given, devices=len(here), versions=found, threads=threads())
     shape, old = options.mesh_shape, before.mesh_shape
     if shape.env != old.env:
         progress.warn(f"mesh = {options.mesh!r} instead of {before.mesh!r}: episodes will be others")
@@ -226,6 +225,5 @@ def devices_again(
 def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResult:
     (record,) = loop.runs.records
     metrics = read_metrics(record.directory / "metrics.csv", record.seeds).tidy()
-    return ExperimentResult(
-        record.config, record.seeds, record.directory if keep else None, summaries[0], metrics, loop.state
-    )
+    out = record.directory if keep else None
+    return ExperimentResult(record.config, record.seeds, out, summaries[0], metrics, loop.state)

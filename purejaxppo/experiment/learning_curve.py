@@ -22,9 +22,8 @@ def learning_curve(path: Path, title: str, env_steps: list[int], returns: list[n
             band = ", 95% bootstrap interval" if seeds >= FEWEST else ""
             curve = iqm_over_seeds(np.stack([row for _, row in points], axis=1))
             marker = "o" if len(points) == 1 else ""
-            plotting.line_with_band(
-                axes, [steps for steps, _ in points], curve, plotting.BLUE, label + band, marker=marker
-            )
+            steps = [steps for steps, _ in points]
+            plotting.line_with_band(axes, steps, curve, plotting.BLUE, label + band, marker=marker)
             axes.legend(loc="best")
         axes.set(title=title, xlabel="environment steps per seed", ylabel="episode return in training")
         axes.set_xlim(left=0)

@@ -94,9 +94,8 @@ def compile_program(runs: RunBatch) -> Program:
         compiled = [*pool.map(lambda job: job[0].lower(*job[1]).compile(), jobs)]
     step, first, final, *between = compiled
     evaluate_between = between[0] if between else final
-    return Program(
-        names, time.monotonic() - began, max(map(device_bytes, compiled)), first, step, evaluate_between, final
-    )
+    took, need = time.monotonic() - began, max(map(device_bytes, compiled))
+    return Program(names, took, need, first, step, evaluate_between, final)
 
 
 def device_bytes(compiled: Any) -> int:

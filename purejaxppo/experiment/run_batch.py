@@ -79,10 +79,8 @@ class RunBatch:
     @cached_property
     def swept(self) -> dict[str, np.ndarray]:
         """The settings `differing`, each [runs]."""
-        return {
-            name: np.repeat(np.float32(x), len(self.records[0].seeds))[self.rows]
-            for name, x in self._differing_values.items()
-        }
+        seeds, values = len(self.records[0].seeds), self._differing_values
+        return {name: np.repeat(np.float32(x), seeds)[self.rows] for name, x in values.items()}
 
     @cached_property
     def full_config(self) -> Config:
@@ -162,9 +160,8 @@ class RunBatch:
         if not (saved := checkpoint.steps_saved(self.directory / "checkpoints")):
             return None
         seeds = [seed for _, seed in self.members]
-        snapshot = checkpoint.newest_whole(
-            saved, lambda found: found.check(self.full_config, seeds, self.state_shapes), warn
-        )
+        config, like = self.full_config, self.state_shapes
+        snapshot = checkpoint.newest_whole(saved, lambda found: found.check(config, seeds, like), warn)
         if snapshot.about["update"] > self.config.num_updates:
             raise UsageError(f"{snapshot.directory} has {snapshot.about['update']} updates; raise --total-steps.")
         return snapshot

@@ -94,8 +94,7 @@ def read_summary(directory: Path, seeds: list[int]) -> Summary | None:
         summary: Any = _scalars(Summary, content) | {"num_seeds": len(seeds), "seeds": seeds}
         summary["eval_return"] = _scalars(EvalReturn, content["eval_return"]) | {"per_seed": [*map(to_float, scores)]}
         summary["failed_seeds"] = [
-            FailedSeed(seed=found["seed"], update=int(found["update"]), cause=shown(found["cause"], 200))
-            for found in failed
+            FailedSeed(seed=x["seed"], update=int(x["update"]), cause=shown(x["cause"], 200)) for x in failed
         ]
         return summary
 

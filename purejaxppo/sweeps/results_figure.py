@@ -17,9 +17,8 @@ def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summa
 
     final = [[x["eval_return"]["iqm"], x["eval_return"]["ci_low"], x["eval_return"]["ci_high"]] for x in summaries]
     scores = Estimate(*np.array(final, float).T)
-    values = {
-        name: sorted({own[name] for own in settings}, key=lambda x: (isinstance(x, str), x)) for name in settings[0]
-    }
+    different = {name: {own[name] for own in settings} for name in settings[0]}
+    values = {name: sorted(x, key=lambda value: (isinstance(value, str), value)) for name, x in different.items()}
     varying = [name for name, x in values.items() if len(x) > 1] or list(values)[:1]
     full = len(varying) == 2 and len(settings) == len(values[varying[0]]) * len(values[varying[1]])
     if full:

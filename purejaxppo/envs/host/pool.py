@@ -73,9 +73,8 @@ class Pool:
             memory = mmap.mmap(file.fileno(), total)
             self.arrays = views(memory, plan.layout, num_envs)
             edges = np.linspace(0, num_envs, min(workers, num_envs) + 1).astype(int).tolist()
-            self._workers = [
-                self._start(plan, file.fileno(), awake, first, last) for first, last in itertools.pairwise(edges)
-            ]
+            parts = itertools.pairwise(edges)
+            self._workers = [self._start(plan, file.fileno(), awake, first, last) for first, last in parts]
         self._floats = [name for name, x in self.arrays.items() if x.dtype == np.float32]
         bytes_of_floats = size({name: plan.layout[name] for name in self._floats}, num_envs)
         self._all_floats = np.frombuffer(memory, np.float32, bytes_of_floats // 4)  # 0 between arrays

@@ -99,10 +99,9 @@ class Slot:
         self._first = np.asarray(getattr(env.action_space, "start", 0)).astype(self._dtype)
         self._from_zero = not self._first.any()
         self._mask = action_masks(env) if about["separate_mask"] else None
-        self._reached, self._start = (
-            [(name, entry, arrays[f"{when}:{name}"][index, ...]) for name, entry in about["entries"].items()]
-            for when in ("reached", "start")
-        )
+        entries = about["entries"].items()
+        self._reached = [(name, entry, arrays[f"reached:{name}"][index, ...]) for name, entry in entries]
+        self._start = [(name, entry, arrays[f"start:{name}"][index, ...]) for name, entry in entries]
 
     def step(self) -> None:
         """Act as told, and begin the next episode if this one ends; where it has ended before, stand still."""
