@@ -224,7 +224,7 @@ def test_what_cannot_be_is_told(clock):
     [
         ("gymnasium/LunarLandr-v3", ["did you mean gymnasium/LunarLander-v3"]),
         ("gymnasium/CartPole-v1,workers=0", ["workers = 0"]),
-        ("gymnasium/CartPole-v1,wheels=3", ["gymnasium raised", "wheels"]),
+        ("gymnasium/CartPole-v1,wheels=3", ["cannot be made", "wheels"]),
         ("gymnasium/host_environments:Spaces-v0,actions=odd", ["actions Dict", "choose another one"]),
         ("gymnasium/no_such_module:Any-v0", ["no_such_module", "on PYTHONPATH"]),
     ],

@@ -303,7 +303,7 @@ class Growing(Sum):
         ({"policy_network": Sum(), "num_envs": 6}, "whole sequences: num_envs = 6 is not"),
         ({"policy_network": Sum(), "env": Walk()}, r"shape \(3,\) for one observation; make it \(2,\)"),
         ({"shared_torso": True, "algo": TRPO()}, "shared_torso = True is for first-order methods: the Fisher matrix"),
-        ({"shared_torso": True, "policy_network": Sum()}, "networks or observations of their own"),
+        ({"shared_torso": True, "policy_network": Sum()}, "own networks or observations"),
         ({"policy_network": Growing()}, "keep structure, shapes and types"),
     ],
 )

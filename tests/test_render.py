@@ -191,7 +191,7 @@ def test_an_environment_that_cannot_be_drawn_is_refused_with_a_way_out():
     config = preset("a2c", StepCounter(), num_envs=2, num_steps=4, total_steps=8, hidden_sizes=(4,))
     with pytest.raises(UsageError, match=r"render\(state\).*--gymnasium"):
         next(compiled_frames(config, None, [], 5))
-    with pytest.raises(UsageError, match=r"gymnax can draw; those are Acrobot-v1.*Breakout-MinAtar"):
+    with pytest.raises(UsageError, match=r"is not drawn by gymnax; those are Acrobot-v1.*Breakout-MinAtar"):
         GymnaxEnv("FrozenLake-misc").render_frames([])
 
 

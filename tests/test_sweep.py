@@ -269,7 +269,7 @@ BAD = {
     "--grid max_kl=0.01,-1": ["max_kl = -1.0", "(0, inf)"],
     "--grid max_kl=0.01,0.01": ["max_kl=0.01 is there twice"],
     "--grid num_envs=1.5,2": ["'1.5'", "a whole number"],
-    "--grid env=CartPole-v1,Acrobot-v1": ["'env' is not a setting that a sweep"],
+    "--grid env=CartPole-v1,Acrobot-v1": ["'env' is no setting that a sweep"],
     "--random 4 --sample num_envs=uniform:1,8": ["num_envs is static", "randint"],
     "--random 4 --sample max_kl=loguniform:0,1": ["0 < low"],
     "--random 4 --sample max_kl=normal:0,1": ["one of: uniform, loguniform"],

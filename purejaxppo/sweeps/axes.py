@@ -63,7 +63,7 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
     name = name.strip().replace("-", "_")
     field = _field(config, name)
     if kind not in ("uniform", "loguniform", "randint", "choice") or not colon:
-        raise UsageError(f"sample = {text!r} must be field=KIND:a,b, KIND one of uniform, loguniform, randint, choice.")
+        raise UsageError(f"sample = {text!r} must be field=KIND:a,b, one of: uniform, loguniform, randint, choice.")
     if kind == "choice":
         _, options = parse_axis(config, f"{name}={values}")
         if not options:
