@@ -167,7 +167,7 @@ def test_it_learns_as_one_device_does():
 
 
 def test_the_command_trains_and_resumes(tmp_path, capsys):
-    flags = "--algo ppo --num-seeds 1 --num-envs 4 --num-steps 32 --total-steps 2560 --final-episodes 2 --quiet".split()
+    flags = "--algo a2c --num-seeds 1 --num-envs 4 --num-steps 32 --total-steps 2560 --final-episodes 2 --quiet".split()
     assert main([*flags, "--mesh", "env=2", "--debug", "--out", str(tmp_path / "two")]) == 0
     assert main([*flags, "--mesh", "env=2", "--out", str(tmp_path / "again")]) == 0
     first, again = ((tmp_path / name / "metrics.csv").read_text() for name in ("two", "again"))

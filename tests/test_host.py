@@ -183,7 +183,7 @@ def test_spaces(actions, given, sent):
 
 def test_training_evaluations_and_chunks_are_one_another(clock):
     """One program, or update by update; and each evaluation gives its processes back."""
-    config = preset("ppo", clock, total_steps=48, eval_interval=1, eval_episodes=3, **SMALL)
+    config = preset("a2c", clock, total_steps=48, eval_interval=1, eval_episodes=3, **SMALL)
     _, metrics = quick_jit(make_train(config))(jax.random.key(0))
     assert len(clock._pools) == 2  # of training and of evaluation, though there were three
     assert np.isfinite(metrics["eval_return"]).all()
@@ -196,7 +196,7 @@ def test_training_evaluations_and_chunks_are_one_another(clock):
 
 
 def test_an_evaluation_counts_whole_episodes_of_environments_that_stop(clock):
-    config = preset("ppo", clock, **SMALL)
+    config = preset("a2c", clock, **SMALL)
     state = quick_jit(init)(config, jax.random.key(0))
     steps, real = [], clock._host_step
     clock._host_step = lambda table: steps.append(np.sum(table[:, 3] == 0)) or real(table)
@@ -209,7 +209,7 @@ def test_an_evaluation_counts_whole_episodes_of_environments_that_stop(clock):
 
 
 def test_what_cannot_be_is_told(clock):
-    config = preset("ppo", clock, total_steps=32, **SMALL)
+    config = preset("a2c", clock, total_steps=32, **SMALL)
     shared = jax.vmap(lambda lr: make_train(config.replace(learning_rate=lr))(jax.random.key(0)))
     with pytest.raises(Exception, match="give each run a key of its own"):
         jax.block_until_ready(quick_jit(shared)(jnp.asarray([1e-3, 1e-4])))
