@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 BLOCK = re.compile(r"(?m)^# /// script\n((?:^#.*\n)+?)^# ///$")
@@ -30,8 +31,10 @@ def requirements(script: Path, cuda: bool) -> list[str]:
     return [re.sub(r"^jax(?==)", "jax[cuda12]", line) if cuda else line for line in needed]
 
 
-def interpreter(script: Path, root: Path, cuda: bool) -> Path:
+def interpreter(script: Path, root: Path, cuda: bool, compilers: Sequence[str] = ()) -> Path:
     """The Python to run the script with: this one, or that of its own environment, made if need be.
+
+    `compilers` are requirements beside the script's own, of an environment that is for compiling alone.
 
     Raises:
         PeerError: its requirements cannot be installed.
@@ -39,7 +42,8 @@ def interpreter(script: Path, root: Path, cuda: bool) -> Path:
     needed = requirements(script, cuda)
     if not needed:
         return Path(sys.executable)
-    venv = root / script.stem
+    needed += compilers
+    venv = root / (f"{script.stem}_compilers" if compilers else script.stem)
     python, stamp = venv / "bin" / "python", venv / "requirements.json"
     wanted = json.dumps([sys.version, *needed])
     if stamp.exists() and stamp.read_text() == wanted:

@@ -9,6 +9,7 @@ tangent of its own shape, so that natural-gradient methods work with all of them
 that of all its steps at once.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,10 @@ import numpy as np
 from flax import struct
 from jax.scipy.special import betaln, digamma, polygamma
 
+from purejaxppo.target import on_cpu
+
 FORBIDDEN = -1e30  # a logit of probability exactly 0; with -inf, differences of log-probabilities would be NaN
+FEW = 8  # actions, or numbers of one: reductions over so many are written out where launches count
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(20)  # ∫ f(z) N(z; 0, 1) dz ≈ Σ w f(z) / Σ w
 
 
@@ -44,7 +48,10 @@ class Categorical(Distribution):
 
     @property
     def log_probs(self) -> jax.Array:
-        return jax.nn.log_softmax(self.logits)
+        if not _unrolls(self.logits):
+            return jax.nn.log_softmax(self.logits)
+        shifted = self.logits - jax.lax.stop_gradient(_fold(jnp.maximum, self.logits))[..., None]
+        return shifted - jnp.log(_fold(jnp.add, jnp.exp(shifted)))[..., None]
 
     def noise(self, key: jax.Array) -> jax.Array:
         """Gumbel noise [..., n]: argmax(logits + noise) has probabilities p (Gumbel, 1954)."""
@@ -52,32 +59,56 @@ class Categorical(Distribution):
 
     def sample_with(self, noise: jax.Array) -> jax.Array:
         """Actions [...], int32."""
-        return jnp.argmax(self.logits + noise, axis=-1)
+        return _argmax(self.logits + noise)
 
     def mode(self) -> jax.Array:
         return jnp.argmax(self.logits, axis=-1)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool)  # the gradient of a gather is slow
-        return jnp.sum(jnp.where(chosen, self.log_probs, 0.0), axis=-1)
+        return _sum(jnp.where(chosen, self.log_probs, 0.0))
 
     def entropy(self) -> jax.Array:
         """-Σ p log p, with 0 log 0 = 0."""
         log_probs = self.log_probs
         probs = jnp.exp(log_probs)
-        return -jnp.sum(jnp.where(probs > 0, probs * jnp.where(probs > 0, log_probs, 0.0), 0.0), axis=-1)
+        return -_sum(jnp.where(probs > 0, probs * jnp.where(probs > 0, log_probs, 0.0), 0.0))
 
     def kl(self, other: "Categorical") -> jax.Array:
         """Σ p (log p - log q), with 0 log 0 = 0."""
         probs = jnp.exp(self.log_probs)
         difference = jnp.where(probs > 0, self.log_probs - other.log_probs, 0.0)
-        return jnp.sum(probs * difference, axis=-1)
+        return _sum(probs * difference)
 
     def fisher(self, tangent: "Categorical") -> "Categorical":
         """(diag(p) - p pᵀ) v, the Fisher matrix in the logits."""
-        probs = jax.nn.softmax(self.logits)
+        probs = jnp.exp(self.log_probs) if _unrolls(self.logits) else jax.nn.softmax(self.logits)
         v = tangent.logits
-        return tangent.replace(logits=probs * (v - jnp.sum(probs * v, axis=-1, keepdims=True)))
+        return tangent.replace(logits=probs * (v - _sum(probs * v)[..., None]))
+
+
+def _unrolls(x: jax.Array) -> bool:
+    """Whether reductions over the last axis are written out, entry by entry: XLA fuses them with what follows."""
+    return x.shape[-1] <= FEW and not on_cpu()
+
+
+def _fold(op: Any, x: jax.Array) -> jax.Array:
+    return functools.reduce(op, (x[..., i] for i in range(x.shape[-1])))
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """Over the last axis."""
+    return _fold(jnp.add, x) if _unrolls(x) else jnp.sum(x, axis=-1)
+
+
+def _argmax(x: jax.Array) -> jax.Array:
+    """Over the last axis, int32; the first of equals."""
+    if not _unrolls(x):
+        return jnp.argmax(x, axis=-1)
+    best, largest = jnp.zeros(x.shape[:-1], jnp.int32), x[..., 0]
+    for i in range(1, x.shape[-1]):
+        best, largest = jnp.where(x[..., i] > largest, i, best), jnp.maximum(largest, x[..., i])
+    return best
 
 
 class FactoredCategorical(Categorical):

@@ -1,5 +1,6 @@
 """T steps in B environments as one scan: auto-reset, and the statistics of episodes that ended."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,10 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.envs.base import BaseEnv
+from purejaxppo.parallel.packing import packed_scan
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.precision import single_precision
 from purejaxppo.spaces import Box, Space
+from purejaxppo.target import is_small, on_cpu
 from purejaxppo.types import RolloutState, Transition
+
+STEPS_AT_ONCE = 8  # in one iteration of an accelerator's loop: one store, one counter, fewer copies for all
+FEW_NUMBERS = 32  # of a start state and its observation, that those of all steps may be kept
 
 
 class EpisodeSums(NamedTuple):
@@ -43,6 +49,7 @@ def step_envs(keys: jax.Array, env: BaseEnv, env_state: Any, distribution: Any, 
 
 
 @single_precision
+@jax.named_scope("rollout")
 def rollout(
     key: jax.Array, env: BaseEnv, policy: Callable[..., tuple[Any, Any]], state: RolloutState, num_steps: int
 ) -> tuple[RolloutState, Transition, EpisodeSums]:
@@ -53,10 +60,10 @@ def rollout(
     num_envs = state.episode_length.shape[0]
 
     def step(
-        carry: tuple[RolloutState, EpisodeSums], chance: tuple[jax.Array, Any]
+        carry: tuple[RolloutState, EpisodeSums], chance: tuple[jax.Array, Any, Any]
     ) -> tuple[tuple[RolloutState, EpisodeSums], Transition]:
         state, sums = carry
-        (step_keys, reset_keys), noise = jnp.split(chance[0], 2), chance[1]
+        step_keys, fresh, noise = chance
         distribution, hidden = policy(state.obs, state.hidden, state.episode_length == 0)
         action = distribution.sample_with(noise)
         env_state, next_obs, reward, terminated, truncated = step_envs(step_keys, env, state.env, distribution, action)
@@ -64,12 +71,9 @@ def rollout(
         transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, distribution)
 
         returns, lengths = state.episode_return + reward, state.episode_length + 1
-        sums = EpisodeSums(
-            sums.episodes + jnp.sum(done),
-            sums.returns + jnp.sum(jnp.where(done, returns, 0.0)),
-            sums.lengths + jnp.sum(jnp.where(done, lengths, 0)),
-        )
-        env_state, obs = _reset_where(done, reset_keys, env, env_state, next_obs)
+        ended = EpisodeSums(done, jnp.where(done, returns, 0.0), jnp.where(done, lengths, 0))
+        sums = jax.tree.map(lambda total, x: total + (jnp.sum(x) if on_cpu() else x), sums, ended)
+        env_state, obs = _reset_where(done, fresh, env, env_state, next_obs)
         state = RolloutState(
             env_state, obs, jnp.where(done, 0.0, returns), jnp.where(done, 0, lengths), hidden, state.critic_hidden
         )
@@ -78,18 +82,39 @@ def rollout(
     keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
     shapes, _ = jax.eval_shape(policy, state.obs, state.hidden, state.episode_length == 0)
     noise = jax.vmap(shapes.noise)(keys[:, 0])  # one draw: many small ones are slow
-    (state, sums), transitions = jax.lax.scan(step, (state, EpisodeSums(*jnp.zeros((3,)))), (keys[:, 1:], noise))
-    return state, transitions, sums
+    step_keys, reset_keys = jnp.split(keys[:, 1:], 2, axis=1)
+    if on_cpu():
+        start = EpisodeSums(*jnp.zeros((3,)))
+        (state, sums), transitions = jax.lax.scan(step, (state, start), (step_keys, reset_keys, noise))
+        return state, transitions, sums
+    starts = jax.vmap(jax.vmap(env.reset))(reset_keys) if _starts_alike(env) else reset_keys
+    chance = (step_keys, starts, noise)
+    start = EpisodeSums(*jnp.zeros((3, num_envs)))  # of each environment: in every step a sum would be a launch
+    small = is_small(step, (state, start), jax.tree.map(lambda x: x[0], chance))
+    (state, sums), transitions = packed_scan(step, (state, start), chance, unroll=STEPS_AT_ONCE if small else 1)
+    return state, transitions, jax.tree.map(jnp.sum, sums)
 
 
-def _reset_where(done: jax.Array, keys: jax.Array, env: BaseEnv, env_state: Any, obs: Any) -> tuple[Any, Any]:
-    """Fresh start states where `done` [B]; the work is skipped in steps where no episode of any run ended."""
+def _starts_alike(env: BaseEnv) -> bool:
+    """Whether each episode starts by a small reset that does not depend on the one before: all can be drawn ahead."""
+    start = jax.eval_shape(env.reset, jax.random.key(0))
+    numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(start))
+    return type(env).restart is BaseEnv.restart and numbers <= FEW_NUMBERS and is_small(env.reset, jax.random.key(0))
+
+
+def _reset_where(done: jax.Array, fresh: Any, env: BaseEnv, env_state: Any, obs: Any) -> tuple[Any, Any]:
+    """Fresh start states where `done` [B]; the work is skipped in steps where no episode of any run ended.
+
+    `fresh` are the start states and observations themselves, or the keys [B] that they are to be made with.
+    """
 
     def reset(env_state: Any, obs: Any) -> tuple[Any, Any]:
         def choose(fresh: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), fresh, old)
 
-        fresh = jax.vmap(env.restart)(keys, env_state)
-        return jax.tree.map(choose, fresh, (env_state, obs))
+        starts = fresh if isinstance(fresh, tuple) else jax.vmap(env.restart)(fresh, env_state)
+        return jax.tree.map(choose, starts, (env_state, obs))
 
+    if not on_cpu() and is_small(reset, env_state, obs):
+        return reset(env_state, obs)  # a branch waits for the host, and cannot be fused
     return jax.lax.cond(any_run(done), reset, lambda *unchanged: unchanged, env_state, obs)

@@ -153,7 +153,8 @@ class Traits(NamedTuple):
 
     published: Mapping[str, Any] = {}
     first_order: bool = True  # it follows gradients of any loss, so the critic's loss may be added to its own
-    run_by_run: bool = False  # it goes over the whole batch many times, see `vmapping.run_by_run`
+    by_minibatches: bool = False  # its update is one `minimize` with all epochs, which the critic's fit may join
+    run_by_run: bool = False  # it goes over the whole batch many times, see `vmapping.in_lots`
 
 
 def traits_of(algo: Any) -> Traits:

@@ -33,6 +33,8 @@ class Job:
     checkout: Path | None
     cache: Path | None
     one_core: bool
+    chip: str | None = None
+    hlo: Path | None = None
 
     @property
     def minatar(self) -> bool:
@@ -85,8 +87,12 @@ def job() -> Job:
     parser.add_argument("--checkout", type=Path, help="where the peer's sources are")
     parser.add_argument("--cache", type=Path, help="compile only, with JAX's persistent cache in this directory")
     parser.add_argument("--one-core", action="store_true", help="ours: leave the other cores alone")
+    parser.add_argument("--chip", help="compile only, for a chip that is not there, see chip.py")
+    parser.add_argument("--hlo", type=Path, help="and keep the optimized HLO here")
     args = parser.parse_args()
-    wanted = Job(args.env, args.algo, args.seeds, args.envs, 10, args.checkout, args.cache, args.one_core)
+    wanted = Job(
+        args.env, args.algo, args.seeds, args.envs, 10, args.checkout, args.cache, args.one_core, args.chip, args.hlo
+    )
     updates = max(1, args.steps // (args.envs * wanted.num_steps)) if args.steps else 10
     return dataclasses.replace(wanted, updates=updates)
 

@@ -15,6 +15,7 @@
 import sys
 from unittest.mock import MagicMock
 
+import chip
 import common
 import jax
 import numpy as np
@@ -59,7 +60,10 @@ def main() -> None:
         "DEBUG": False,
     }
     keys = jax.random.split(jax.random.PRNGKey(0), job.seeds)
-    out, cost = common.timed_compiled(jax.jit(jax.vmap(make_train(config))), keys)
+    train = jax.jit(jax.vmap(make_train(config)))
+    if job.chip:
+        return chip.keep(train, keys, chip.devices(job.chip), job.hlo)
+    out, cost = common.timed_compiled(train, keys)
     last = slice(-max(1, job.updates // 10), None)
     returns, ended = (
         np.asarray(out["metrics"][name][:, last]) for name in ("returned_episode_returns", "returned_episode")

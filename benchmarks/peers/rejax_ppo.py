@@ -13,6 +13,7 @@
 # ///
 """rejax's PPO, vmapped over seeds as its README shows; its evaluation after training instead of during it."""
 
+import chip
 import common
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,10 @@ def main() -> None:
     evaluate = algo.eval_callback
     algo = algo.replace(eval_callback=lambda algo, state, key: jnp.zeros(()))
     keys = jax.random.split(jax.random.PRNGKey(0), job.seeds)
-    (states, _), cost = common.timed_compiled(jax.jit(jax.vmap(algo.train)), keys)
+    train = jax.jit(jax.vmap(algo.train))
+    if job.chip:
+        return chip.keep(train, keys, chip.devices(job.chip), job.hlo)
+    (states, _), cost = common.timed_compiled(train, keys)
     one = jax.tree.map(lambda x: x[:8], states)  # of many seeds, eight are enough to see that it learns
     _, returns = jax.jit(jax.vmap(lambda state: evaluate(algo, state, state.rng)))(one)
     common.report(job, cost, float(returns.mean()), "rejax jax flax optax gymnax", NOTE)

@@ -10,8 +10,7 @@ from flax import struct
 from purejaxppo.advantages import standardize_advantages
 from purejaxppo.fields import limitless, number, static
 from purejaxppo.optimize.minibatch import MinibatchAdam
-from purejaxppo.optimize.surrogate import likelihood_ratio
-from purejaxppo.parallel.mesh import mean_over_shards
+from purejaxppo.optimize.surrogate import likelihood_ratio, mean_kl
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
@@ -35,6 +34,7 @@ class PPO(struct.PyTreeNode):
         choices=("minibatch", "batch", "none"),
     )
 
+    by_minibatches: ClassVar[bool] = True
     # CleanRL's ppo.py, but for one thing: CleanRL, like Stable-Baselines3, clips the joint gradient of policy and
     # critic, where the critic's is the larger at first. Here each is clipped by itself, so that the policy's first
     # steps are longer (three times on Pendulum). `joint_update=True` is theirs.
@@ -79,7 +79,7 @@ class PPO(struct.PyTreeNode):
             stop=(lambda metrics: metrics["kl"] > self.target_kl) if may_stop else None,
             prepare=standardize_advantages if self.normalize_advantages == "minibatch" else None,
         )
-        kl = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
+        kl = mean_kl(policy, params, batch)
         return params, state, metrics | {"kl": kl}
 
     def clipped_surrogate(self, ratio: jax.Array, advantage: jax.Array) -> jax.Array:

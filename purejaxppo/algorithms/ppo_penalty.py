@@ -10,8 +10,7 @@ from flax import struct
 from purejaxppo.advantages import standardize_advantages
 from purejaxppo.fields import number, static
 from purejaxppo.optimize.minibatch import MinibatchAdam
-from purejaxppo.optimize.surrogate import likelihood_ratio
-from purejaxppo.parallel.mesh import mean_over_shards
+from purejaxppo.optimize.surrogate import likelihood_ratio, mean_kl
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
@@ -40,6 +39,7 @@ class PPOPenalty(struct.PyTreeNode):
         choices=("minibatch", "batch", "none"),
     )
 
+    by_minibatches: ClassVar[bool] = True
     # The paper's table 3, its 2,048 steps from four environments; that gradients are clipped is not from there.
     published: ClassVar[Mapping[str, Any]] = {
         "num_envs": 4,
@@ -74,7 +74,7 @@ class PPOPenalty(struct.PyTreeNode):
 
         prepare = standardize_advantages if self.normalize_advantages == "minibatch" else None
         params, moments, metrics = optimizer.minimize(key, loss, params, state.moments, batch, prepare=prepare)
-        kl = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
+        kl = mean_kl(policy, params, batch)
         next_coef = self.adapt(state.kl_coef, kl) if self.adaptive else state.kl_coef
         return params, PPOPenaltyState(moments, next_coef), metrics | {"kl": kl, "kl_coef": state.kl_coef}
 

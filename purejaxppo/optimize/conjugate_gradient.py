@@ -10,6 +10,7 @@ from purejaxppo.types import Metrics
 Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
+@jax.named_scope("conjugate_gradient")
 def conjugate_gradient(
     product: Callable[[jax.Array], jax.Array], b: jax.Array, iterations: int, tolerance: float = 1e-10
 ) -> tuple[jax.Array, jax.Array]:

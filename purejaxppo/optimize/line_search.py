@@ -19,6 +19,7 @@ class Candidate(NamedTuple):
     backtracks: jax.Array  # [] int32, points turned down before this one
 
 
+@jax.named_scope("line_search")
 def backtrack(
     evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     theta: jax.Array,

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from purejaxppo.target import on_cpu
+
 ROUNDS = 24  # an index that no round moves: once in 2^24
 
 
+@jax.named_scope("shuffle")
 def permutation(key: jax.Array, size: int) -> jax.Array:
     """A random order of 0 … size-1, [size] int32, by the swap-or-not shuffle (Hoang, Morris and Rogaway, 2012).
 
@@ -23,7 +26,8 @@ def permutation(key: jax.Array, size: int) -> jax.Array:
         partner = jnp.where(x <= shift, shift - x, shift + size - x)
         return jnp.where(_bit(jnp.maximum(x, partner) ^ round_key[1]), partner, x), None
 
-    order, _ = jax.lax.scan(swap_or_not, jnp.arange(size, dtype=jnp.uint32), keys)
+    rounds_at_once = 1 if on_cpu() else ROUNDS  # one kernel; a CPU has no gain and compiles longer
+    order, _ = jax.lax.scan(swap_or_not, jnp.arange(size, dtype=jnp.uint32), keys, unroll=rounds_at_once)
     return order.astype(jnp.int32)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.optimize.minibatch import MinibatchAdam
-from purejaxppo.parallel.mesh import mean_over_shards
+from purejaxppo.optimize.surrogate import mean_kl
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
@@ -29,5 +29,5 @@ def policy_gradient_step(
 
     one_pass = optimizer.replace(num_epochs=1, num_minibatches=1)
     params, moments, metrics = one_pass.minimize(key, loss, params, moments, batch._replace(advantage=advantage))
-    metrics["kl"] = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
+    metrics["kl"] = mean_kl(policy, params, batch)
     return params, moments, metrics

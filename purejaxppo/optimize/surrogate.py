@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.types import Batch, Policy
+from purejaxppo.parallel.mesh import mean_over_shards
+from purejaxppo.parallel.vmapping import in_chunks
+from purejaxppo.types import Batch, Params, Policy
 
 
 def likelihood_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
@@ -25,3 +27,11 @@ def surrogate_and_kl(
         return jnp.mean((ratio - 1.0) * advantage), jnp.mean(batch.distribution.kl(new))
 
     return evaluate
+
+
+def mean_kl(policy: Policy, params: Params, batch: Batch) -> jax.Array:
+    """The mean of KL(π_old ‖ π) over a batch, and over all devices that share it."""
+    divergence = in_chunks(
+        lambda x: x[1].kl(policy(params, x[0])), (batch.obs, batch.distribution), batch.log_prob.ndim
+    )
+    return mean_over_shards(jnp.mean(divergence))

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from purejaxppo.errors import UsageError
 from purejaxppo.parallel.mesh import ENV_AXIS, NET_AXIS, RUN_AXIS
+from purejaxppo.target import compiling_for
 from purejaxppo.types import TrainState
 
 # LLVM's level 1 instead of 3: PPO on CartPole compiled in 6.4 s instead of 12.0 s and ran as fast (2.7 s, 2.8 s)
@@ -69,12 +70,13 @@ def over_runs(
             where = f"{rows} devices" if rows == len(devices) else f"{rows} groups of devices"
             where += f", and there in lots of at most {vmap_size}" if vmap_size else ""
             raise UsageError(f"runs = {runs} cannot be divided equally among {where}; train {enough}.")
-        results = jax.eval_shape(mapped, *arguments) if env_shards > 1 else None
         specs = (*(_specs(x, env_shards) for x in arguments[:own]), *(PartitionSpec(),) * shared)
-        placed = jax.shard_map(
-            mapped, mesh=mesh, in_specs=specs, out_specs=_specs(results, env_shards), check_vma=False
-        )
-        return placed(*arguments)
+        with compiling_for(devices[0].platform):
+            results = jax.eval_shape(mapped, *arguments) if env_shards > 1 else None
+            placed = jax.shard_map(
+                mapped, mesh=mesh, in_specs=specs, out_specs=_specs(results, env_shards), check_vma=False
+            )
+            return placed(*arguments)
 
     return jax.jit(
         many,

@@ -1,10 +1,15 @@
 """Many runs as one program, and one run on many devices: what `vmap` and `shard_map` must be told."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from purejaxppo.target import on_cpu
+
+IMAGES = 1024  # of one run that are evaluated at once on an accelerator
 
 
 @jax.custom_batching.custom_vmap
@@ -22,13 +27,57 @@ def _any_run_batched(axis_size: int, in_batched: list[bool], flags: jax.Array) -
     return any_run(flags), False
 
 
-def run_by_run(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, which under `vmap` works on one run after the other where the device is a CPU.
+def in_lots(fn: Callable[..., Any], runs: int) -> Callable[..., Any]:
+    """`fn`, which under `vmap` works on at most so many runs at once, one lot after the other.
 
-    For work that goes over a large batch many times: one run's part of it stays in the core's cache, which that of all
-    runs would not. `fn` must take all that is traced as arguments.
+    For work that goes over a large batch many times. On a CPU one run's part of it stays in the core's cache, which
+    that of all runs would not; on an accelerator the activations of all would not fit into memory. `fn` must take all
+    that is traced as arguments.
     """
-    return jax.custom_batching.sequential_vmap(fn) if jax.default_backend() == "cpu" else fn
+    if runs == 1:
+        return jax.custom_batching.sequential_vmap(fn)
+    mapped = jax.custom_batching.custom_vmap(fn)
+
+    @mapped.def_vmap
+    def lots(axis_size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
+        leaves, structure = jax.tree.flatten(args)
+        axes = [0 if batched else None for batched in jax.tree.leaves(in_batched)]
+
+        def of_leaves(*leaves: Any) -> Any:
+            return fn(*jax.tree.unflatten(structure, leaves))
+
+        together = jax.vmap(of_leaves, in_axes=axes)
+        own = [x for x, axis in zip(leaves, axes, strict=True) if axis == 0]
+
+        def one_lot(part: list[jax.Array]) -> Any:
+            rest = iter(part)
+            return together(*(next(rest) if axis == 0 else x for x, axis in zip(leaves, axes, strict=True)))
+
+        results = _one_by_one(one_lot, own, axis_size, runs)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return mapped
+
+
+def in_chunks(fn: Callable[[Any], Any], samples: Any, axes: int) -> Any:
+    """`fn` of samples with so many leading axes; of images on an accelerator, one chunk along the first after another.
+
+    `fn` must treat each sample by itself. What a convolution needs in between is many times as large as its input.
+    """
+    leaves = jax.tree.leaves(samples)
+    if on_cpu() or max(x.ndim for x in leaves) < axes + 2:
+        return fn(samples)
+    count, *others = leaves[0].shape[:axes]
+    return _one_by_one(fn, samples, count, max(IMAGES // math.prod(others), 1))
+
+
+def _one_by_one(fn: Callable[[Any], Any], tree: Any, count: int, most: int) -> Any:
+    """`fn` of arrays [count, ...], in the fewest parts of equally many that are at most `most`."""
+    parts = next(n for n in range(-(-count // most), count + 1) if count % n == 0)
+    if parts == 1:
+        return fn(tree)
+    tree = jax.tree.map(lambda x: x.reshape(parts, count // parts, *x.shape[1:]), tree)
+    return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(fn, tree))
 
 
 @jax.custom_batching.custom_vmap
