@@ -19,7 +19,7 @@ from purejaxppo.fields import check_field, limitless, meant, number, static
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, select
-from purejaxppo.precision import single_precision
+from purejaxppo.precision import PRECISIONS, single_precision
 from purejaxppo.spaces import Box
 from purejaxppo.types import traits_of
 
@@ -97,6 +97,11 @@ class Config(struct.PyTreeNode):
     critic_network: Any = static(None, "a flax module of your own: what the critic sees ↦ V")
     policy_obs: tuple[str, ...] = static((), "entries of a dictionary observation that the policy sees; none is all")
     critic_obs: tuple[str, ...] = static((), "entries of a dictionary observation that the critic sees; none is all")
+    precision: str = static(
+        "default",
+        "of matrix products: on a GPU default is TF32, on a TPU bfloat16; highest is float32",
+        choices=PRECISIONS,
+    )
     action_distribution: str = static("gaussian", "distribution of continuous actions", choices=ACTION_DISTRIBUTIONS)
     normalize_observations: bool = static(False, "standardise observations with running statistics")
     normalize_rewards: bool = static(False, "divide rewards by the running std of the discounted return")

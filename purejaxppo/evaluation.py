@@ -12,7 +12,7 @@ from purejaxppo.envs.base import host_failures
 from purejaxppo.errors import UsageError
 from purejaxppo.keys import EVALUATION, as_key
 from purejaxppo.parallel.vmapping import any_run
-from purejaxppo.precision import single_precision
+from purejaxppo.precision import at_its_precision, single_precision
 from purejaxppo.rollout import begin_episodes, step_envs
 from purejaxppo.types import Metrics, RolloutState, TrainState
 
@@ -38,6 +38,7 @@ class Playing(NamedTuple):
 
 
 @single_precision
+@at_its_precision
 def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: int) -> Evaluation:
     """Play exactly `num_episodes` episodes, in as many environments at once, with the policy and normalisers frozen.
 

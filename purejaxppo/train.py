@@ -25,7 +25,7 @@ from purejaxppo.optimize.minibatch import MinibatchAdam, pair_moments, split_mom
 from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, on_net_axis, shards, sum_over_shards
 from purejaxppo.parallel.packing import packed_scan
 from purejaxppo.parallel.vmapping import in_chunks, in_lots, opaque
-from purejaxppo.precision import single_precision
+from purejaxppo.precision import at_its_precision, single_precision
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.target import on_cpu
 from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition, traits_of
@@ -126,6 +126,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
 
 
 @single_precision
+@at_its_precision
 def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]:
     """One update: rollout → advantages → policy and critic. The normalisers stand still while it lasts.
 
@@ -251,7 +252,10 @@ def learning_batch(agent: Agent, state: TrainState, transitions: Transition) -> 
         values, hidden = critic.apply(params, obs, state.rollout.critic_hidden, start, method="advance")
         next_values, _ = critic.apply(params, next_obs, hidden, method="advance")
     else:
-        values, next_values = (in_chunks(partial(critic.apply, params), x, 2) for x in (obs, next_obs))
+        values = in_chunks(partial(critic.apply, params), obs, 2)
+        if not on_cpu():  # one after the other: activations of all samples of all runs need not be there twice
+            values, next_obs = jax.lax.optimization_barrier((values, next_obs))
+        next_values = in_chunks(partial(critic.apply, params), next_obs, 2)
     log_probs = transitions.distribution.log_prob(transitions.action)
 
     rewards = jnp.clip(transitions.reward * config.reward_scale, -config.reward_clip, config.reward_clip)

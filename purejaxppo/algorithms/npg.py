@@ -12,6 +12,7 @@ from purejaxppo.algorithms.trpo import TRPO
 from purejaxppo.fields import number, static
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.natural_gradient import natural_gradient_step
+from purejaxppo.precision import PRECISIONS, matmul_precision
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
@@ -27,6 +28,9 @@ class NPG(struct.PyTreeNode):
     cg_iterations: int = static(15, "conjugate-gradient iterations at most", interval="[1, 1e6]")
     fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, 1e6]")
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
+    step_precision: str = static(
+        "default", "`precision` of what makes the step: gradient, Fisher products, line search", choices=PRECISIONS
+    )
 
     first_order: ClassVar[bool] = False
     run_by_run: ClassVar[bool] = True
@@ -39,12 +43,12 @@ class NPG(struct.PyTreeNode):
         self, key: jax.Array, policy: Policy, params: Params, state: tuple[()], batch: Batch, optimizer: Any
     ) -> tuple[Params, tuple[()], Metrics]:
         advantage = standardize(batch.advantage) if self.normalize_advantages else batch.advantage
-        model = local_model(key, policy, params, batch, advantage, self.damping, self.fisher_subsample)
-        step, metrics = natural_gradient_step(
-            model.gradient, model.product, self.max_kl, self.damping, self.cg_iterations
-        )
-
-        gain, kl = model.evaluate(model.theta + step)
+        with matmul_precision(self.step_precision):
+            model = local_model(key, policy, params, batch, advantage, self.damping, self.fisher_subsample)
+            step, metrics = natural_gradient_step(
+                model.gradient, model.product, self.max_kl, self.damping, self.cg_iterations
+            )
+            gain, kl = model.evaluate(model.theta + step)
         accepted = jnp.all(jnp.isfinite(step)) & jnp.isfinite(gain) & jnp.isfinite(kl)
         theta = jnp.where(accepted, model.theta + step, model.theta)
         gain, kl = jnp.where(accepted, gain, 0.0), jnp.where(accepted, kl, 0.0)

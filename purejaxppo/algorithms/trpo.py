@@ -13,6 +13,7 @@ from purejaxppo.fields import number, static
 from purejaxppo.optimize.line_search import backtrack
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.natural_gradient import natural_gradient_step
+from purejaxppo.precision import PRECISIONS, matmul_precision
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
@@ -35,6 +36,9 @@ class TRPO(struct.PyTreeNode):
     fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, 1e6]")
     region: str = static("kl", "the region: mean KL, or a Euclidean ball in the parameters", choices=("kl", "ball"))
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
+    step_precision: str = static(
+        "default", "`precision` of what makes the step: gradient, Fisher products, line search", choices=PRECISIONS
+    )
 
     first_order: ClassVar[bool] = False
     run_by_run: ClassVar[bool] = True
@@ -55,13 +59,15 @@ class TRPO(struct.PyTreeNode):
         self, key: jax.Array, policy: Policy, params: Params, state: tuple[()], batch: Batch, optimizer: Any
     ) -> tuple[Params, tuple[()], Metrics]:
         advantage = standardize(batch.advantage) if self.normalize_advantages else batch.advantage
-        model = local_model(key, policy, params, batch, advantage, self.damping, self.fisher_subsample)
-        product, bound, damping = model.product, self.max_kl, self.damping
-        if self.region == "ball":
-            product, bound, damping = (lambda v: v), jnp.inf, 0.0
-        step, metrics = natural_gradient_step(model.gradient, product, self.max_kl, damping, self.cg_iterations)
-
-        theta, found = backtrack(model.evaluate, model.theta, step, bound, self.backtrack_factor, self.max_backtracks)
+        with matmul_precision(self.step_precision):
+            model = local_model(key, policy, params, batch, advantage, self.damping, self.fisher_subsample)
+            product, bound, damping = model.product, self.max_kl, self.damping
+            if self.region == "ball":
+                product, bound, damping = (lambda v: v), jnp.inf, 0.0
+            step, metrics = natural_gradient_step(model.gradient, product, self.max_kl, damping, self.cg_iterations)
+            theta, found = backtrack(
+                model.evaluate, model.theta, step, bound, self.backtrack_factor, self.max_backtracks
+            )
         taken = jnp.where(found.accepted, found.fraction, 0.0)  # all metrics are of the step really taken
         metrics |= {
             "predicted_kl": metrics["predicted_kl"] * taken**2,

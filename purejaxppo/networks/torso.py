@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -87,11 +88,12 @@ def gram_schmidt(vectors: jax.Array) -> jax.Array:
     Each is projected twice ("twice is enough": Giraud et al., 2005). Not LAPACK's QR: under `vmap` that deadlocks XLA
     on CPUs with few cores, and is slow on a GPU for small matrices.
     """
+    project = partial(jnp.einsum, precision="highest")  # with TF32 or bfloat16 they would not be orthogonal
 
     def orthonormalize(i: jax.Array, bases: jax.Array) -> jax.Array:
         vector = vectors[:, i]
         for _ in range(2):  # rows of `bases` not yet filled are 0 and take nothing away
-            vector -= jnp.einsum("mcl,mc->ml", bases, jnp.einsum("mcl,ml->mc", bases, vector))
+            vector -= project("mcl,mc->ml", bases, project("mcl,ml->mc", bases, vector))
         return bases.at[:, i].set(vector / jnp.linalg.norm(vector, axis=1, keepdims=True))
 
     return jax.lax.fori_loop(0, vectors.shape[1], orthonormalize, jnp.zeros_like(vectors))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.optimize.conjugate_gradient import conjugate_gradient, solution_metrics
+from purejaxppo.optimize.conjugate_gradient import conjugate_gradient, inner, solution_metrics
 from purejaxppo.types import Metrics
 
 
@@ -36,10 +36,10 @@ def natural_gradient_step(
     metrics = solution_metrics(x, gradient, residual)
     curvature = metrics["xFx"]
     step = jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / jnp.where(curvature > 0, curvature, 1.0)), 0.0) * x
-    predicted_kl = jnp.where(curvature > 0, max_kl, 0.0) - 0.5 * damping * (step @ step)
+    predicted_kl = jnp.where(curvature > 0, max_kl, 0.0) - 0.5 * damping * inner(step, step)
     return step, metrics | {
         "grad_norm": norm,
         "predicted_kl": predicted_kl,
-        "predicted_gain": gradient @ step,
+        "predicted_gain": inner(gradient, step),
         "step_norm": jnp.linalg.norm(step),
     }
