@@ -1,13 +1,15 @@
-"""With `jax_enable_x64` everything is as it is without: float32, and the same program, so the same bits."""
+"""Float32 everywhere, with `jax_enable_x64`, too; and matrix products as exact as a run's `precision` says."""
 
 import re
+from collections import Counter
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxppo import load, make_train, preset
+from purejaxppo import NPG, TRPO, Config, init, load, make_train, preset, update_step
 from purejaxppo.cli.run import main
 from purejaxppo.presets import PRESETS
 
@@ -61,3 +63,34 @@ def test_the_command_trains_and_the_policy_acts(tmp_path, x64):
     assert main([*flags.split(), "--final-episodes", "1", "--out", str(tmp_path / "run")]) == 0
     action = load(tmp_path / "run").act(np.zeros(3), jax.random.key(0))
     assert (action.dtype, action.shape) == (jnp.float32, (1,))
+
+
+def products(config):
+    """How often each precision is asked for in an update: of products with a matrix, and of those of two vectors."""
+    found = Counter()
+
+    def look_into(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                vectors = all(x.aval.ndim == 1 for x in equation.invars)
+                precision = equation.params["precision"]
+                found["vectors" if vectors else "matrices", precision and precision[0]] += 1
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                look_into(inner)
+
+    state = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    look_into(jax.make_jaxpr(lambda state: update_step(config, state))(state).jaxpr)
+    return found
+
+
+def test_precision_is_that_of_all_matrix_products():
+    """`step_precision` is that of what makes the step; products of conjugate gradient's vectors are always exact."""
+    exact, rough = jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGH
+    assert set(products(Config())) == {("matrices", None)}
+    assert set(products(Config(precision="highest"))) == {("matrices", exact)}
+    assert set(products(Config(algo=TRPO()))) == {("matrices", None), ("vectors", exact)}
+    assert set(products(Config(algo=TRPO(), precision="high"))) == {("matrices", rough), ("vectors", exact)}
+    for algo in (TRPO(step_precision="highest"), NPG(step_precision="highest")):
+        mixed = products(Config(algo=algo))
+        assert mixed["vectors", exact] > 0
+        assert mixed["matrices", exact] > mixed["matrices", None] > 0
