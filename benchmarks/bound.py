@@ -23,12 +23,13 @@ import numpy as np
 
 from purejaxppo.agent import Agent
 from purejaxppo.config import Config
+from purejaxppo.improvement import update_rule, value_loss
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import preset
 from purejaxppo.rollout import rollout
-from purejaxppo.train import init, learning_batch, update_rule, update_step, value_loss
+from purejaxppo.train import init, learning_batch, update_step
 from purejaxppo.types import Batch, TrainState, Transition
 
 Shape = tuple[int, int, int]  # a matmul [m, k] × [k, n]

@@ -17,18 +17,19 @@ from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.fields import limitless
 from purejaxppo.health import cause_of_failure, freeze
+from purejaxppo.improvement import improvement
 from purejaxppo.keys import as_key
 from purejaxppo.networks.recurrent import swap
 from purejaxppo.networks.torso import orthogonalize
 from purejaxppo.normalize import RewardNormalizer, observation_statistics, overflowed, update_statistics
-from purejaxppo.optimize.minibatch import MinibatchAdam, pair_moments, split_moments
-from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, on_net_axis, shards, sum_over_shards
+from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, shards, sum_over_shards
 from purejaxppo.parallel.packing import packed_scan
-from purejaxppo.parallel.vmapping import in_chunks, in_lots, opaque
+from purejaxppo.parallel.vmapping import in_chunks, opaque
 from purejaxppo.precision import at_its_precision, single_precision
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.target import on_cpu
-from purejaxppo.types import Batch, Failure, Metrics, Params, Sequences, TrainState, Transition, traits_of
+from purejaxppo.types import Batch, Failure, Metrics, Sequences, TrainState, Transition
 
 LOT_SAMPLES = (
     2**21
@@ -169,72 +170,6 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     return freeze(state, updated, metrics, cause_of_failure(transitions, batch, metrics, updated, overflow))
 
 
-def improvement(config: Config) -> Callable[..., tuple[TrainState, Metrics]]:
-    """How policy and critic are moved: by one loss, or by two of their own; these on an accelerator in one loop."""
-    if config.is_joint:
-        return improve_jointly
-    together = traits_of(config.algo).by_minibatches and not on_cpu() and shards(NET_AXIS) == 1
-    return improve_side_by_side if together else improve_apart
-
-
-def improve_apart(
-    agent: Agent, state: TrainState, adam: MinibatchAdam, key: jax.Array, batch: Batch
-) -> tuple[TrainState, Metrics]:
-    """The policy moved by the algorithm; the critic fitted by Adam, on the policy's minibatches if it has any."""
-
-    rule = update_rule(agent)
-    (policy, algorithm, metrics), (critic, moments, fit) = on_net_axis(
-        partial(rule, agent.config.algo, key, state.policy, state.algorithm, batch, adam),
-        partial(adam.minimize, key, value_loss(agent), state.critic, state.critic_optimizer, batch),
-    )
-    metrics |= {"value_loss": fit["value_loss"], "value_grad_norm": fit["grad_norm"]}
-    return state.replace(policy=policy, algorithm=algorithm, critic=critic, critic_optimizer=moments), metrics
-
-
-def update_rule(agent: Agent) -> Callable[..., Any]:
-    """(algorithm, key, policy, state, batch, optimizer) ↦ (policy, state, metrics): the algorithm's own update."""
-
-    def update(algo: Any, key: jax.Array, *arguments: Any) -> Any:
-        return algo.update(key, agent.policy.apply, *arguments)
-
-    if not traits_of(agent.config.algo).run_by_run:
-        return update
-    samples = agent.config.num_envs // shards() * agent.config.num_steps
-    return in_lots(update, 1 if on_cpu() else max(LOT_SAMPLES // samples, 1))
-
-
-def improve_side_by_side(
-    agent: Agent, state: TrainState, adam: MinibatchAdam, key: jax.Array, batch: Batch
-) -> tuple[TrainState, Metrics]:
-    """`improve_apart`, both in one loop over the minibatches, with half as many launches; the numbers are the same."""
-    both = state.replace(algorithm=pair_moments(state.algorithm, state.critic_optimizer))
-    moved, metrics = improve_jointly(agent, both, adam.replace(apart=True), key, batch)
-    algorithm, moments = split_moments(moved.algorithm)
-    return moved.replace(algorithm=algorithm, critic_optimizer=moments), metrics
-
-
-def improve_jointly(
-    agent: Agent, state: TrainState, adam: MinibatchAdam, key: jax.Array, batch: Batch
-) -> tuple[TrainState, Metrics]:
-    """Policy and critic moved by one loss: one gradient, one norm, one Adam (of each, if `adam` holds them apart)."""
-    critic_loss = value_loss(agent)
-
-    def extra_loss(joined: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        return critic_loss(agent.critic_params(*agent.split(joined)), batch)
-
-    joined, algorithm, metrics = agent.config.algo.update(
-        key,
-        agent.joined_policy,
-        agent.join(state.policy, state.critic),
-        state.algorithm,
-        batch,
-        adam.replace(extra_loss=extra_loss),
-    )
-    policy, critic = agent.split(joined)
-    metrics["value_grad_norm"] = metrics.pop("extra_grad_norm", metrics["grad_norm"])
-    return state.replace(policy=policy, algorithm=algorithm, critic=critic), metrics
-
-
 @jax.named_scope("advantages")
 def learning_batch(agent: Agent, state: TrainState, transitions: Transition) -> tuple[Batch, RewardNormalizer, Any]:
     """Advantages and value targets of a rollout from `state`: a batch of samples [T·B], or of sequences [B, T].
@@ -285,24 +220,6 @@ def learning_batch(agent: Agent, state: TrainState, transitions: Transition) -> 
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), normalizer, ()
     sequences = Sequences(swap(obs), swap(start), state.rollout.hidden, state.rollout.critic_hidden)
     return swap(batch)._replace(obs=sequences), normalizer, jax.tree.map(lambda x: x[-1], hidden)
-
-
-def value_loss(agent: Agent) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:
-    """½ mean (V - target)²; with `value_clip_eps`, the larger of it and that of V kept within ±ε of its old value.
-
-    Where policy and critic are moved by one loss, it is weighted by `value_coef`.
-    """
-    config, critic = agent.config, agent.critic
-    weight = config.value_coef if config.is_joint else 1.0
-
-    def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        values = critic.apply(params, batch.obs)
-        clipped = batch.value + jnp.clip(values - batch.value, -config.value_clip_eps, config.value_clip_eps)
-        errors = jnp.maximum((values - batch.value_target) ** 2, (clipped - batch.value_target) ** 2)
-        value = 0.5 * jnp.mean(errors)
-        return weight * value, {"value_loss": value}
-
-    return loss
 
 
 def learning_rate(config: Config, update: jax.Array) -> jax.Array:

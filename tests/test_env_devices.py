@@ -15,13 +15,14 @@ from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty
 from purejaxppo.advantages import explained_variance, standardize
 from purejaxppo.agent import Agent
 from purejaxppo.cli.run import main
+from purejaxppo.improvement import value_loss
 from purejaxppo.normalize import RunningStatistics
 from purejaxppo.optimize.conjugate_gradient import conjugate_gradient
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.parallel.mesh import ENV_AXIS
 from purejaxppo.parallel.runs import over_runs
-from purejaxppo.train import init, make_train, update_step, value_loss
+from purejaxppo.train import init, make_train, update_step
 from purejaxppo.types import Batch
 
 ALL = [REINFORCE(), A2C(), PPO(), PPOPenalty(), NPG(), TRPO()]

@@ -23,10 +23,11 @@ import pytest
 
 from purejaxppo import A2C, PPO, TRPO, Config
 from purejaxppo.agent import Agent
+from purejaxppo.improvement import improve_apart, improve_jointly
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.rollout import rollout
-from purejaxppo.train import improve_apart, improve_jointly, init, learning_batch
+from purejaxppo.train import init, learning_batch
 
 SCRIPT = Path(__file__).parent / "peers" / "sb3_updates.py"
 UPDATES, STEPS = 3, 256

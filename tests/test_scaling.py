@@ -98,7 +98,8 @@ from purejaxppo.advantages import standardize
 from purejaxppo.optimize.conjugate_gradient import conjugate_gradient
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.minibatch import MinibatchAdam
-from purejaxppo.train import learning_batch, value_loss
+from purejaxppo.improvement import value_loss
+from purejaxppo.train import learning_batch
 from purejaxppo.rollout import rollout
 from purejaxppo.agent import Agent
 import functools
