@@ -116,9 +116,10 @@ def judged(text: str, case: Case, chip: str) -> dict[str, Any]:
         times = kernel.launches / case.updates
         part = phases[phase_of(kernel, program.loops, case)]
         part.update(launches=times, bytes=times * kernel.bytes)
-        part.update(matmul_flops=times * kernel.matmul_flops, other_flops=times * kernel.other_flops)
+        part.update(matmul_flops=times * (kernel.matmul_flops + kernel.exact_flops))
+        part.update(other_flops=times * kernel.other_flops)
         for launch in LAUNCHES:
-            part[f"milliseconds_{launch * 1e6:.0f}us"] += 1e3 * times * duration(kernel, chip, launch, case)
+            part[f"milliseconds_{launch * 1e6:.0f}us"] += 1e3 * times * duration(kernel, chip, launch)
     totals = sum(phases.values(), Counter[str]())
     loops = [
         {
@@ -141,11 +142,10 @@ def judged(text: str, case: Case, chip: str) -> dict[str, Any]:
     }
 
 
-def duration(kernel: Kernel, chip: str, launch: float, case: Case) -> float:
+def duration(kernel: Kernel, chip: str, launch: float) -> float:
     """Seconds of one launch, estimated."""
     of = CHIPS[chip]
-    matmul = of.exact_matmul if case.settings.get("precision") == "highest" else of.matmul
-    work = kernel.matmul_flops / matmul + kernel.other_flops / of.other
+    work = kernel.matmul_flops / of.matmul + kernel.exact_flops / of.exact_matmul + kernel.other_flops / of.other
     return max(launch if chip in CUDA else 0.0, kernel.bytes / of.bandwidth, work)
 
 

@@ -81,6 +81,7 @@ class Kernel(NamedTuple):
     launches: float
     bytes: float  # of one launch
     matmul_flops: float
+    exact_flops: float  # of matrix products that are asked for in full float32
     other_flops: float
 
 
@@ -157,18 +158,19 @@ class Program:
         roots = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
         return read + sum(_written(y, inner) for y in roots)
 
-    def _flops(self, x: Instruction, known: dict[str, Instruction]) -> tuple[float, float]:
-        """Of matrix products, and of all else."""
+    def _flops(self, x: Instruction, known: dict[str, Instruction]) -> tuple[float, float, float]:
+        """Of matrix products, of exact ones, and of all else."""
         if x.opcode in ("fusion", "map") and (inner := self._called(x)) is not None:
-            parts = [self._flops(y, inner) for y in inner.values()]
-            return sum(part[0] for part in parts), sum(part[1] for part in parts)
+            rough, exact, other = zip(*(self._flops(y, inner) for y in inner.values()), strict=True)
+            return sum(rough), sum(exact), sum(other)
         if x.opcode in ("dot", "convolution") or "$gemm" in x.attributes or "$matmul" in x.attributes:
-            return 2.0 * elements(x.shape) * _contracted(x, known), 0.0
+            flops = 2.0 * elements(x.shape) * _contracted(x, known)
+            return (0.0, flops, 0.0) if "operand_precision={highest" in x.attributes else (flops, 0.0, 0.0)
         if x.opcode in ("reduce", "reduce-window"):
-            return 0.0, float(sum(elements(known[name].shape) for name in x.operands[:1] if name in known))
+            return 0.0, 0.0, float(sum(elements(known[name].shape) for name in x.operands[:1] if name in known))
         if x.opcode in FREE | MOVES:
-            return 0.0, 0.0
-        return 0.0, float(elements(x.shape) * (ONE_TRANSCENDENTAL if x.opcode in TRANSCENDENTAL else 1))
+            return 0.0, 0.0, 0.0
+        return 0.0, 0.0, float(elements(x.shape) * (ONE_TRANSCENDENTAL if x.opcode in TRANSCENDENTAL else 1))
 
     def _called(self, x: Instruction) -> dict[str, Instruction] | None:
         called = CALLED.search(x.attributes)

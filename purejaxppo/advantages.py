@@ -5,14 +5,12 @@ All arguments are [T, B]. `next_values[t]` is V of the observation that step t r
 at `done`, the bootstrap from `next_values` only at `terminated`; the last step of a rollout bootstraps too.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from purejaxppo.errors import UsageError
 from purejaxppo.parallel.mesh import moments
-from purejaxppo.target import on_cpu
+from purejaxppo.recurrence import linear_recurrence
 from purejaxppo.types import Batch
 
 
@@ -41,25 +39,7 @@ def gae(
         raise UsageError(f"gae needs five arrays of one shape [T, B], got {shapes}; align their axes.")
     deltas = td_targets(rewards, next_values, terminated, gamma) - values
     decay = gamma * gae_lambda * (1.0 - jnp.asarray(done, deltas.dtype))
-    return discounted_sums(deltas, decay)
-
-
-def discounted_sums(x: jax.Array, decay: jax.Array) -> jax.Array:
-    """y_t = x_t + decay_t y_{t+1} with y_T = 0, along the first axis of two arrays [T, B]."""
-    if not on_cpu():  # log₂ T operations on the whole arrays, where a loop launches T times
-        return jax.lax.associative_scan(_compose, (decay, x), reverse=True)[1]
-
-    def step(later: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        term, factor = inputs
-        later = term + factor * later
-        return later, later
-
-    return jax.lax.scan(step, jnp.zeros_like(x[0]), (x, decay), reverse=True)[1]
-
-
-def _compose(later: Any, earlier: Any) -> tuple[jax.Array, jax.Array]:
-    """Of two affine maps y ↦ (factor, term), the one after the other."""
-    return earlier[0] * later[0], earlier[1] + earlier[0] * later[1]
+    return linear_recurrence(deltas, decay, reverse=True)
 
 
 def td_targets(

@@ -8,10 +8,11 @@ from environments import Walk
 from support import arrays, assert_same_bits, quick_jit
 
 from purejaxppo import NPG, PPO, TRPO, Config, PPOPenalty, init, over_runs, rollout, update_step
-from purejaxppo.advantages import discounted_sums
+from purejaxppo.normalize import RewardNormalizer
 from purejaxppo.optimize import permutation
 from purejaxppo.parallel.packing import Packing, packed_scan
 from purejaxppo.parallel.vmapping import in_chunks, in_lots
+from purejaxppo.recurrence import linear_recurrence
 from purejaxppo.target import compiling_for, is_small, on_cpu
 
 SMALL = {"num_envs": 4, "num_steps": 16, "num_minibatches": 2, "num_epochs": 2, "hidden_sizes": (8,)}
@@ -114,18 +115,32 @@ def test_packed_scan_is_scan():
     assert_same_bits(packed_scan(step, jnp.zeros(()), xs, unroll=2), jax.lax.scan(step, jnp.zeros(()), xs))
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 128])
-def test_discounted_sums_of_an_accelerator(length):
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize(("length", "reverse"), [(1, False), (7, True), (64, False)])
+def test_linear_recurrence(length, reverse, platform):
     """Against the recurrence in float64."""
     generator = np.random.default_rng(length)
     x = generator.normal(size=(length, 3)).astype(np.float32)
     decay = (0.95 * (generator.random((length, 3)) > 0.1)).astype(np.float32)
-    expected, later = np.zeros((length, 3)), np.zeros(3)
-    for t in reversed(range(length)):
-        later = expected[t] = x[t] + decay[t].astype(np.float64) * later
-    with compiling_for("cuda"):
-        found = discounted_sums(jnp.asarray(x), jnp.asarray(decay))
+    expected, before = np.zeros((length, 3)), np.zeros(3)
+    for t in reversed(range(length)) if reverse else range(length):
+        before = expected[t] = x[t] + decay[t].astype(np.float64) * before
+    with compiling_for(platform):
+        found = linear_recurrence(jnp.asarray(x), jnp.asarray(decay), reverse)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_reward_normalizer_of_an_accelerator():
+    """The same statistics, and the same return that the next rollout goes on from."""
+    generator = np.random.default_rng(0)
+    rewards, done = jnp.asarray(generator.normal(size=(9, 2)), jnp.float32), jnp.asarray(generator.random((9, 2)) < 0.3)
+    found = {}
+    for platform in ("cpu", "cuda"):
+        with compiling_for(platform):
+            normalizer = RewardNormalizer.init(2).update(rewards, done, 0.9)
+            found[platform] = normalizer.update(rewards[::-1], ~done, 0.9)
+    for a, b in zip(arrays(found["cpu"]), arrays(found["cuda"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3, 6, 100])
