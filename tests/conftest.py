@@ -22,7 +22,7 @@ atexit.register(shutil.rmtree, cache, ignore_errors=True)
 for name, value in (
     ("compilation_cache_dir", cache),
     ("persistent_cache_min_compile_time_secs", 0.5),
-    ("traceback_in_locations_limit", 0),  # where each operation comes from is a fifth of what compiling takes
+    ("traceback_in_locations_limit", 0),  # where each operation comes from is a tenth of what compiling takes
 ):
     jax.config.update(f"jax_{name}", value)
     os.environ[f"JAX_{name.upper()}"] = str(value)
