@@ -16,6 +16,7 @@ from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_field, limitless, meant, number, static
+from purejaxppo.kernels.choice import KERNELS, check_kernels
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, select
@@ -105,6 +106,8 @@ class Config(struct.PyTreeNode):
     action_distribution: str = static("gaussian", "distribution of continuous actions", choices=ACTION_DISTRIBUTIONS)
     normalize_observations: bool = static(False, "standardise observations with running statistics")
     normalize_rewards: bool = static(False, "divide rewards by the running std of the discounted return")
+
+    kernels: str = static("auto", "rollouts and Adam's epochs as XLA has them, or each a GPU kernel", choices=KERNELS)
 
     eval_interval: int = static(0, "evaluate every so many updates; 0 is never", interval="[0, 1e9]")
     eval_episodes: int = static(10, "episodes per evaluation at intervals", interval="[1, 1e6]")
@@ -211,6 +214,7 @@ class Config(struct.PyTreeNode):
             )
         if batch == self.num_minibatches and getattr(self.algo, "normalize_advantages", "") == "minibatch":
             raise UsageError(f"num_minibatches = {batch} leaves one sample each, with an advantage of 0; halve it.")
+        check_kernels(self.kernels)
         check_env(self.environment, repr(self.env))
         self._check_agent(self.environment)
 

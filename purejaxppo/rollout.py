@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from purejaxppo.envs.base import BaseEnv
+from purejaxppo.kernels.choice import kernel_or_xla
+from purejaxppo.kernels.loops import scan_in_kernel
+from purejaxppo.kernels.padding import NoKernelError
 from purejaxppo.parallel.packing import packed_scan
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.precision import single_precision
@@ -51,7 +54,12 @@ def step_envs(keys: jax.Array, env: BaseEnv, env_state: Any, distribution: Any, 
 @single_precision
 @jax.named_scope("rollout")
 def rollout(
-    key: jax.Array, env: BaseEnv, policy: Callable[..., tuple[Any, Any]], state: RolloutState, num_steps: int
+    key: jax.Array,
+    env: BaseEnv,
+    policy: Callable[..., tuple[Any, Any]],
+    state: RolloutState,
+    num_steps: int,
+    kernels: str = "xla",
 ) -> tuple[RolloutState, Transition, EpisodeSums]:
     """Let `policy` (obs [B, O], hidden [B, H], start [B] → distribution [B], hidden) act for `num_steps` steps.
 
@@ -72,7 +80,7 @@ def rollout(
 
         returns, lengths = state.episode_return + reward, state.episode_length + 1
         ended = EpisodeSums(done, jnp.where(done, returns, 0.0), jnp.where(done, lengths, 0))
-        sums = jax.tree.map(lambda total, x: total + (jnp.sum(x) if on_cpu() else x), sums, ended)
+        sums = jax.tree.map(lambda total, x: total + (x if total.ndim else jnp.sum(x)), sums, ended)
         env_state, obs = _reset_where(done, fresh, env, env_state, next_obs)
         state = RolloutState(
             env_state, obs, jnp.where(done, 0.0, returns), jnp.where(done, 0, lengths), hidden, state.critic_hidden
@@ -83,15 +91,25 @@ def rollout(
     shapes, _ = jax.eval_shape(policy, state.obs, state.hidden, state.episode_length == 0)
     noise = jax.vmap(shapes.noise)(keys[:, 0])  # one draw: many small ones are slow
     step_keys, reset_keys = jnp.split(keys[:, 1:], 2, axis=1)
-    if on_cpu():
-        start = EpisodeSums(*jnp.zeros((3,)))
-        (state, sums), transitions = jax.lax.scan(step, (state, start), (step_keys, reset_keys, noise))
-        return state, transitions, sums
-    starts = jax.vmap(jax.vmap(env.reset))(reset_keys) if _starts_alike(env) else reset_keys
-    chance = (step_keys, starts, noise)
-    start = EpisodeSums(*jnp.zeros((3, num_envs)))  # of each environment: in every step a sum would be a launch
-    small = is_small(step, (state, start), jax.tree.map(lambda x: x[0], chance))
-    (state, sums), transitions = packed_scan(step, (state, start), chance, unroll=STEPS_AT_ONCE if small else 1)
+    in_all, of_each = EpisodeSums(*jnp.zeros((3,))), EpisodeSums(*jnp.zeros((3, num_envs)))
+
+    def by_xla() -> tuple[Any, Transition]:
+        if on_cpu():
+            return jax.lax.scan(step, (state, in_all), (step_keys, reset_keys, noise))
+        starts = jax.vmap(jax.vmap(env.reset))(reset_keys) if _starts_alike(env) else reset_keys
+        chance, first = (step_keys, starts, noise), (state, of_each)  # in every step a sum would be a launch
+        small = is_small(step, first, jax.tree.map(lambda x: x[0], chance))
+        return packed_scan(step, first, chance, unroll=STEPS_AT_ONCE if small else 1)
+
+    def by_kernel() -> tuple[Any, Transition]:
+        if env.on_host:
+            raise NoKernelError("the host steps its environments")
+        if not _starts_alike(env):
+            raise NoKernelError("an episode's start is not small, or depends on the episode before")
+        starts = jax.vmap(jax.vmap(env.reset))(reset_keys)
+        return scan_in_kernel(step, (state, of_each), (step_keys, starts, noise))
+
+    (state, sums), transitions = kernel_or_xla(kernels, "the rollout", by_kernel, by_xla)
     return state, transitions, jax.tree.map(jnp.sum, sums)
 
 
@@ -99,7 +117,11 @@ def _starts_alike(env: BaseEnv) -> bool:
     """Whether each episode starts by a small reset that does not depend on the one before: all can be drawn ahead."""
     start = jax.eval_shape(env.reset, jax.random.key(0))
     numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(start))
-    return type(env).restart is BaseEnv.restart and numbers <= FEW_NUMBERS and is_small(env.reset, jax.random.key(0))
+    return (
+        getattr(env.restart, "__func__", None) is BaseEnv.restart
+        and numbers <= FEW_NUMBERS
+        and is_small(env.reset, jax.random.key(0))
+    )
 
 
 def _reset_where(done: jax.Array, fresh: Any, env: BaseEnv, env_state: Any, obs: Any) -> tuple[Any, Any]:
@@ -115,6 +137,6 @@ def _reset_where(done: jax.Array, fresh: Any, env: BaseEnv, env_state: Any, obs:
         starts = fresh if isinstance(fresh, tuple) else jax.vmap(env.restart)(fresh, env_state)
         return jax.tree.map(choose, starts, (env_state, obs))
 
-    if not on_cpu() and is_small(reset, env_state, obs):
+    if isinstance(fresh, tuple) or (not on_cpu() and is_small(reset, env_state, obs)):
         return reset(env_state, obs)  # a branch waits for the host, and cannot be fused
     return jax.lax.cond(any_run(done), reset, lambda *unchanged: unchanged, env_state, obs)

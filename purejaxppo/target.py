@@ -23,17 +23,22 @@ def compiling_for(platform: str) -> Iterator[None]:
 
 
 def on_cpu() -> bool:
-    """Whether what is now traced will run on CPUs: as `compiling_for` says, else where JAX puts it by default.
+    """Whether what is now traced will run on CPUs.
 
     A CPU works through small loops and branches quickly, and does best with what fits into its caches. On an
     accelerator each operation that XLA cannot fuse costs a launch of some microseconds, however small it is: there,
     few operations on large arrays are best.
     """
+    return target_platform() == "cpu"
+
+
+def target_platform() -> str:
+    """Where what is now traced will run: as `compiling_for` says, else where JAX puts it by default."""
     platform = _platform.get()
     if platform is None:
         device = jax.config.jax_default_device  # type: ignore[attr-defined]
         platform = getattr(device, "platform", device) or jax.default_backend()
-    return bool(platform == "cpu")
+    return str(platform)
 
 
 def is_small(fn: Callable[..., Any], *args: Any) -> bool:

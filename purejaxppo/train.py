@@ -137,7 +137,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     agent = Agent.of(annealed(config, state.update))
     key, rollout_key, minibatch_key = jax.random.split(state.key, 3)
     episodes, transitions, sums = rollout(
-        key_of_shard(rollout_key), agent.env, agent.make_policy(state), state.rollout, config.num_steps
+        key_of_shard(rollout_key), agent.env, agent.make_policy(state), state.rollout, config.num_steps, config.kernels
     )
     sums = sum_over_shards(sums)
     batch, reward_normalizer, critic_hidden = learning_batch(agent, state, transitions)
@@ -145,7 +145,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     rate = learning_rate(config, state.update)
     if adapts := not limitless(config.desired_kl):
         rate = rate * state.step_factor
-    adam = MinibatchAdam(rate, config.max_grad_norm, config.num_epochs, config.num_minibatches)
+    adam = MinibatchAdam(rate, config.max_grad_norm, config.num_epochs, config.num_minibatches, config.kernels)
     moved, metrics = improvement(config)(agent, state, adam, minibatch_key, batch)
     metrics |= {
         "episode_return": sums.returns / sums.episodes,  # NaN where no episode ended

@@ -43,8 +43,8 @@ NETWORK = (  # what `init` depends on
 
 
 # in more detail, in test_recurrent.py, test_action_distributions.py, test_observations.py and test_pitfalls.py
-# which a CPU does not look at: see test_precision.py
-OF_ACCELERATORS = {"precision", "step_precision"}
+# which a CPU does not look at: see test_precision.py and test_kernels.py
+OF_ACCELERATORS = {"precision", "step_precision", "kernels"}
 TESTED_ELSEWHERE = {"recurrent", "recurrent_size", "action_distribution", "policy_obs", "critic_obs", "eval_episodes"}
 
 

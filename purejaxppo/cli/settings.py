@@ -14,7 +14,7 @@ from purejaxppo.fields import check_fields, static
 from purejaxppo.presets import preset, preset_of
 
 More = TypeVar("More")
-DEBUG = "stop when a seed's numbers turn non-finite, and name the operation"
+DEBUG = "say which parts run as kernels of ours, and stop when a seed's numbers turn non-finite"
 ENV_AGAIN = "needed again where it is module:Class: a file is not trusted to run code"
 
 

@@ -115,6 +115,8 @@ class Loop:
             self.progress.stage("compiling")
             program = self.signals.wait(partial(compile_program, runs), give_up=True)
         self.program = program
+        for note in program.notes if self.debug else ():
+            self.progress.say(note)
         if snapshot:
             self.seconds |= snapshot.about["seconds"]
             self.returns = np.asarray(snapshot.about["scores"], np.float64)

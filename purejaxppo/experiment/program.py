@@ -15,6 +15,7 @@ from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.run_batch import RunBatch
+from purejaxppo.kernels.choice import noted
 from purejaxppo.parallel.devices import require_memory
 from purejaxppo.parallel.runs import abstract_args, over_runs
 from purejaxppo.precision import single_precision
@@ -37,6 +38,7 @@ class Program(NamedTuple):
     advance: Callable[..., Any]
     evaluate: Callable[..., Any]  # state -> Evaluation, at intervals
     final: Callable[..., Any]  # state -> Evaluation, after training
+    notes: list[str]  # which parts of an update are kernels of ours
 
 
 def compile_program(runs: RunBatch) -> Program:
@@ -62,7 +64,8 @@ def compile_program(runs: RunBatch) -> Program:
     def update(state: TrainState, own: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         return update_step(with_settings(config, own), state)
 
-    names = [*sorted(jax.eval_shape(lay(update), state, own)[1]), "updates"]
+    with noted() as notes:
+        names = [*sorted(jax.eval_shape(lay(update), state, own)[1]), "updates"]
 
     @single_precision
     def advance(
@@ -95,7 +98,7 @@ def compile_program(runs: RunBatch) -> Program:
     step, first, final, *between = compiled
     evaluate_between = between[0] if between else final
     took, need = time.monotonic() - began, max(map(device_bytes, compiled))
-    return Program(names, took, need, first, step, evaluate_between, final)
+    return Program(names, took, need, first, step, evaluate_between, final, notes)
 
 
 def device_bytes(compiled: Any) -> int:

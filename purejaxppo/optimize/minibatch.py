@@ -9,6 +9,8 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
+from purejaxppo.kernels.choice import kernel_or_xla
+from purejaxppo.kernels.epochs import minimize_in_kernel
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
 from purejaxppo.parallel.packing import packed_scan
@@ -51,6 +53,7 @@ class MinibatchAdam(struct.PyTreeNode):
     max_grad_norm: jax.Array | float
     num_epochs: int = struct.field(pytree_node=False)
     num_minibatches: int = struct.field(pytree_node=False)
+    kernels: str = struct.field(pytree_node=False, default="xla")
     extra_loss: Loss | None = struct.field(pytree_node=False, default=None)  # added to each loss that is minimised
     # two fits in one loop: parameters are a pair, and moments a `Pair`; the loss depends on the first, `extra_loss` on
     # the second, and each is clipped and moved by itself
@@ -90,10 +93,12 @@ class MinibatchAdam(struct.PyTreeNode):
                 stopped = stopped | stop(metrics)
             halt = None if stop is None else stopped
             if not self.apart:
-                params, moments, norm = self._move(params, moments, gradient, halt)
+                norm = _norm_as_one(gradient)
+                params, moments = self._move(params, moments, gradient, norm, halt)
                 return (params, moments, stopped), metrics | {"grad_norm": norm}
-            moved = [self._move(*part) for part in zip(params, moments, gradient, (halt, None), strict=True)]
-            params, moments, norms = zip(*moved, strict=True)
+            norms = [_norm_as_one(part) for part in gradient]
+            moved = [self._move(*part) for part in zip(params, moments, gradient, norms, (halt, None), strict=True)]
+            params, moments = zip(*moved, strict=True)
             return (params, Pair(*moments), stopped), metrics | {"grad_norm": norms[0], "extra_grad_norm": norms[1]}
 
         def epoch(carry: Any, order: jax.Array) -> tuple[Any, Metrics]:
@@ -106,15 +111,54 @@ class MinibatchAdam(struct.PyTreeNode):
                 minibatches = jax.vmap(prepare)(minibatches)
             return scan(step, carry, minibatches)
 
-        orders = jax.random.split(key_of_shard(key), self.num_epochs)  # a CPU does well to make each where it is used
-        if self.num_minibatches > 1 and not on_cpu():
-            orders = jax.vmap(lambda key: permutation(key, size))(orders)
-        (params, moments, _), metrics = scan(epoch, (params, moments, jnp.zeros((), bool)), orders)
-        return params, moments, jax.tree.map(lambda x: jnp.mean(x[-1]), metrics)
+        keys = jax.random.split(key_of_shard(key), self.num_epochs)  # a CPU does well to make orders where it uses them
 
-    def _move(self, params: Params, moments: Any, gradient: Params, halt: jax.Array | None) -> tuple[Params, Any, Any]:
-        """Parameters and moments after one step, unless it is to `halt`; and the gradient's norm before clipping."""
-        norm = jnp.linalg.norm(ravel_pytree(gradient)[0])  # as one array: a tenth fewer kernels than one by one
+        def by_xla() -> tuple[Params, Any, Metrics]:
+            orders = keys
+            if self.num_minibatches > 1 and not on_cpu():
+                orders = jax.vmap(lambda key: permutation(key, size))(keys)
+            (moved, new_moments, _), metrics = scan(epoch, (params, moments, jnp.zeros((), bool)), orders)
+            return moved, new_moments, jax.tree.map(lambda x: jnp.mean(x[-1]), metrics)
+
+        def by_kernel() -> tuple[Params, Any, Metrics]:
+            orders = jnp.broadcast_to(jnp.arange(size), (self.num_epochs, size))
+            if self.num_minibatches > 1:
+                orders = jax.vmap(lambda key: permutation(key, size))(keys)
+            orders = orders.reshape(self.num_epochs, self.num_minibatches, -1)
+            return self._by_kernel(loss, params, moments, batch, orders, stop, prepare)
+
+        return kernel_or_xla(self.kernels, "Adam's minibatches", by_kernel, by_xla)
+
+    def _by_kernel(
+        self, loss: Loss, params: Params, moments: Any, batch: Any, orders: jax.Array, stop: Any, prepare: Any
+    ) -> tuple[Params, Any, Metrics]:
+        """What `minimize` returns, by a kernel; two fits by one each, as both together would not stay on the chip."""
+
+        def fit(objective: Loss, params: Params, moments: Any, stop: Any) -> tuple[Params, Any, Metrics]:
+            def move(carry: Any, metrics: Metrics, gradient: Params) -> tuple[Any, Metrics]:
+                params, moments, stopped = carry
+                if stop is not None:
+                    stopped = stopped | stop(metrics)
+                norm = optax.tree.norm(gradient)
+                params, moments = self._move(params, moments, gradient, norm, None if stop is None else stopped)
+                return (params, moments, stopped), metrics | {"grad_norm": norm}
+
+            start = (params, moments, jnp.zeros((), bool))
+            (params, moments, _), metrics = minimize_in_kernel(objective, move, start, batch, orders, prepare)
+            return params, moments, metrics
+
+        extra = self.extra_loss
+        if extra is None or not self.apart:
+            return fit(loss if extra is None else _sum_of(loss, extra), params, moments, stop)
+        policy, policy_moments, metrics = fit(lambda p, x: loss((p, params[1]), x), params[0], moments.first, stop)
+        critic, critic_moments, others = fit(lambda p, x: extra((params[0], p), x), params[1], moments.second, None)
+        metrics = others | metrics | {"extra_grad_norm": others["grad_norm"]}
+        return (policy, critic), Pair(policy_moments, critic_moments), metrics
+
+    def _move(
+        self, params: Params, moments: Any, gradient: Params, norm: jax.Array, halt: jax.Array | None
+    ) -> tuple[Params, Any]:
+        """Parameters and moments after one step along a gradient of that norm, unless it is to `halt`."""
         clipped = optax.tree.scale(jnp.minimum(1.0, self.max_grad_norm / norm), gradient)
         direction, new_moments = optax.scale_by_adam(eps=1e-5).update(clipped, moments)
         moved = jax.tree.map(lambda p, d: p - self.learning_rate * d, params, direction)
@@ -122,7 +166,12 @@ class MinibatchAdam(struct.PyTreeNode):
             moved, new_moments = jax.tree.map(
                 lambda new, old: jnp.where(halt, old, new), (moved, new_moments), (params, moments)
             )
-        return moved, new_moments, norm
+        return moved, new_moments
+
+
+def _norm_as_one(gradient: Params) -> jax.Array:
+    """Its norm, as that of one array: a tenth fewer kernels of XLA's than one by one."""
+    return jnp.linalg.norm(ravel_pytree(gradient)[0])
 
 
 def _sum_of(first: Loss, second: Loss) -> Loss:
