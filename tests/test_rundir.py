@@ -11,7 +11,8 @@ from support import assert_same_bits
 from purejaxppo.errors import UsageError
 from purejaxppo.presets import preset
 from purejaxppo.rundir.checkpoint import read, save
-from purejaxppo.rundir.files import lock, new_directory, replacing, write_json
+from purejaxppo.rundir.files import replacing, write_json
+from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.rundir.metrics import MetricsFile, read_metrics
 from purejaxppo.rundir.record import versions
 from purejaxppo.rundir.summary import read_summary

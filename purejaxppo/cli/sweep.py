@@ -16,7 +16,7 @@ from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.fields import static
 from purejaxppo.parallel.devices import choose_devices
-from purejaxppo.rundir.files import lock, new_directory
+from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.sweeps.axes import Settings, grid, parse_axis, parse_sampler
 from purejaxppo.sweeps.execution import begin_sweep, plan_sweep, read_sweep, run_sweep
 from purejaxppo.sweeps.results import best_first, command_of, plan_table, results_table, write_results

@@ -21,8 +21,10 @@ from purejaxppo.experiment.program import check_memory
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import choose_devices, threads
+from purejaxppo.parallel.machine import fingerprint
 from purejaxppo.policy.load import Trained, best_index, trained
-from purejaxppo.rundir.files import lock, new_directory
+from purejaxppo.rundir.files import shown
+from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord, read_record, versions, write_record
 from purejaxppo.rundir.summary import Summary
@@ -180,7 +182,7 @@ def start_record(
     interval = min(options.log_interval or -(-config.num_updates // 100), config.num_updates)
     host = dataclasses.asdict(dataclasses.replace(options, log_interval=interval))
     prng = str(jax.random.key_impl(jax.random.key(0)))
-    return RunRecord(out, config, seeds, host, prng, len(devices), versions(config.env), threads())
+    return RunRecord(out, config, seeds, host, prng, len(devices), versions(config.env), threads(), fingerprint())
 
 
 def devices_again(
@@ -206,7 +208,7 @@ def devices_again(
     here = everything if devices or mesh is not None else choose_devices(min(record.devices, len(everything)))
     here = max((options.place(config, runs, here) for config, runs in programs), key=len)
     given, found = dataclasses.asdict(options), versions(record.config.env)
-    now = record._replace(options=given, devices=len(here), versions=found, threads=threads())
+    now = record._replace(options=given, devices=len(here), versions=found, threads=threads(), machine=fingerprint())
     shape, old = options.mesh_shape, before.mesh_shape
     if shape.env != old.env:
         progress.warn(f"mesh = {options.mesh!r} instead of {before.mesh!r}: episodes will be others")
@@ -216,9 +218,12 @@ def devices_again(
         progress.warn(f"on {len(here)} devices instead of {record.devices}: the last digits of what follows may differ")
     elif record.threads and now.threads and now.threads != record.threads:
         progress.warn(f"{now.threads} threads instead of {record.threads}: the last digits of what follows may differ")
-    for package, version in now.versions.items():
-        if (old_version := record.versions.get(package, version)) != version:
-            progress.warn(f"{package} is {version} and was {old_version}: the last digits of what follows may differ")
+    then = record.versions | (record.machine or {})
+    for name, value in (now.versions | (now.machine or {})).items():
+        if (old_value := then.get(name, shown(value, 200))) != shown(value, 200):
+            what = f"{name} is {value or 'not set'} and was {old_value or 'not set'}"
+            others = "random numbers" if "threefry" in name else "last digits"
+            progress.warn(f"{what}: the {others} of what follows may differ")
     return now, here
 
 

@@ -124,13 +124,22 @@ class Log:
     """All sinks that the options ask for."""
 
     def __init__(
-        self, out: Path, seeds: list[int], options: HostOptions, settings: Mapping[str, Any], done: int, begin: int
+        self,
+        out: Path,
+        seeds: list[int],
+        options: HostOptions,
+        settings: Mapping[str, Any],
+        done: int,
+        begin: int,
+        upto: Mapping[str, Any] | None,
     ) -> None:
+        """`upto`: what metrics.csv was when `done` updates were saved, see `MetricsFile`."""
         self._sinks: list[MetricsFile | TensorBoard | WeightsAndBiases] = []
         with ExitStack() as undo:  # a sink that cannot be made closes those made before
             undo.callback(self.close)
             intervals = options.log_interval or 1, settings["eval_interval"]
-            self._sinks.append(MetricsFile(out / "metrics.csv", seeds, done, intervals))
+            self._file = MetricsFile(out / "metrics.csv", seeds, done, intervals, upto)
+            self._sinks.append(self._file)
             if options.tensorboard:
                 self._sinks.append(TensorBoard(out, seeds, options.run_per_seed, settings, begin))
             if options.wandb:
@@ -140,6 +149,10 @@ class Log:
     def write(self, update: int, env_steps: int, row: Row) -> None:
         for sink in self._sinks:
             sink.write(update, env_steps, row)
+
+    def written(self) -> dict[str, Any]:
+        """What metrics.csv is so far, and on disk."""
+        return self._file.written()
 
     def close(self) -> None:
         with ExitStack() as all_of_them:  # also after one that cannot be

@@ -22,6 +22,7 @@ from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.health import CAUSES
 from purejaxppo.keys import RESUMED
+from purejaxppo.parallel.devices import process_bytes, require_memory
 from purejaxppo.parallel.runs import differing_replica
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.checkpoint import Snapshot
@@ -30,6 +31,7 @@ from purejaxppo.types import TrainState
 
 CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
 CHECKPOINT_SECONDS = 30.0
+PATIENCE = 6.0  # seconds after SIGTERM that a chunk, or an evaluation between two, may still take
 
 
 class Loop:
@@ -82,15 +84,18 @@ class Loop:
                 contextlib.ExitStack() as stack,
             ):
                 begin = self.env_steps + 1
-                for x in runs.records:
-                    log = Log(x.directory, x.seeds, runs.options, settings_of(x.config), self.done, begin)
+                known = snapshot.about.get("logs") if snapshot else None  # older versions' checkpoints have none
+                for i, x in enumerate(runs.records):
+                    upto = known[i] if known else None
+                    log = Log(x.directory, x.seeds, runs.options, settings_of(x.config), self.done, begin, upto)
                     self.logs.append(stack.enter_context(contextlib.closing(log)))
                 self._start(snapshot, program)
                 self._train()
                 returns = self._final_returns()
             if runs.out:  # the members' checkpoints are together, and now each gets its own
                 self.state = jax.device_get(self.state)
-                self._save([(x.directory, runs.members_of(i), x.config) for i, x in enumerate(runs.records)])
+                for i, x in enumerate(runs.records):
+                    self._save(x.directory, runs.members_of(i), x.config, self.logs[i : i + 1])
             self._count_seconds()
             ended = range(len(runs.records))
             return [runs.write_outcome(i, returns, self.failed, self.seconds, self.done) for i in ended]
@@ -113,7 +118,9 @@ class Loop:
         runs, config = self.runs, self.config
         if program is None:
             self.progress.stage("compiling")
-            program = self.signals.wait(partial(compile_program, runs), give_up=True)
+            program = self.signals.wait(partial(compile_program, runs), patience=0.0)
+            need = process_bytes(program.device_bytes, runs.devices)
+            require_memory(need, runs.devices, "all seeds", "--num-seeds, --num-envs or --num-steps")
         self.program = program
         for note in program.notes if self.debug else ():
             self.progress.say(note)
@@ -127,34 +134,23 @@ class Loop:
         keys = runs.keys
         if config.on_host and self.done:  # other episodes than at the beginning
             keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, RESUMED), self.done))(keys)
-        self.state = self.signals.wait(lambda: program.init(keys, runs.swept))
+        self.state = self.signals.wait(lambda: program.init(keys, runs.swept), patience=0.0)
         self.totals = np.zeros((len(runs.rows), len(program.metrics)), np.float32)
         if snapshot:
-            self._restore(snapshot)
+            self.state, self.totals = runs.restored(snapshot, self.state, len(program.metrics))
             if runs.out:
                 self.progress.say(f"going on from update {self.done:,} of {config.num_updates:,}")
+            if config.on_host:
+                self.progress.say("environments on the host cannot be restored: all begin new episodes")
         self._find_failed()
-
-    def _restore(self, snapshot: Snapshot) -> None:
-        """Put a checkpoint in the place of the fresh state."""
-        runs, fresh = self.runs, self.state
-        self.totals = snapshot.arrays["totals"][runs.rows]
-        if self.totals.shape[1] != len(self.program.metrics):
-            raise UsageError(
-                f"{snapshot.directory} logs other metrics than this version; resume with the one that began it."
-            )
-        restored = snapshot.state(runs.state_shapes)
-        self.state = jax.tree.map(lambda new, old: jax.device_put(old[runs.rows], new.sharding), fresh, restored)
-        if self.config.on_host:
-            self.progress.say("environments on the host cannot be restored: all begin new episodes")
-            begun = fresh.reward_normalizer.discounted_return
-            normalizer = self.state.reward_normalizer.replace(discounted_return=begun)
-            self.state = self.state.replace(rollout=fresh.rollout, reward_normalizer=normalizer)
 
     def _train(self) -> None:
         """Make all updates, or as many as it takes until all members have failed."""
         runs, members, pace = self.runs, len(self.runs.members), 1
         self.saved_at = time.monotonic()
+        if self._row_ends and self.totals[0, -1]:  # it was interrupted while it evaluated
+            self._end_row(self.done, self.totals)
+            self.totals = np.zeros_like(self.totals)
         while self.done < self.config.num_updates and len(self.failed) < members:
             began, before = time.monotonic(), self.done
             new_rows = self._advance(pace)
@@ -168,8 +164,7 @@ class Loop:
             if self.on_chunk:
                 self._report(self.on_chunk, new_rows)
             if self.signals.received:
-                saved = f"saved at update {self.done:,}; --resume {runs.resume_directory} goes on from there"
-                raise Stopped(self.signals.received, saved if self.keep else "nothing is kept without out=DIR")
+                raise Stopped(self.signals.received, self._kept())
         if len(self.failed) == members and not runs.out:  # in a sweep, others may be better
             first = min(self.failed.values(), key=lambda found: found["update"])
             raise UsageError(
@@ -179,36 +174,60 @@ class Loop:
 
     def _advance(self, at_most: int) -> list[tuple[int, dict[str, np.ndarray]]]:
         """Make a chunk of updates and log its rows, which are returned: the update that each ends with, and metrics."""
-        runs, config, done, program = self.runs, self.config, self.done, self.program
-        members, interval = len(runs.members), runs.options.log_interval or 1
+        runs, done, program, interval = self.runs, self.done, self.program, self.runs.options.log_interval or 1
         count = min(self._next_stop() - done, at_most, ROWS * interval - done % interval)
 
         def chunk() -> Any:
             given = (self.state, runs.swept, self.totals, np.int32(done), np.int32(count))
             return jax.block_until_ready(program.advance(*given))
 
-        self.state, sums = self.signals.wait(chunk)
+        self.state, sums = self.signals.wait(chunk, PATIENCE, f"the update under way takes long; {self.way_out()}")
         filled, sums = (done % interval + count) // interval, np.asarray(sums)
         ends = [(done // interval + 1 + i) * interval for i in range(filled)]
         self.done = done = done + count
-        last = done == config.num_updates
-        evaluate = bool(config.eval_interval) and (done % config.eval_interval == 0 or last)
-        if (evaluate or last) and done % interval:  # a row that ends early
+        if self._row_ends and done % interval:  # early
             filled, ends = filled + 1, [*ends, done]
         self.totals = sums[:, filled] if filled < ROWS else np.zeros_like(self.totals)
-        rows = []
-        for i, end in enumerate(ends):
-            row = means(program.metrics, sums[:members, i])
-            if config.eval_interval:
-                row |= self._evaluate(evaluate and end == done)
-            for j, log in enumerate(self.logs):
-                own = runs.members_of(j)
-                log.write(end, end * self.config.steps_per_update, {name: x[own] for name, x in row.items()})
-                self.logged = True
-            returns = row.get("eval_return", row["episode_return"])
-            self.returns = np.where(np.isnan(returns), self.returns, returns)
-            rows.append((end, row))
-        return rows
+        return [(end, self._end_row(end, sums[:, i])) for i, end in enumerate(ends)]
+
+    @property
+    def _evaluates(self) -> bool:
+        """Whether an evaluation is due now."""
+        last = self.done == self.config.num_updates
+        return bool(self.config.eval_interval) and (self.done % self.config.eval_interval == 0 or last)
+
+    @property
+    def _row_ends(self) -> bool:
+        """Whether a row of the log ends now."""
+        last = self.done == self.config.num_updates
+        return last or self._evaluates or self.done % (self.runs.options.log_interval or 1) == 0
+
+    def _end_row(self, end: int, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Log the row that ends with update `end`, of sums [runs, columns], and return it: each metric [members].
+
+        Raises:
+            Stopped: by a signal while it evaluates. What is saved then ends the row when the run goes on.
+        """
+        row = means(self.program.metrics, sums[: len(self.runs.members)])
+        if self.config.eval_interval:
+            try:
+                row |= self._evaluate(self._evaluates and end == self.done)
+            except Stopped as stopped:
+                self.totals = sums
+                self.save()
+                raise Stopped(self.signals.received, self._kept()) from stopped
+        for i, log in enumerate(self.logs):
+            own = self.runs.members_of(i)
+            log.write(end, end * self.config.steps_per_update, {name: x[own] for name, x in row.items()})
+            self.logged = True
+        returns = row.get("eval_return", row["episode_return"])
+        self.returns = np.where(np.isnan(returns), self.returns, returns)
+        return row
+
+    def _kept(self) -> str:
+        """What a signal leaves, in words."""
+        saved = f"saved at update {self.done:,}; --resume {self.runs.resume_directory} goes on from there"
+        return saved if self.keep else "nothing is kept without out=DIR"
 
     def _evaluate(self, now: bool) -> dict[str, np.ndarray]:
         """Means over the episodes of an evaluation at an interval, [members] each; NaN if there is none now."""
@@ -216,14 +235,15 @@ class Loop:
         if not now:
             return {name: np.full(members, np.nan) for name in ("eval_return", "eval_length")}
         with self._timed("evaluation"):
-            measured = self.signals.wait(lambda: jax.device_get(self.program.evaluate(self.state).means()))
+            work = lambda: jax.device_get(self.program.evaluate(self.state).means())  # noqa: E731
+            measured = self.signals.wait(work, PATIENCE)
         return {name: np.asarray(x)[:members] for name, x in measured.items()}
 
     def _final_returns(self) -> np.ndarray:
         """[members] Mean returns of the evaluation after training."""
         self.progress.stage("evaluating")
         with self._timed("evaluation"):
-            played = self.signals.wait(lambda: jax.device_get(self.program.final(self.state)), give_up=True)
+            played = self.signals.wait(lambda: jax.device_get(self.program.final(self.state)), patience=0.0)
         members = len(self.runs.members)
         if cut := int(np.sum(played.cut[:members])):
             self.progress.warn(
@@ -257,7 +277,7 @@ class Loop:
             self.progress.say(f"{who}: {what}; frozen as it was before")
             if self.debug:
                 own = jax.tree.map(lambda x, i=i: x[i], self.state)
-                raise UsageError(self.signals.wait(partial(explain, record.config, own, found), give_up=True))
+                raise UsageError(self.signals.wait(partial(explain, record.config, own, found), patience=0.0))
         if self.debug and (name := differing_replica(self.state)):
             raise UsageError(f"{name} differs between devices that share a run; without --debug, it would not be told.")
 
@@ -277,15 +297,15 @@ class Loop:
     def save(self) -> None:
         """A checkpoint of all members."""
         if self.keep:
-            self._save([(self.runs.directory, slice(len(self.runs.members)), self.runs.full_config)])
+            self._save(self.runs.directory, slice(len(self.runs.members)), self.runs.full_config, self.logs)
             self.saved, self.saved_at = self.done, time.monotonic()
 
-    def _save(self, places: list[tuple[Path, slice, Config]]) -> None:
-        """Checkpoints: in which run directory, of which members, with which settings."""
+    def _save(self, directory: Path, members: slice, config: Config, logs: list[Log]) -> None:
+        """A checkpoint of some members, which have these logs."""
         with self._timed("saving"):
             self._count_seconds()
-            for place in places:
-                self.runs.write_checkpoint(*place, self.done, self.state, self.totals, self.returns, self.seconds)
+            what = directory, members, config, self.done, self.state, self.totals, self.returns, self.seconds
+            self.runs.write_checkpoint(*what, [log.written() for log in logs])
 
     def _count_seconds(self) -> None:
         self.seconds["run"] = time.monotonic() - self.began

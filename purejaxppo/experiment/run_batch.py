@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.checkpoint import Snapshot
+from purejaxppo.rundir.lock import check_claim
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord
 from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
@@ -97,6 +99,27 @@ class RunBatch:
         """The shapes of all members' states, which only a run that is resumed must know."""
         return jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.members)])
 
+    def restored(self, snapshot: Snapshot, fresh: TrainState, metrics: int) -> tuple[TrainState, np.ndarray]:
+        """What a checkpoint has, laid out as the `fresh` state is: states [runs], and totals [runs, metrics].
+
+        Environments on the host have no state on disk, and stay as they are in `fresh`.
+
+        Raises:
+            UsageError: it has other metrics.
+        """
+        totals: np.ndarray = snapshot.arrays["totals"][self.rows]
+        if totals.shape[1] != metrics:
+            raise UsageError(
+                f"{snapshot.directory} logs other metrics than this version; resume with the one that began the run."
+            )
+        kept = snapshot.state(self.state_shapes)
+        state = jax.tree.map(lambda new, old: jax.device_put(old[self.rows], new.sharding), fresh, kept)
+        if self.config.on_host:
+            begun = fresh.reward_normalizer.discounted_return
+            normalizer = state.reward_normalizer.replace(discounted_return=begun)
+            state = state.replace(rollout=fresh.rollout, reward_normalizer=normalizer)
+        return state, totals
+
     @property
     def notes(self) -> list[str]:
         """What is to be said before they begin."""
@@ -123,6 +146,7 @@ class RunBatch:
         totals: np.ndarray,
         returns: np.ndarray,
         seconds: Mapping[str, float],
+        logs: Sequence[Mapping[str, Any]],
     ) -> None:
         """A checkpoint of some members, after `done` updates, in one of their run directories; others go if need be."""
         own = returns[members]
@@ -134,11 +158,14 @@ class RunBatch:
             "seconds": {name: x * len(own) / len(returns) for name, x in seconds.items()},
             "seeds": [seed for _, seed in self.members[members]],
             "settings": settings_of(config),
+            "logs": logs,
         }
         here = jax.device_get(state)  # cut on a device, each shape would need a kernel compiled for it
         kept = {"state": jax.tree.map(lambda x: x[members], here), "totals": totals[members]}
-        checkpoint.save(directory / "checkpoints" / str(about["env_steps"]), kept, about)
-        checkpoint.prune(directory / "checkpoints", self.options.keep_checkpoints)
+        check_claim(self.resume_directory)
+        written = directory / "checkpoints" / str(about["env_steps"])
+        checkpoint.save(written, kept, about)
+        checkpoint.prune(directory / "checkpoints", self.options.keep_checkpoints, written)
 
     def write_outcome(
         self, i: int, returns: np.ndarray, failed: Mapping[int, FailedSeed], seconds: Mapping[str, float], done: int

@@ -1,9 +1,11 @@
 """SIGTERM and SIGINT: the first asks, the second ends the process."""
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
@@ -30,18 +32,21 @@ class Signals:
         self._before: dict[int, Any] = {}
         self._waiting = ThreadPoolExecutor(1, "waits-for-devices")
 
-    def wait(self, work: Callable[[], Any], give_up: bool = False) -> Any:
+    def wait(
+        self, work: Callable[[], Any], patience: float = math.inf, left: str = "nothing more had to be saved"
+    ) -> Any:
         """`work()` in another thread: handlers run only between two steps of the main thread's own Python code.
 
         Raises:
-            Stopped: with `give_up`, as soon as a signal comes: there is nothing to save.
+            Stopped: a signal came, and it took `patience` seconds more; `left` says what becomes of it.
         """
         future = self._waiting.submit(work)
-        while give_up:
+        ends = math.inf
+        while not wait([future], timeout=0.05).done:
             if self.received:
-                raise Stopped(self.received, "nothing more had to be saved")
-            if wait([future], timeout=0.05).done:
-                break
+                ends = min(ends, time.monotonic() + patience)
+            if time.monotonic() >= ends:
+                raise Stopped(self.received, left)
         return future.result()
 
     def __enter__(self) -> "Signals":

@@ -107,6 +107,15 @@ def available_bytes(devices: Sequence[jax.Device]) -> int | None:
     return None if free is None else free // len(devices)
 
 
+def process_bytes(program: int, devices: Sequence[jax.Device]) -> int:
+    """What a process takes for a program that takes so many bytes on each device by XLA's account.
+
+    On CPUs 1.6 times as much were measured, as not all memory that is freed is given back. Elsewhere there are gaps
+    between arrays.
+    """
+    return int(program * (1.6 if devices[0].platform == "cpu" else 1.15))
+
+
 def require_memory(need: int, devices: Sequence[jax.Device], what: str, way: str) -> None:
     """Raises: UsageError: `what` needs so many bytes on each device, more than are free; lower `way`."""
     free = available_bytes(devices)

@@ -35,7 +35,7 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.parallel.devices import free_memory
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.files import read_json, refusing, to_json
+from purejaxppo.rundir.files import read_json, refusing, sync, to_json
 from purejaxppo.rundir.manifest import describe, read_manifest, write_manifest
 
 Arrays = dict[str, np.ndarray]  # by path in the tree: "state.policy.params.Dense_0.kernel"
@@ -142,7 +142,10 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
         if directory.is_symlink():
             directory.unlink()
         shutil.rmtree(directory, ignore_errors=True)
+        for path in (*draft.rglob("*"), draft):
+            sync(path)
         draft.rename(directory)
+        sync(directory.parent)
     except Exception as error:  # orbax wraps what the system says in errors of many kinds
         shutil.rmtree(draft, ignore_errors=True)
         raise OSError(f"checkpoint {directory} cannot be written ({reason(error)})") from error
@@ -209,8 +212,8 @@ def newest_whole(candidates: list[Path], accept: Callable[[Snapshot], None], say
     raise UsageError(f"{why} No usable checkpoint is left in {candidates[0].parent}; train again in a new --out.")
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the last `keep`, the best by `score` and the one just written; and what is half written.
+def prune(checkpoints: Path, keep: int, written: Path) -> None:
+    """Delete all but the last `keep`, the best by `score` and the one just `written`; and what is half written.
 
     The one just written is not among the last where later ones were found damaged, and the run went on before them.
     """
@@ -225,9 +228,8 @@ def prune(checkpoints: Path, keep: int) -> None:
             return float("nan")
 
     best = max((x for x in saved if score(x) == score(x)), key=lambda x: (score(x), int(x.name)), default=None)
-    newest = max(saved, key=lambda x: x.lstat().st_mtime_ns, default=None)
     for directory in saved[:-keep]:
-        if directory not in (best, newest) and not directory.is_symlink():
+        if directory not in (best, written) and not directory.is_symlink():
             shutil.rmtree(directory)
 
 

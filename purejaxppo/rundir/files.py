@@ -6,10 +6,9 @@ import json
 import math
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,75 +22,15 @@ LARGEST_FILE = {".json": 2**26, ".csv": 2**29}  # bytes that are read
 LARGEST_NUMBER = 1e100  # no float32 comes near it; what is beyond counts as missing, so that sums stay finite
 
 
-@contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """Create the directory of a run or a sweep, and hold it, see `lock`; what is there is never written over.
-
-    If the block fails before anything was logged or saved, nothing is left, so that it can be begun again.
-
-    Raises:
-        UsageError: it exists and holds something, or cannot be created; or another process holds it.
-    """
-    existed = out.exists()
-    with ExitStack() as held:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock(out))  # before it is looked into: another process may begin in it, too
-            if any(out.iterdir()):
-                raise UsageError(f"out = {str(out)!r} already holds files; choose another --out, or --resume it.")
-            if not os.access(out, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise UsageError(f"out = {str(out)!r} cannot be written ({why}); choose another --out.") from error
-        try:
-            yield out
-        except BaseException:
-            logged = any(path.stat().st_size for path in out.rglob("metrics.csv"))
-            if not logged and not any(out.glob("**/checkpoints/[0-9]*")):
-                shutil.rmtree(out, ignore_errors=True)
-                if existed:
-                    out.mkdir(exist_ok=True)
-            raise
-
-
-@contextmanager
-def lock(out: Path) -> Iterator[None]:
-    """Hold a run directory, while entered or until the process ends; and that of its sweep, so that it does not train.
-
-    Raises:
-        UsageError: another process holds it, or the sweep that it is part of.
-    """
-    with ExitStack() as held:
-        _lock(held, out)
-        if (sweep := out.resolve().parent).joinpath(SWEEP).exists():
-            _lock(held, sweep, shared=True)  # other runs of it may go on, too
-        yield
-
-
-def _lock(held: ExitStack, directory: Path, shared: bool = False) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows, which has no locks of directories
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    held.callback(os.close, handle)
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise UsageError(f"{directory} is being written by another process; wait for it, or stop it.") from error
-    except OSError:  # a file system without locks
-        pass
-
-
 def refuse_links(directory: Path) -> None:
     """What a run writes into must be its own: links could lead out of it, and pipes never answer.
 
     Raises:
         UsageError: one of its files is a link, or neither file nor directory.
     """
-    ours = ("config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints", "tensorboard", "wandb")
-    for path in (directory, *(directory / name for name in ours), *(directory / "tensorboard").glob("*")):
+    ours = ["config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints", "tensorboard"]
+    ours += ["wandb", "wandb/id", SWEEP, "results.csv", "results.png", ".unfinished"]
+    for path in (*(directory / name for name in ours), *(directory / "tensorboard").glob("*")):
         if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
             raise UsageError(f"{path} is a link or no file, which none of ours is; put the file itself there.")
 
@@ -114,9 +53,26 @@ def replacing(path: Path) -> Iterator[Path]:
     draft.touch(exist_ok=False)
     try:
         yield draft
+        sync(draft)
         os.replace(draft, path)
+        sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """What was written to a file, or which files a directory has, survives a power cut from here on."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows, of a directory
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # a file system that cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,17 +1,21 @@
 """metrics.csv: its writer and its reader."""
 
 import csv
+import hashlib
 import io
 import math
+import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from purejaxppo.errors import UsageError
 from purejaxppo.rundir.files import malformed, read_text, refusing, replacing, shown, to_float
 
+_FIX = "restore it, or move it away to log from here on"
 Row = Mapping[str, np.ndarray]  # each metric [seeds]
 
 
@@ -38,19 +42,36 @@ class MetricsTable(NamedTuple):
 class MetricsFile:
     """metrics.csv: tidy, one row per seed and log interval, flushed as it grows, so that it can be read meanwhile."""
 
-    def __init__(self, path: Path, seeds: list[int], done: int = 0, intervals: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        seeds: list[int],
+        done: int = 0,
+        intervals: Iterable[int] = (),
+        upto: Mapping[str, Any] | None = None,
+    ) -> None:
         """`done` updates stand in the file already; rows after them are dropped, to be written again.
+
+        `upto` is what `written` returned then.
 
         Raises:
             UsageError: the file is damaged, or lacks rows; see `read_metrics`.
         """
-        self._seeds, self._columns = seeds, []
+        self._seeds, self._columns, self._bytes, self._hash = seeds, [], 0, hashlib.sha256()
         if done and path.exists():
             header, rows = _rows(path, seeds, done, intervals)
             if rows:
                 self._columns = header[3:]
-                with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-                    csv.writer(file).writerows([header, *rows])
+                text = io.StringIO()
+                csv.writer(text).writerows([header, *rows])
+                self._count(text.getvalue())
+            if upto is not None and upto != self._so_far():
+                raise malformed(path, "its rows are not those that were logged before the checkpoint", _FIX)
+            if rows:
+                with replacing(path) as draft:
+                    draft.write_text(text.getvalue(), encoding="utf-8", newline="")
+        elif done:
+            warnings.warn(f"{path} is missing: a new one begins after update {done:,}", stacklevel=2)
         self._file = path.open("a" if self._columns else "w", encoding="utf-8", newline="")
 
     def write(self, update: int, env_steps: int, row: Row) -> None:
@@ -67,6 +88,21 @@ class MetricsFile:
             writer.writerow([seed, update, env_steps, *("" if math.isnan(x) else f"{x:.7g}" for x in cells)])
         self._file.write(text.getvalue())
         self._file.flush()
+        self._count(text.getvalue())
+
+    def written(self) -> dict[str, Any]:
+        """Length and SHA-256 of the file so far, all of which is on disk when this returns."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+        return self._so_far()
+
+    def _so_far(self) -> dict[str, Any]:
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
+
+    def _count(self, text: str) -> None:
+        data = text.encode()
+        self._bytes += len(data)
+        self._hash.update(data)
 
     def close(self) -> None:
         self._file.close()
@@ -101,17 +137,17 @@ def _rows(path: Path, seeds: list[int], done: int, intervals: Iterable[int]) -> 
     What follows the last line's end is still being written.
     """
     text = read_text(path)
-    fix, before = "restore it, or move it away to log from here on", 0
+    before = 0
     with refusing(path):
         header, *rows = [*csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""), strict=True)] or [[]]
         if header and (header[:3] != ["seed", "update", "env_steps"] or len({*header}) < len(header)):
             raise malformed(path, f"its first line is {shown(header)!r}, not seed, update, env_steps and metrics")
         for i, row in enumerate(rows):
             if len(row) != len(header):
-                raise malformed(path, f"line {i + 2} has {len(row)} cells and the first {len(header)}", fix)
+                raise malformed(path, f"line {i + 2} has {len(row)} cells and the first {len(header)}", _FIX)
             seed, update, _ = map(int, row[:3])
             if seed != seeds[i % len(seeds)] or (update <= before if i % len(seeds) == 0 else update != before):
-                raise malformed(path, f"line {i + 2}, of seed {seed} and update {update}, does not follow", fix)
+                raise malformed(path, f"line {i + 2}, of seed {seed} and update {update}, does not follow", _FIX)
             before = update
     if done and header:
         rows = [row for row in rows if int(row[1]) <= done]
@@ -119,5 +155,5 @@ def _rows(path: Path, seeds: list[int], done: int, intervals: Iterable[int]) -> 
         first = min(logged, default=1)
         due = {n for interval in intervals if interval for n in range(interval, done + 1, interval) if n >= first}
         if due - logged or len(rows) % len(seeds):
-            raise malformed(path, f"rows of update {min(due - logged, default=done):,} are missing", fix)
+            raise malformed(path, f"rows of update {min(due - logged, default=done):,} are missing", _FIX)
     return header, rows

@@ -29,11 +29,12 @@ class RunRecord(NamedTuple):
     devices: int
     versions: dict[str, str]
     threads: int | None = None  # of the CPU; None on an accelerator, or where nobody wrote it down
+    machine: dict[str, str] | None = None  # see `parallel.machine.fingerprint`; None where nobody wrote it down
 
 
 def write_record(record: RunRecord, name: str = "config.json", more: Mapping[str, Any] | None = None) -> None:
     """Write config.json, or what else begins with the same."""
-    same = {key: getattr(record, key) for key in ("seeds", "options", "devices", "threads", "versions")}
+    same = {key: getattr(record, key) for key in ("seeds", "options", "devices", "threads", "versions", "machine")}
     about = {"settings": settings_of(record.config), **same, "prng_implementation": record.prng}
     write_json(record.directory / name, about | dict(more or {}))
 
@@ -71,11 +72,16 @@ def read_record(
     prng, seeds = content["prng_implementation"], content["seeds"]
     versions = {shown(package): shown(version) for package, version in content["versions"].items()}
     options, devices, threads = content.get("options"), content.get("devices"), content.get("threads")
+    machine = content.get("machine")
     refuse_newer(path, versions.get("purejaxppo"))
     if prng not in _PRNGS:
         raise malformed(path, f"prng_implementation = {prng:.80} is not one of {', '.join(_PRNGS)}")
     if not isinstance(options, dict) or not isinstance(devices, int) or not isinstance(threads, int | None):
         raise malformed(path, "options, devices or threads are missing, or of another type")
+    if machine is not None:
+        if not isinstance(machine, dict):
+            raise malformed(path, f"machine = {machine!r:.80} is no object")
+        machine = {shown(name): shown(value, 200) for name, value in machine.items()}
     settings, modules = dict(content["settings"]), {"policy_network": policy_network, "critic_network": critic_network}
     for key, module in modules.items():
         if (written := settings.pop(key, None)) is not None and module is None:
@@ -97,7 +103,7 @@ def read_record(
         raise UsageError(f"{path}: {error!s:.400}") from error
     except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: the settings do not fit together ({error!s:.200}); restore the file.") from error
-    return RunRecord(directory, config, seeds, options, prng, devices, versions, threads)
+    return RunRecord(directory, config, seeds, options, prng, devices, versions, threads, machine)
 
 
 def refuse_huge(path: Path, values: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ from typing import Any, TypedDict
 import jax
 import numpy as np
 
-from purejaxppo.rundir.files import malformed, read_json, refusing, shown, to_float, write_json
+from purejaxppo.rundir.files import malformed, read_json, refusing, shown, to_float, to_json, write_json
+from purejaxppo.rundir.manifest import digest
 from purejaxppo.rundir.record import RunRecord
 from purejaxppo.statistics import iqm_over_seeds
 
@@ -74,7 +75,7 @@ def write_summary(
         **{f"{name}_seconds": x for name, x in took.items()},
         "device": f"{len(devices)} × {devices[0].device_kind}",
     }
-    write_json(record.directory / "summary.json", summary)
+    write_json(record.directory / "summary.json", {**summary, "sha256": digest(to_json(summary))})
     return summary
 
 
@@ -85,6 +86,8 @@ def read_summary(directory: Path, seeds: list[int]) -> Summary | None:
         return None
     content = read_json(path)
     with refusing(path):
+        if content.pop("sha256", None) not in (None, digest(content)):  # older versions wrote none
+            raise malformed(path, "its SHA-256 is not what it says")
         scores = content["eval_return"]["per_seed"]
         failed = content.get("failed_seeds", content.get("sick_seeds", []))
         if not isinstance(scores, list) or len(scores) != len(seeds):

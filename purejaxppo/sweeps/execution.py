@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from purejaxppo.config import Config
-from purejaxppo.errors import plural
+from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import devices_again, start_record
 from purejaxppo.experiment.loop import Loop
 from purejaxppo.experiment.options import HostOptions
@@ -114,7 +114,9 @@ def read_sweep(
     sweep = Sweep(record, settings)
     record, here = devices_again(record, sweep.programs, devices, mesh, progress)
     drafts = directory / ".unfinished"
-    for own in (*sweep.directories, drafts, *drafts.glob("*")):
+    for own in (*sweep.directories, *drafts.glob("*")):
+        if own.is_symlink():
+            raise UsageError(f"{own} is a link, which no run of a sweep is; put the directory itself there.")
         refuse_links(own)
     return Sweep(record, settings), here
 

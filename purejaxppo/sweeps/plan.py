@@ -6,11 +6,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from purejaxppo.config import Config
-from purejaxppo.parallel.devices import available_bytes, require_memory
+from purejaxppo.parallel.devices import available_bytes, process_bytes, require_memory
 from purejaxppo.sweeps.axes import Settings, label, traced
 
 Compiled = TypeVar("Compiled")
-_MARGIN = 1.15  # what a program may take beyond its forecast
 
 
 class SettingsGroup(NamedTuple):
@@ -57,14 +56,12 @@ def fit(
     at_once, free = count, available_bytes(devices)
     while True:
         program = compiled(at_once)
-        need = device_bytes(program)
-        if free is None or _MARGIN * need <= free:
+        need = process_bytes(device_bytes(program), devices)
+        if free is None or need <= free:
             return program, at_once
         if at_once == 1:
-            require_memory(
-                int(_MARGIN * need), devices, "all seeds of one setting", "--num-seeds, --num-envs or --num-steps"
-            )
-        fewer = max(1, min(at_once - 1, int(at_once * free / (_MARGIN * need))))
+            require_memory(need, devices, "all seeds of one setting", "--num-seeds, --num-envs or --num-steps")
+        fewer = max(1, min(at_once - 1, int(at_once * free / need)))
         at_once = batch_size(count, fewer)
 
 

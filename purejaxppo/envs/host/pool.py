@@ -177,12 +177,16 @@ class Pool:
                 raise self.broken(int(np.flatnonzero(~finite)[0]), f"gave {what} that is not finite")
 
     def close(self) -> None:
-        """End the workers, and what their environments have started."""
+        """Let the workers close their environments, and end them, and what those have started."""
         for worker in self._workers:
+            os.close(worker.ask)  # which asks them to
+        ends = time.monotonic() + gymnasium_worker.CLOSE_SECONDS
+        for worker in self._workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, ends - time.monotonic()))
             with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left
                 os.killpg(worker.process.pid, signal.SIGKILL)
             worker.process.wait()
-            os.close(worker.ask)
             os.close(worker.answer)
         self._workers = []
 

@@ -26,6 +26,7 @@ import numpy as np
 SKIP, STEP, RESET = range(3)
 IDLE, SEED, WORDS = range(3)  # columns of `commands`: has ended, stands still; seed of the next episode; the action
 DONE, FAILED = b".", b"!"
+CLOSE_SECONDS = 2.0  # that environments may take to close
 AWAKE_SECONDS = 0.0005  # after a step; between two, a policy acts for 0.2 ms
 Layout = dict[str, tuple[str, list[int]]]  # of one environment's rows: name ↦ dtype, shape
 
@@ -120,6 +121,11 @@ class Slot:
         obs, info = self._env.reset(seed=seed)
         self._show(obs, info, self._start)
 
+    def close(self) -> None:
+        """What fails here is nobody's concern any more."""
+        with contextlib.suppress(Exception):
+            self._env.close()
+
     def _chosen(self) -> Any:
         if self._scalar:
             return int(self._action + self._first)
@@ -193,6 +199,7 @@ def watch(parent: int) -> None:
     """End with the parent, even while an environment hangs."""
     while os.getppid() == parent:
         time.sleep(1.0)
+    time.sleep(CLOSE_SECONDS)
     end()
 
 
@@ -228,6 +235,8 @@ def main() -> None:
         while pipe.listen():
             worker.step()
             os.write(about["answer"], DONE)
+        for slot in worker.slots:
+            slot.close()
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.write(about["answer"], failure(worker.index if worker else about["first"], error) + b"\n")

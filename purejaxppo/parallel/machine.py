@@ -1,0 +1,33 @@
+"""What decides the last digits of a run beside its settings and the packages' versions."""
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import jax
+
+_INSTRUCTION_SETS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "asimd")  # the first that there is
+
+
+def fingerprint(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """Platform and kind of the devices, the CPU's model and instruction set, and JAX's and XLA's settings."""
+    device = jax.devices()[0]
+    found = {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "XLA_FLAGS": " ".join(sorted(os.environ.get("XLA_FLAGS", "").split())),
+    }
+    for name in ("jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision"):
+        found[name] = str(jax.config.values.get(name))
+    if device.platform == "cpu":
+        try:
+            text = cpuinfo.read_text()
+        except OSError:  # not Linux
+            text = ""
+        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+        words = {*flags[1].split()} if flags else set()
+        found["cpu"] = model[1].strip() if model else platform.processor() or platform.machine()
+        found["instructions"] = next((name for name in _INSTRUCTION_SETS if name in words), platform.machine())
+    return found

@@ -1,0 +1,182 @@
+"""Who writes a run directory: one process, of whatever machine.
+
+On one machine, `flock` tells at once. Where directories are shared by machines, locks may be local or missing (NFS), so
+the process also claims the directory by a file `.claim.json`, made with O_EXCL, which it renews as long as it lives.
+"""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from purejaxppo.errors import UsageError
+from purejaxppo.rundir.files import SWEEP, replacing
+
+CLAIM = ".claim.json"
+RENEW_SECONDS = 5.0
+DEAD_SECONDS = 30.0  # a claim of another machine that is not renewed for so long is nobody's
+
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """Create the directory of a run or a sweep, and hold it, see `lock`; what is there is never written over.
+
+    If the block fails before anything was logged or saved, nothing is left, so that it can be begun again.
+
+    Raises:
+        UsageError: it exists and holds something, or cannot be created; or another process holds it.
+    """
+    existed = out.exists()
+    with ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(out))  # before it is looked into: another process may begin in it, too
+            if any(path.name != CLAIM for path in out.iterdir()):
+                raise UsageError(f"out = {str(out)!r} already holds files; choose another --out, or --resume it.")
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise UsageError(f"out = {str(out)!r} cannot be written ({why}); choose another --out.") from error
+        try:
+            yield out
+        except BaseException:
+            logged = any(path.stat().st_size for path in out.rglob("metrics.csv"))
+            if not logged and not any(out.glob("**/checkpoints/[0-9]*")):
+                shutil.rmtree(out, ignore_errors=True)
+                if existed:
+                    out.mkdir(exist_ok=True)
+            raise
+
+
+@contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Hold a run directory, while entered or until the process ends; and that of its sweep, so that it does not train.
+
+    Raises:
+        UsageError: another process holds it, or the sweep that it is part of, or a run that is part of it.
+    """
+    with ExitStack() as held:
+        here = _flock(held, out)
+        held.enter_context(_claimed(out, here))
+        if (sweep := out.resolve().parent).joinpath(SWEEP).exists():
+            _watch(sweep, _flock(held, sweep, shared=True))  # other runs of it may go on, too
+        for claim in out.glob(f"*/{CLAIM}"):
+            _watch(claim.parent, here)
+        yield
+
+
+def _flock(held: ExitStack, directory: Path, shared: bool = False) -> bool:
+    """Whether it is certain now that no other process of this machine has it. Raises: UsageError, one has."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, which has no locks of directories
+        return False
+    handle = os.open(directory, os.O_RDONLY)
+    held.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise _taken(directory) from error
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+@contextmanager
+def _claimed(directory: Path, here: bool) -> Iterator[None]:
+    """Claim a directory, and renew the claim while entered. Raises: UsageError, another process has it."""
+    path, mine = directory / CLAIM, {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
+    while True:
+        _watch(directory, here)
+        with suppress(FileNotFoundError):  # of several that wait, one takes it away
+            path.rename(directory / f".{mine['token']}.dead")
+            (directory / f".{mine['token']}.dead").unlink()
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as file:
+                file.write(json.dumps(mine | {"renewed": 0}))
+            break
+        except FileExistsError:
+            continue
+    ended = threading.Event()
+    thread = threading.Thread(target=_renew, args=(path, mine, ended), name="renews-claim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if _token(path) == mine["token"]:
+            path.unlink(missing_ok=True)
+
+
+def _renew(path: Path, mine: dict[str, object], ended: threading.Event) -> None:
+    count = 0
+    while not ended.wait(RENEW_SECONDS):
+        if _token(path) != mine["token"]:  # moved away, or this process stood still for so long that it seemed dead
+            continue
+        count += 1
+        with suppress(OSError), replacing(path) as draft:
+            draft.write_text(json.dumps(mine | {"renewed": count}))
+
+
+def check_claim(directory: Path) -> None:
+    """Before a checkpoint is written: nobody has taken the directory over.
+
+    Raises:
+        OSError: another machine's process has, as this one stood still for long.
+    """
+    claim = _read(directory / CLAIM)
+    if claim and (claim.get("host"), claim.get("pid")) != (socket.gethostname(), os.getpid()):
+        raise OSError(errno.EBUSY, f"{_owner(claim)} has taken it over", str(directory))
+
+
+def _watch(directory: Path, here: bool) -> None:
+    """Return if nobody's claim is on a directory, or it is not renewed any more.
+
+    `here`: it is certain already that it is nobody's on this machine.
+
+    Raises:
+        UsageError: it is renewed.
+    """
+    seen = _read(directory / CLAIM)
+    if not seen or (here and seen.get("host") == socket.gethostname()):
+        return
+    who = _owner(seen)
+    warnings.warn(f"{directory} was last written by {who}; looking for {DEAD_SECONDS:g} s if it lives", stacklevel=4)
+    ends = time.monotonic() + DEAD_SECONDS
+    while time.monotonic() < ends:
+        time.sleep(RENEW_SECONDS / 5)
+        if (now := _read(directory / CLAIM)) != seen:
+            if not now:
+                return
+            raise _taken(directory, who)
+
+
+def _owner(claim: dict[str, object]) -> str:
+    return f"process {claim.get('pid')!s:.20} of {claim.get('host')!s:.80}"
+
+
+def _taken(directory: Path, who: str = "another process") -> UsageError:
+    return UsageError(f"{directory} is being written by {who}; wait for it, or stop it.")
+
+
+def _token(path: Path) -> object:
+    return _read(path).get("token")
+
+
+def _read(path: Path) -> dict[str, object]:
+    """What a claim says; {} if there is none, or what stands there is none."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > 4096:
+            return {}
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
