@@ -1,21 +1,34 @@
 """Run directories: how files are replaced, locked and read, and what is said where one is missing or damaged."""
 
+import hashlib
+import json
+import os
 import subprocess
 import sys
+import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from support import assert_same_bits
 
+from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.experiment.experiment import devices_again, start_record
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.parallel.machine import fingerprint
 from purejaxppo.presets import preset
+from purejaxppo.rundir import checkpoint
+from purejaxppo.rundir import lock as lock_module
 from purejaxppo.rundir.checkpoint import read, save
-from purejaxppo.rundir.files import replacing, write_json
-from purejaxppo.rundir.lock import lock, new_directory
+from purejaxppo.rundir.files import refuse_links, replacing, write_json
+from purejaxppo.rundir.lock import check_claim, lock, new_directory
 from purejaxppo.rundir.metrics import MetricsFile, read_metrics
-from purejaxppo.rundir.record import versions
-from purejaxppo.rundir.summary import read_summary
+from purejaxppo.rundir.record import read_record, versions, write_record
+from purejaxppo.rundir.summary import read_summary, write_summary
 
 ROW = {"episode_return": np.array([1.0, 2.0]), "kl": np.array([np.nan, 0.5])}
 
@@ -142,7 +155,8 @@ def test_a_log_may_begin_late_and_its_torn_end_is_cut_off(tmp_path):
     file.close()
     assert path.read_text().splitlines(keepends=True) == lines
     path.unlink()
-    MetricsFile(path, [3, 5], 5, (2, 5)).close()
+    with pytest.warns(UserWarning, match="is missing: a new one begins after update 5"):
+        MetricsFile(path, [3, 5], 5, (2, 5)).close()
     MetricsFile(path, [3, 5], 5, (2, 5)).close()
     assert read_metrics(path, [3, 5], 5, (2, 5)).tidy()["seed"].size == 0
 
@@ -175,3 +189,150 @@ def test_versions_are_those_of_the_packages_that_step_the_environment(monkeypatc
     found = versions(env)
     assert found.keys() - versions("-:").keys() == packages
     assert {"jax", "orbax-checkpoint", "numpy"} < found.keys()
+
+
+def test_a_log_is_held_against_what_the_checkpoint_knows(tmp_path):
+    """One digit changed before the checkpoint is found; what came after it is cut off."""
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path, [3, 5])
+    for update in (4, 5):
+        file.write(update, 32 * update, ROW)
+    then = file.written()
+    file.write(6, 192, ROW)
+    file.close()
+    whole = path.read_bytes()
+    assert then == {"bytes": then["bytes"], "sha256": hashlib.sha256(whole[: then["bytes"]]).hexdigest()}
+    again = MetricsFile(path, [3, 5], 5, (1,), then)
+    again.close()
+    assert again.written() == then
+    assert path.read_bytes() == whole[: then["bytes"]]
+    changed = bytearray(whole)
+    changed[then["bytes"] - 4] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(UsageError, match="rows are not those that were logged before the checkpoint; restore it"):
+        MetricsFile(path, [3, 5], 5, (1,), then)
+
+
+def test_a_changed_summary_is_refused(tmp_path):
+    """By which `load` would choose another seed."""
+    record = honest_record(tmp_path)
+    write_summary(record, np.array([1.0, 2.0]), [], SECONDS, jax.devices(), 64)
+    assert read_summary(tmp_path, record.seeds)["eval_return"]["per_seed"] == [1.0, 2.0]
+    path = tmp_path / "summary.json"
+    path.write_text(path.read_text().replace("1.0,", "3.0,"))
+    with pytest.raises(UsageError, match="its SHA-256 is not what it says"):
+        read_summary(tmp_path, record.seeds)
+
+
+SECONDS = {"run": 1.0, "compile": 1.0, "evaluation": 0.1, "saving": 0.1}
+
+
+def honest_record(directory):
+    config = Config(num_envs=2, num_steps=16, total_steps=64, hidden_sizes=(8,))
+    return start_record(config, [0, 1], directory, jax.devices(), HostOptions())
+
+
+def test_what_decides_the_last_digits_is_written_down(tmp_path):
+    record = honest_record(tmp_path)
+    write_record(record)
+    machine = read_record(tmp_path).machine
+    assert machine == fingerprint()
+    assert machine["platform"] == "cpu"
+    assert machine["cpu"]
+    assert machine["instructions"]
+
+
+def test_another_machine_is_told_on_resume(tmp_path, capsys):
+    record = honest_record(tmp_path)
+    other = record._replace(machine=record.machine | {"cpu": "another", "jax_threefry_partitionable": "False"})
+    progress = ProgressLine(Console(width=500), True)
+    devices_again(other, [(other.config, 2)], None, None, progress)
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert f"cpu is {record.machine['cpu']} and was another: the last digits of what follows may differ" in text
+    assert "jax_threefry_partitionable is True and was False: the random numbers of what follows may differ" in text
+
+
+@pytest.fixture
+def quick_claims(monkeypatch):
+    monkeypatch.setattr(lock_module, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(lock_module, "DEAD_SECONDS", 0.6)
+
+
+def claim(directory, count, host="elsewhere"):
+    (directory / lock_module.CLAIM).write_text(json.dumps({"host": host, "pid": 7, "token": "a", "renewed": count}))
+
+
+def test_another_machines_claim_is_respected_as_long_as_it_is_renewed(tmp_path, quick_claims):
+    """As on a file system where `flock` is local to each machine."""
+    ended = threading.Event()
+
+    def renew():
+        count = 0
+        while not ended.wait(0.1):
+            claim(tmp_path, count := count + 1)
+
+    claim(tmp_path, 0)
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with (
+            pytest.warns(UserWarning, match="was last written by process 7 of elsewhere; looking"),
+            pytest.raises(UsageError, match="is being written by process 7 of elsewhere; wait for it, or stop it"),
+            lock(tmp_path),
+        ):
+            pytest.fail("two writers")
+    finally:
+        ended.set()
+        thread.join()
+    with pytest.warns(UserWarning, match="looking"), lock(tmp_path):  # nobody renews it any more
+        assert json.loads((tmp_path / lock_module.CLAIM).read_text())["pid"] == os.getpid()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_where_flock_is_missing_two_processes_of_one_machine_are_told_apart(tmp_path, quick_claims, monkeypatch):
+    monkeypatch.setattr(lock_module, "_flock", lambda *_, **__: False)
+    with (
+        lock(tmp_path),
+        pytest.warns(UserWarning, match="looking"),
+        pytest.raises(UsageError, match="is being written by process"),
+        lock(tmp_path),
+    ):
+        pytest.fail("two writers")
+
+
+def test_who_was_taken_for_dead_writes_no_checkpoint(tmp_path, quick_claims):
+    with lock(tmp_path):
+        check_claim(tmp_path)
+        claim(tmp_path, 3)
+        with pytest.raises(OSError, match="process 7 of elsewhere has taken it over"):
+            check_claim(tmp_path)
+    assert json.loads((tmp_path / lock_module.CLAIM).read_text())["pid"] == 7  # and takes nothing away
+
+
+def test_a_claim_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / lock_module.CLAIM).symlink_to(tmp_path / "victim")
+    with lock(run):
+        pass
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_a_checkpoint_just_written_is_kept_whatever_the_dates(tmp_path):
+    for steps in (32, 64, 96):
+        checkpoint.save(tmp_path / str(steps), {"x": np.ones(2)}, {"score": 0.0})
+        os.utime(tmp_path / str(steps), (4e9, 4e9))
+    checkpoint.save(tmp_path / "48", {"x": np.ones(2)}, {"score": -1.0})
+    checkpoint.prune(tmp_path, 1, tmp_path / "48")
+    assert {path.name for path in tmp_path.iterdir()} == {"48", "96"}
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.png", "sweep.json", "wandb/id"])
+def test_links_that_a_sweep_or_a_logger_would_write_through_are_refused(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is a link or no file"):
+        refuse_links(tmp_path)
