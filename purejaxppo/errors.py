@@ -9,6 +9,10 @@ class HostEnvironmentError(RuntimeError):
     """An environment on the host crashed, raised, or gave a number that is not finite: the end of a run."""
 
 
+class FailedSettingsError(RuntimeError):
+    """Some settings of a sweep have failed; all others are trained."""
+
+
 def reason(error: Exception) -> str:
     """What another's exception says, in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -2,6 +2,7 @@
 
 import os
 import random
+import tempfile
 import time
 
 import gymnasium
@@ -13,15 +14,15 @@ class Clock(gymnasium.Env):
     """Observes (start, step): start is drawn at reset. The reward is the step's number plus the action.
 
     It terminates after `terminates` steps (drawn starts below 0.5 only). At step `fails_at`, of episodes that started
-    below `below`, it does as `how` says; unless there is a file `mended`.
+    below `below`, it does as `how` says; unless there is a file `mended`. Closing it leaves a file in `closes_in`.
     """
 
     observation_space = Box(-np.inf, np.inf, (2,))
     action_space = Discrete(2)
 
-    def __init__(self, terminates=1000, fails_at=0, how="", below=2.0, mended=""):
+    def __init__(self, terminates=1000, fails_at=0, how="", below=2.0, mended="", closes_in=""):
         self.terminates, self.fails_at, self.how, self.below = terminates, fails_at, how, below
-        self.mended = mended
+        self.mended, self.closes_in = mended, closes_in
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -46,6 +47,10 @@ class Clock(gymnasium.Env):
         if bad and self.how == "inf reward":
             reward = np.inf
         return obs, reward, bool(self.start < 0.5 and self.steps >= self.terminates), False, {}
+
+    def close(self):
+        if self.closes_in:
+            tempfile.mkstemp(dir=self.closes_in)
 
     def fail(self):
         if self.how == "raise":

@@ -171,20 +171,20 @@ def pretend(tmp_path, scores):
 )
 def test_the_last_and_the_best_are_kept(tmp_path, scores, keep, left):
     pretend(tmp_path, scores)
-    prune(tmp_path, keep)
+    prune(tmp_path, keep, tmp_path / str([*scores, 0][-2 if scores else -1]))
     assert [int(path.name) for path in steps_saved(tmp_path)] == left
 
 
 def test_the_one_just_written_is_kept_where_later_ones_are_damaged(tmp_path):
     pretend(tmp_path, {1: 9.0, 3: 0.0, 4: 0.0, 2: 0.0})
-    prune(tmp_path, 1)
+    prune(tmp_path, 1, tmp_path / "2")
     assert [path.name for path in steps_saved(tmp_path)] == ["1", "2", "4"]
 
 
 def test_a_manifest_that_cannot_be_read_has_no_score(tmp_path):
     pretend(tmp_path, {1: 1.0, 2: 7.0, 3: 0.0})
     (tmp_path / "2" / "manifest.json").write_bytes(b"\xff")
-    prune(tmp_path, 1)
+    prune(tmp_path, 1, tmp_path / "3")
     assert [path.name for path in steps_saved(tmp_path)] == ["1", "3"]
 
 

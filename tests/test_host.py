@@ -286,6 +286,29 @@ def opened(env, seeds, per_run=None):
     return np.stack([slots * 0, pools, slots, ended, slots, slots * 0], axis=1), start
 
 
+def test_an_environment_that_takes_longer_than_its_timeout_ends_the_run():
+    env = make_env(f"{CLOCK},fails_at=1,how=pause,below=0.3,workers=1,step_timeout=0.1")
+    rows, _ = opened(env, [14, 13, 9, 12], per_run=2)
+    with pytest.raises(
+        EnvironmentBrokenError, match=r"environment 1 of run 1 did not answer within step_timeout = 0.1 s"
+    ):
+        env._host_step(rows)
+    assert not children()
+    with pytest.raises(UsageError, match="step_timeout = 0 must be seconds"):
+        make_env(f"{CLOCK},step_timeout=0")
+
+
+def test_environments_are_closed_when_they_end(tmp_path):
+    """Each of them, in its worker."""
+    env = make_env(f"{CLOCK},workers=2,closes_in={tmp_path}")
+    for path in tmp_path.iterdir():  # of the one that was looked at
+        path.unlink()
+    opened(env, [1, 2, 3])
+    env.close()
+    assert len([*tmp_path.iterdir()]) == 3
+    assert not children()
+
+
 def test_an_environment_that_does_not_answer_is_named(monkeypatch, capfd):
     """The second of the second run, in a step that takes half a second."""
     env = make_env(f"{CLOCK},fails_at=1,how=pause,below=0.3,workers=1")

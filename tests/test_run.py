@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,14 @@ from support import AS_USERS
 
 from purejaxppo import make_train
 from purejaxppo.cli.run import is_alone, main
-from purejaxppo.experiment import program
+from purejaxppo.experiment import loop, program
 from purejaxppo.experiment.experiment import devices_again
 from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.signals import Stopped
 from purejaxppo.parallel import runs as devices
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import PRESETS, preset, settings_of
+from purejaxppo.rundir import lock
 from purejaxppo.rundir.checkpoint import read
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.record import RunRecord, versions
@@ -123,7 +126,7 @@ def test_summary_holds_the_contracts_keys_and_agrees_with_itself(finished):
     assert set(summary) == {
         *("algo", "env", "num_seeds", "env_steps", "eval_return", "steps_per_second"),
         *("compile_seconds", "run_seconds", "training_seconds", "evaluation_seconds", "saving_seconds"),
-        *("device", "seeds", "failed_seeds"),
+        *("device", "seeds", "failed_seeds", "sha256"),
     }
     assert (summary["algo"], summary["env"], summary["num_seeds"], summary["env_steps"]) == (
         "trpo",
@@ -201,7 +204,7 @@ def test_quiet_prints_nothing(tmp_path, capsys):
 
 
 BAD = {
-    "--algo trp": ["'trp'", "reinforce, a2c, npg, trpo, ppo, ppo-penalty", "did you mean trpo"],
+    "--algo trp": ["'trp'", "reinforce, a2c, a2c-tr, npg, trpo, ppo, ppo-penalty", "did you mean trpo"],
     "--algo": ["Missing value for argument '--algo'"],
     "--env CartPole": ["'CartPole'", "did you mean CartPole-v1"],
     "--env nowhere:Env": ["'nowhere:Env'", "No module named", "PYTHONPATH"],
@@ -293,6 +296,51 @@ def test_a_directory_with_files_is_never_written_over(tmp_path, capsys):
     assert main([*FLAGS, "--quiet", "--out", str(tmp_path)]) == 2
     assert "already holds files" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_signal_while_it_evaluates_at_an_interval_saves_and_the_log_goes_on_as_if_nothing_had_been(
+    finished, tmp_path, monkeypatch, capsys
+):
+    """The row that the evaluation would have ended is written once the run goes on."""
+    evaluate, stopped = loop.Loop._evaluate, []
+
+    def interrupted(self, now):
+        if now and self.done == 4 and not stopped:
+            stopped.append(self.done)
+            self.signals.received = signal.SIGTERM
+            raise Stopped(signal.SIGTERM, "it takes long")
+        return evaluate(self, now)
+
+    monkeypatch.setattr(loop.Loop, "_evaluate", interrupted)
+    flags = [*FLAGS, "--algo", "trpo", "--seed", "5", "--log-interval", "3", "--eval-interval", "4"]
+    assert main([*flags, "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
+    assert f"saved at update 4; --resume {tmp_path / 'run'} goes on" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+
+
+def test_resume_or_start(tmp_path, monkeypatch, capsys):
+    """Begins where nothing is, or only what a process left that was killed at once; goes on where the run is."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / lock.CLAIM).write_text("{}")
+    (out / ".0123456789abcdef.saving.json").write_text("{")
+    flags = [*FLAGS, "--algo", "a2c", "--num-minibatches", "1", "--final-episodes", "2", "--quiet"]
+    again = [*flags, "--out", str(out), "--resume-or-start"]
+    assert main(again) == 0
+    first = json.loads((out / "summary.json").read_text())
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert main(again) == 0
+    assert json.loads((out / "summary.json").read_text())["eval_return"] == first["eval_return"]
+    monkeypatch.setattr(program, "compile_program", None)
+    for more, said in (
+        (["--gamma", "0.5"], "holds a run with gamma = 0.99, not 0.5; choose another --out"),
+        (["--seed", "1"], "holds a run of other seeds"),
+    ):
+        assert main([*again, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*flags, "--resume-or-start"]) == 2
+    assert "pass --out DIR" in capsys.readouterr().err
 
 
 def test_where_all_seeds_fail_the_run_ends_with_seed_update_and_cause_and_keeps_the_log(tmp_path, capsys):

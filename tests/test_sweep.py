@@ -12,6 +12,7 @@ from purejaxppo import PPO, TRPO, Config, UsageError, make_train
 from purejaxppo.cli.flags import with_file
 from purejaxppo.cli.run import main as run
 from purejaxppo.cli.sweep import SweepOptions, main
+from purejaxppo.errors import HostEnvironmentError
 from purejaxppo.experiment import loop
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.parallel.runs import padded_count
@@ -88,7 +89,7 @@ def test_groups_share_what_is_static():
 
 
 @pytest.mark.parametrize(
-    ("free", "compiled", "size"), [(10**9, [64], 64), (1150, [64, 10], 10), (200, [64, 1], 1), (None, [64], 64)]
+    ("free", "compiled", "size"), [(10**9, [64], 64), (1600, [64, 10], 10), (200, [64, 1], 1), (None, [64], 64)]
 )
 def test_what_does_not_fit_is_done_in_equal_batches(monkeypatch, free, compiled, size):
     monkeypatch.setattr(plan, "available_bytes", lambda devices: free)
@@ -247,6 +248,51 @@ def test_nothing_in_a_sweeps_file_is_believed(tmp_path, monkeypatch, capsys, swe
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_setting_that_fails_ends_no_other_and_is_tried_again(tmp_path, monkeypatch, capsys):
+    """Three settings of one program: they fail together, and then one alone."""
+    out, train = tmp_path / "it", execution.Loop.run
+
+    def run_or_fail(self, *arguments):
+        if any(record.config.gamma == 0.5 for record in self.runs.records):
+            raise HostEnvironmentError("the spring is broken")
+        return train(self, *arguments)
+
+    monkeypatch.setattr(execution.Loop, "run", run_or_fail)
+    assert main([*FLAGS, "--grid", "gamma=0.9,0.5,0.99", "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert "1 of 3 settings have failed, gamma=0.5 first (the spring is broken); --resume" in error
+    rows = read(out / "results.csv")
+    assert [row["iqm"] == "" for row in rows] == [False, True, False]
+    assert [row["failed_seeds"] for row in rows] == ["0", "2", "0"]
+    assert not (out / "gamma=0.5" / "summary.json").exists()
+    assert (out / "results.png").exists()
+    again = [*FLAGS, "--grid", "gamma=0.9,0.5,0.99", "--out", str(out), "--resume-or-start"]
+    monkeypatch.setattr(execution.Loop, "run", train)
+    assert main([*again, "--gamma", "0.8"]) == 2
+    assert "holds a run with gamma = 0.99, not 0.8" in capsys.readouterr().err
+    assert main(again) == 0
+    after = read(out / "results.csv")
+    assert [after[0], after[2]] == [rows[0], rows[2]]
+    assert after[1]["iqm"] != ""
+
+
+def test_where_all_settings_fail_the_sweep_does(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise HostEnvironmentError("the spring is broken")
+
+    monkeypatch.setattr(execution.Loop, "run", fail)
+    monkeypatch.setattr(execution, "plan_sweep", None)
+    monkeypatch.setattr("purejaxppo.cli.sweep.plan_sweep", unplanned)
+    assert main([*FLAGS, "--grid", "gamma=0.9,0.5", "--out", str(tmp_path / "it")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: the spring is broken"
+
+
+def unplanned(swept, devices, progress):
+    """Steps with a program that nobody calls."""
+    about = execution.Program([], 0.0, 0, None, None, None, None)
+    return [execution.Step(group, about, len(group.members)) for group in swept.groups]
 
 
 def test_a_sweep_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch, capsys):

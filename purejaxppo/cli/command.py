@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-from purejaxppo.errors import HostEnvironmentError, UsageError
+from purejaxppo.errors import FailedSettingsError, HostEnvironmentError, UsageError
 from purejaxppo.experiment.signals import Stopped
 
 _PLAIN = {  # what Unicode's own decompositions do not say in ASCII
@@ -30,8 +30,8 @@ _PLAIN = {  # what Unicode's own decompositions do not say in ASCII
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """0; 2 for what cannot be done; 1 if the system refuses, as a full disk does, or an environment on the host fails;
-    128 + n after signal n.
+    """0; 2 for what cannot be done; 1 if the system refuses, as a full disk does, an environment on the host fails, or
+    some settings of a sweep have failed; 128 + n after signal n.
 
     What is not 0 is told in one line on stderr.
     """
@@ -43,7 +43,7 @@ def exit_code(command: Callable[[], None]) -> int:
         return int(done.code or 0)
     except UsageError as error:
         return _tell(f"error: {error}", 2)
-    except (OSError, HostEnvironmentError) as error:
+    except (OSError, HostEnvironmentError, FailedSettingsError) as error:
         return _tell(f"error: {error}", 1)
     except Stopped as stop:
         return _tell(f"stopped: {stop}", stop.code)

@@ -31,6 +31,9 @@ class RunOptions:
     num_seeds: int = static(8, "seeds seed … seed + num_seeds - 1, trained as one program", interval="[1, 1e6]")
     out: str | None = static(None, "run directory; must be new", metavar="DIR", usual="runs/ENV-ALGO-seedS-TIME")
     resume: str | None = static(None, "go on with the run in this directory; see --resume DIR --help", metavar="DIR")
+    resume_or_start: bool = static(
+        False, "go on with this run if --out holds it already, else begin it: for jobs that are queued again"
+    )
     devices: int | None = static(None, "devices to use; cores are devices", usual="all, or one core for one small run")
     debug: bool = static(False, DEBUG)
     quiet: bool = static(False, "print errors only")

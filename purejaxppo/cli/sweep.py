@@ -12,10 +12,12 @@ from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import value_of, with_file
 from purejaxppo.cli.settings import parse_resume, parse_settings
 from purejaxppo.config import Config
-from purejaxppo.errors import UsageError, plural
+from purejaxppo.errors import FailedSettingsError, UsageError, plural
+from purejaxppo.experiment.experiment import same_run
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.fields import static
 from purejaxppo.parallel.devices import choose_devices
+from purejaxppo.rundir.files import SWEEP, to_json
 from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.sweeps.axes import Settings, grid, parse_axis, parse_sampler
 from purejaxppo.sweeps.execution import begin_sweep, plan_sweep, read_sweep, run_sweep
@@ -78,17 +80,32 @@ def main(argv: list[str]) -> int:
                 out = Path(options.out or f"runs/sweep-{options.env.replace('/', '-')}-{options.algo}-{stamp}")
                 progress, debug = ProgressLine(console, options.quiet), options.debug
                 devices = choose_devices(options.devices)
-                sweep, devices = begin_sweep(config, settings, options.seeds, out, devices, host)
-                stack.enter_context(new_directory(out))
-                sweep.write()
+                if options.resume_or_start and not options.out:
+                    raise UsageError("--resume-or-start needs a directory to look into; pass --out DIR.")
+                if options.resume_or_start and (out / SWEEP).exists():
+                    sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
+                    same_run(sweep.record, config, options.seeds)
+                    if to_json(sweep.settings) != to_json(settings):
+                        raise UsageError(f"out = {str(out)!r} holds a sweep of other settings; choose another --out.")
+                    stack.enter_context(lock(out))
+                else:
+                    sweep, devices = begin_sweep(config, settings, options.seeds, out, devices, host)
+                    stack.enter_context(new_directory(out))
+                    sweep.write()
             steps = plan_sweep(sweep, devices, progress)
             progress.show(plan_table(sweep, steps, len(devices)))
-            summaries = run_sweep(sweep, steps, devices, progress, debug)
+            summaries, failed = run_sweep(sweep, steps, devices, progress, debug)
         write_results(out / "results.csv", sweep, summaries)
         title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {plural(len(sweep.record.seeds), 'seed')}"
         draw(out / "results.png", title, sweep.settings, summaries)
         progress.show(results_table(sweep, summaries))
         best = command_of(sweep, best_first(summaries)[0])
         progress.say(f"files in {out}; the best settings, on other seeds:\n{best}")
+        if failed:
+            first = min(failed)
+            raise FailedSettingsError(
+                f"{len(failed)} of {plural(len(sweep.settings), 'setting')} have failed, {sweep.names[first]} "
+                f"first ({failed[first]}); --resume {out} tries them again."
+            )
 
     return exit_code(command)

@@ -72,6 +72,8 @@ class GymnasiumEnv(HostEnv):
         name: `LunarLander-v3`, say; `module:Name-v0` imports the module first.
         workers: processes that share the environments of each device; None is one per core at the most, of all devices
             together.
+        step_timeout: seconds in which an environment must answer; one that does not ends the run, which can be resumed.
+            None: it is named after 60 s, and waited for.
         params: what `gymnasium.make` takes. Atari has `preprocess`, true unless given: Gymnasium's AtariPreprocessing
             (Machado et al., 2018, arXiv:1709.06009), gray frames of 84 × 84, one in four.
 
@@ -79,9 +81,11 @@ class GymnasiumEnv(HostEnv):
         UsageError: a space is not supported, a package is missing, or workers cannot make it by its name.
     """
 
-    def __init__(self, name: str, workers: int | None = None, **params: Any) -> None:
+    def __init__(self, name: str, workers: int | None = None, step_timeout: float | None = None, **params: Any) -> None:
         if workers is not None and (type(workers) is not int or workers < 1):
             raise UsageError(f"workers = {workers!r} must be a whole number from 1 on; leave it out for one per core.")
+        if step_timeout is not None and not (isinstance(step_timeout, int | float) and 0 < step_timeout < 1e9):
+            raise UsageError(f"step_timeout = {step_timeout!r} must be seconds in (0, 1e9); leave it out to wait on.")
         try:
             with quiet():
                 env = make(name, params)
@@ -125,6 +129,7 @@ class GymnasiumEnv(HostEnv):
             layout={"commands": commands, "reward": ("float32", []), **flags, **rows},
             entries={entry: (part.path, part.start, part.n) for entry, part in self._parts.items()},
             separate_mask=self._separate_mask,
+            step_timeout=step_timeout,
             action=("float32" if isinstance(acted, Box) else "int32", tuple(acted.shape)),
         )
         dtypes = {entry: part.dtype for entry, part in self._parts.items()}

@@ -23,7 +23,8 @@ from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import choose_devices, threads
 from purejaxppo.parallel.machine import fingerprint
 from purejaxppo.policy.load import Trained, best_index, trained
-from purejaxppo.rundir.files import shown
+from purejaxppo.presets import settings_of
+from purejaxppo.rundir.files import shown, to_json
 from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord, read_record, versions, write_record
@@ -69,6 +70,7 @@ def run_experiment(
     debug: bool = False,
     quiet: bool = True,
     progress: ProgressLine | None = None,
+    resume_or_start: bool = False,
 ) -> ExperimentResult:
     """Train all seeds, as `python -m purejaxppo.run` does, and return what came of it.
 
@@ -85,6 +87,8 @@ def run_experiment(
             An exception in it ends the run once a checkpoint is saved, and reaches the caller.
         debug: stop once a seed's numbers turn non-finite, and name the operation.
         quiet: print warnings only. Otherwise the progress goes to stdout, or to `progress`.
+        resume_or_start: if `out` holds this run already, go on with it, with the `options` that it began with. So a job
+            that is stopped and queued again need not know whether it is the first.
 
     Raises:
         UsageError: the run cannot work; or with `debug` a seed has failed; or all seeds have.
@@ -93,6 +97,14 @@ def run_experiment(
         Stopped: SIGTERM or SIGINT, a KeyboardInterrupt; everything is saved.
     """
     seeds = seed_list(seeds, first_seed)
+    if resume_or_start:
+        if out is None:
+            raise UsageError("resume_or_start needs a run directory to look into; pass out=DIR.")
+        if (Path(out) / "config.json").exists():
+            given: Any = {"policy_network": config.policy_network, "critic_network": config.critic_network}
+            same_run(read_record(Path(out), config.env, **given), config, seeds)
+            how: Any = {"devices": devices, "on_chunk": on_chunk, "debug": debug, "quiet": quiet, "progress": progress}
+            return resume_experiment(out, env=config.env, **given, **how)
     options = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
     config.check()
     options.check()
@@ -158,6 +170,19 @@ def resume_experiment(
         write_record(record)
         loop = Loop(runs, progress, debug, on_chunk)
         return _result(loop, loop.run(snapshot), True)
+
+
+def same_run(record: RunRecord, config: Config, seeds: list[int]) -> None:
+    """Raises: UsageError: a directory holds another run than this."""
+    theirs, ours = to_json(settings_of(record.config)), to_json(settings_of(config))
+    for name in ours:
+        if ours[name] != theirs[name]:
+            raise UsageError(
+                f"out = {str(record.directory)!r} holds a run with {name} = {theirs[name]!r:.80}, not "
+                f"{ours[name]!r:.80}; choose another --out."
+            )
+    if record.seeds != seeds:
+        raise UsageError(f"out = {str(record.directory)!r} holds a run of other seeds; choose another --out.")
 
 
 def seed_list(seeds: int | Sequence[int], first_seed: int = 0) -> list[int]:

@@ -7,6 +7,7 @@ the process also claims the directory by a file `.claim.json`, made with O_EXCL,
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -21,6 +22,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.rundir.files import SWEEP, replacing
 
 CLAIM = ".claim.json"
+_LEFT_OVER = re.compile(r"\.[0-9a-f]{16}\.(saving\.json|dead)")
 RENEW_SECONDS = 5.0
 DEAD_SECONDS = 30.0  # a claim of another machine that is not renewed for so long is nobody's
 
@@ -39,8 +41,11 @@ def new_directory(out: Path) -> Iterator[Path]:
         try:
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(out))  # before it is looked into: another process may begin in it, too
-            if any(path.name != CLAIM for path in out.iterdir()):
+            found = [path for path in out.iterdir() if path.name != CLAIM]
+            if any(not _LEFT_OVER.fullmatch(path.name) for path in found):
                 raise UsageError(f"out = {str(out)!r} already holds files; choose another --out, or --resume it.")
+            for draft in found:  # of a process that was killed while it began here
+                draft.unlink()
         except OSError as error:
             why = error.strerror or str(error)
             raise UsageError(f"out = {str(out)!r} cannot be written ({why}); choose another --out.") from error

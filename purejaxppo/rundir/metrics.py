@@ -52,14 +52,14 @@ class MetricsFile:
     ) -> None:
         """`done` updates stand in the file already; rows after them are dropped, to be written again.
 
-        `upto` is what `written` returned then.
+        `upto` is what `written` returned then; older versions did not keep it, and rows that are due are looked for.
 
         Raises:
             UsageError: the file is damaged, or lacks rows; see `read_metrics`.
         """
         self._seeds, self._columns, self._bytes, self._hash = seeds, [], 0, hashlib.sha256()
         if done and path.exists():
-            header, rows = _rows(path, seeds, done, intervals)
+            header, rows = _rows(path, seeds, done, intervals if upto is None else ())
             if rows:
                 self._columns = header[3:]
                 text = io.StringIO()

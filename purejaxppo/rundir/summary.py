@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import jax
 import numpy as np
 
+from purejaxppo.config import Config
 from purejaxppo.rundir.files import malformed, read_json, refusing, shown, to_float, to_json, write_json
 from purejaxppo.rundir.manifest import digest
 from purejaxppo.rundir.record import RunRecord
@@ -76,6 +77,23 @@ def write_summary(
         "device": f"{len(devices)} × {devices[0].device_kind}",
     }
     write_json(record.directory / "summary.json", {**summary, "sha256": digest(to_json(summary))})
+    return summary
+
+
+def failed_summary(config: Config, seeds: list[int], why: str) -> Summary:
+    """Of a run that has come to nothing; it is never written."""
+    nothing = dict.fromkeys((name for name, of in EvalReturn.__annotations__.items() if of is float), np.nan)
+    unknown: Any = dict.fromkeys((name for name, of in Summary.__annotations__.items() if of is float), np.nan)
+    summary: Summary = unknown | {
+        "algo": config.algo_name,
+        "env": config.env_name,
+        "num_seeds": len(seeds),
+        "seeds": seeds,
+        "env_steps": 0,
+        "eval_return": {**nothing, "per_seed": [np.nan] * len(seeds)},
+        "failed_seeds": [FailedSeed(seed=seed, update=0, cause=why) for seed in seeds],
+        "device": "–",
+    }
     return summary
 
 

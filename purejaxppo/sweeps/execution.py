@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from purejaxppo.config import Config
-from purejaxppo.errors import UsageError, plural
+from purejaxppo.errors import HostEnvironmentError, UsageError, plural
 from purejaxppo.experiment.experiment import devices_again, start_record
 from purejaxppo.experiment.loop import Loop
 from purejaxppo.experiment.options import HostOptions
@@ -21,7 +21,7 @@ from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.rundir.files import SWEEP, json_text, malformed, read_json, refuse_links, refusing, to_json
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
-from purejaxppo.rundir.summary import Summary, read_summary
+from purejaxppo.rundir.summary import Summary, failed_summary, read_summary
 from purejaxppo.sweeps.axes import Settings, checked, label, traced
 from purejaxppo.sweeps.plan import SettingsGroup, batches, fit, group_settings
 
@@ -73,6 +73,7 @@ class Step(NamedTuple):
     group: SettingsGroup
     program: Program | None  # None: all its settings are finished
     at_once: int  # settings that its program is for
+    failed: Exception | None = None  # why it cannot be trained
 
     @property
     def lots(self) -> list[list[int]]:
@@ -122,7 +123,11 @@ def read_sweep(
 
 
 def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) -> list[Step]:
-    """Compile the program of every group that is not finished. Raises: UsageError, one setting alone does not fit."""
+    """Compile the program of every group that is not finished.
+
+    Raises:
+        UsageError: of no group even one setting fits into memory.
+    """
     groups, steps = sweep.groups, []
     for i, group in enumerate(groups):
         if sweep.finished(group.members):
@@ -133,28 +138,68 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
         def compiled(count: int, group: SettingsGroup = group) -> Program:
             return compile_program(_batch(sweep, group, group.members[:count], count, devices))
 
-        steps.append(Step(group, *fit(compiled, lambda program: program.device_bytes, len(group.members), devices)))
+        try:
+            steps.append(Step(group, *fit(compiled, lambda program: program.device_bytes, len(group.members), devices)))
+        except UsageError as error:
+            progress.warn(f"{group.name} cannot be trained: {error}")
+            steps.append(Step(group, None, len(group.members), error))
+    if steps[0].failed and all(step.failed for step in steps):
+        raise steps[0].failed
     return steps
 
 
 def run_sweep(
     sweep: Sweep, steps: Sequence[Step], devices: list[jax.Device], progress: ProgressLine, debug: bool = False
-) -> list[Summary]:
-    """Train what is not finished; the summaries of all settings, in their order. Raises as `run_experiment`."""
+) -> tuple[list[Summary], dict[int, Exception]]:
+    """Train what is not finished; the summaries of all settings, in their order, and why which of them have failed.
+
+    A setting that fails ends no other. It has no summary.json, so that it is tried again when the sweep is resumed.
+
+    Raises:
+        OSError, Stopped: as `run_experiment`.
+        UsageError, HostEnvironmentError: all settings have failed, or with `debug` one has.
+    """
+    failed: dict[int, Exception] = {}
     for step in steps:
+        if step.failed:
+            failed |= dict.fromkeys(step.group.members, step.failed)
         for members in step.lots if step.program else ():
-            if sweep.finished(members):
-                continue
-            progress.say(f"{step.group.name}: {plural(len(members), 'setting')}")
-            runs = _batch(sweep, step.group, members, step.at_once, devices)
-            runs.directory.mkdir(parents=True, exist_ok=True)
-            for record in runs.records:
-                record.directory.mkdir(exist_ok=True)
-                write_record(record)
-            Loop(runs, progress, debug).run(runs.newest_checkpoint(progress.warn), step.program)
-            shutil.rmtree(runs.directory)
+            if not sweep.finished(members):
+                progress.say(f"{step.group.name}: {plural(len(members), 'setting')}")
+                failed |= _train(sweep, step, members, devices, progress, debug)
+    if len(failed) == len(sweep.settings):
+        raise failed[0]
     shutil.rmtree(sweep.record.directory / ".unfinished", ignore_errors=True)
-    return [summary for x in sweep.directories if (summary := read_summary(x, sweep.record.seeds))]
+    seeds = sweep.record.seeds
+    summaries = [
+        read_summary(sweep.directories[i], seeds) or failed_summary(config, seeds, str(failed.get(i, "not trained")))
+        for i, config in enumerate(sweep.configs)
+    ]
+    return summaries, failed
+
+
+def _train(
+    sweep: Sweep, step: Step, members: list[int], devices: list[jax.Device], progress: ProgressLine, debug: bool
+) -> dict[int, Exception]:
+    """Train some settings together, or each by itself if they fail; of those that do so then, why."""
+    runs = _batch(sweep, step.group, members, step.at_once, devices)
+    runs.directory.mkdir(parents=True, exist_ok=True)
+    for record in runs.records:
+        record.directory.mkdir(exist_ok=True)
+        write_record(record)
+    try:
+        Loop(runs, progress, debug).run(runs.newest_checkpoint(progress.warn), step.program)
+    except (UsageError, HostEnvironmentError) as error:
+        if debug:
+            raise
+        if len(members) == 1:
+            progress.warn(f"{sweep.names[members[0]]} has failed: {error}")
+            return {members[0]: error}
+        progress.warn(f"{plural(len(members), 'setting')} have failed together ({error}): each is trained by itself")
+        alone = [_train(sweep, step, [i], devices, progress, debug) for i in members]
+        return {i: why for failed in alone for i, why in failed.items()}
+    shutil.rmtree(runs.directory)
+    return {}
 
 
 def _batch(sweep: Sweep, group: SettingsGroup, members: list[int], count: int, devices: list[jax.Device]) -> RunBatch:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purejaxppo.envs.host import worker as gymnasium_worker
-from purejaxppo.envs.host.worker import SKIP, Layout, size, views
+from purejaxppo.envs.host.worker import SKIP, STEP, Layout, size, views
 
 SILENT_SECONDS = 60.0  # after which an environment that has not answered is named
 _NUMBERS = itertools.count(1)
@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     # path in Gymnasium's observation; start and number of integers, or 0
     entries: dict[str, tuple[list[Any], int, int]]
     separate_mask: bool  # which actions are valid is told beside the observation
+    step_timeout: float | None  # seconds
     action: tuple[str, tuple[int, ...]]  # dtype and shape of what the last columns of `commands` are
 
 
@@ -63,6 +64,7 @@ class Pool:
 
     def __init__(self, plan: Plan, num_envs: int, workers: int, awake: bool) -> None:
         self.name, self.num_envs, self.lock = plan.name, num_envs, threading.Lock()
+        self._step_timeout = math.inf if plan.step_timeout is None else plan.step_timeout
         self.slots = np.arange(num_envs, dtype=np.int32)
         self.begin(0, num_envs)
         floats_first = sorted(plan.layout.items(), key=lambda x: x[1][0] != "float32")
@@ -125,20 +127,25 @@ class Pool:
                 with contextlib.suppress(BrokenPipeError):  # its process has ended: `_wait_for` says so
                     os.write(worker.ask, b".")
             for worker in self._workers:
-                self._wait_for(worker)
+                self._wait_for(worker, self._step_timeout if todo == STEP else max(self._step_timeout, SILENT_SECONDS))
             self._check_finite()
         except BaseException:
             self.close()
             raise
 
-    def _wait_for(self, worker: _Process) -> None:
-        """Until it answers. Raises: EnvironmentBrokenError."""
-        silent_at, ready = time.monotonic() + SILENT_SECONDS, select.poll()
+    def _wait_for(self, worker: _Process, seconds: float) -> None:
+        """Until it answers. Raises: EnvironmentBrokenError, also if it does not within so many seconds."""
+        began, ready = time.monotonic(), select.poll()
+        silent_at, ends = began + SILENT_SECONDS, began + seconds
         ready.register(worker.answer, select.POLLIN)
-        while not ready.poll(1000.0 * min(1.0, SILENT_SECONDS)):
+        while not ready.poll(1000.0 * min(1.0, SILENT_SECONDS, seconds)):
             if worker.process.poll() is not None and not ready.poll(0):
                 said = b""  # not an end of file: processes that it started may hold the pipe open
                 break
+            if time.monotonic() > ends:
+                raise self.broken(
+                    self._at_work(worker), f"did not answer within step_timeout = {self._step_timeout:g} s"
+                )
             if time.monotonic() > silent_at:
                 silent_at = math.inf
                 self._warn_of_silence(worker)
