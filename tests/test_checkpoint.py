@@ -142,7 +142,7 @@ def test_half_written_drafts_never_count_and_are_cleared_away(tmp_path):
     (tmp_path / "²").mkdir()
     (tmp_path / ("1" * 30)).mkdir()
     assert [path.name for path in steps_saved(tmp_path)] == ["1"]
-    prune(tmp_path, 1)
+    prune(tmp_path, 1, tmp_path / "1")
     assert not (tmp_path / ".2.saving").exists()
     assert (tmp_path / "1").exists()
 
@@ -171,7 +171,7 @@ def pretend(tmp_path, scores):
 )
 def test_the_last_and_the_best_are_kept(tmp_path, scores, keep, left):
     pretend(tmp_path, scores)
-    prune(tmp_path, keep, tmp_path / str([*scores, 0][-2 if scores else -1]))
+    prune(tmp_path, keep, tmp_path / str(list(scores)[-1] if scores else 0))
     assert [int(path.name) for path in steps_saved(tmp_path)] == left
 
 

@@ -141,10 +141,12 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
         try:
             steps.append(Step(group, *fit(compiled, lambda program: program.device_bytes, len(group.members), devices)))
         except UsageError as error:
-            progress.warn(f"{group.name} cannot be trained: {error}")
             steps.append(Step(group, None, len(group.members), error))
     if steps[0].failed and all(step.failed for step in steps):
         raise steps[0].failed
+    for step in steps:
+        if step.failed:
+            progress.warn(f"{step.group.name} cannot be trained: {step.failed}")
     return steps
 
 
