@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from purejaxppo.target import on_cpu
 
-SLOPE = "slope"  # an activation's, as rematerialisation knows it: it is cheaper to make again than to keep
 _forward = ContextVar("forward", default=False)
 
 

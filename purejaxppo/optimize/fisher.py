@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from purejaxppo.networks.linear import SLOPE, forward_mode
+from purejaxppo.networks.linear import forward_mode
 from purejaxppo.parallel.mesh import mean_over_shards
 from purejaxppo.target import on_cpu
 
@@ -26,7 +26,7 @@ def fisher_vector_product(
         damping: added to the diagonal, ≥ 0.
     """
     if not on_cpu():  # of all seeds, each array with an entry per sample is a gigabyte
-        keep = jax.checkpoint_policies.save_anything_except_these_names(SLOPE)
+        keep = jax.checkpoint_policies.dots_saveable  # activations and their slopes are made of them once more
         distribution = jax.checkpoint(distribution, prevent_cse=False, policy=keep)
     with forward_mode():  # what is fast back is slow forward: see `linear`
         at_theta, push_forward = jax.linearize(distribution, theta)
