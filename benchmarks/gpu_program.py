@@ -9,8 +9,9 @@ first use (--venvs). Nothing is run. The optimized HLO says what would be launch
 
 THE TIMES ARE ESTIMATES. A kernel is taken to last as long as the greatest of three: its launch (2 µs, and 5 µs), its
 bytes at the memory's bandwidth, its FLOPs at the chip's peak; all are summed. Caches, overlap, command buffers,
-autotuning and what keeps a real kernel from the peak are left out. A TPU runs a whole program by itself: there a launch
-costs nothing. Times can be compared with each other, not with a clock. Rows are added to `results/gpu_program.json`.
+autotuning and what keeps a real kernel from the peak are left out, and so are the FLOPs of kernels of our own. A TPU
+runs a whole program by itself: there a launch costs nothing. Times can be compared with each other, not with a clock.
+Rows are added to `results/gpu_program.json`.
 """
 
 import argparse
@@ -70,6 +71,8 @@ CASES = {
     "breakout": Case("Breakout-MinAtar", "ppo", 300, 64, 128),
     "one": Case("CartPole-v1", "ppo", 1, 4096, 128),
 }
+OURS = {"ours": "xla", "ours-kernels": "auto"}  # what each has for `kernels`
+SCRIPTS = dict.fromkeys(OURS, "ours_on_chip.py") | {"purejaxrl": "purejaxrl_ppo.py", "rejax": "rejax_ppo.py"}
 PHASES = ("line_search", "conjugate_gradient", "shuffle", "minibatch", "rollout", "advantages")  # innermost first
 
 
@@ -79,20 +82,20 @@ def compiled(case: Case, chip: str, devices: int, by: str, args: argparse.Namesp
     Raises:
         PeerError: it could not be compiled.
     """
-    script = HERE / "peers" / {"ours": "ours_on_chip.py", "purejaxrl": "purejaxrl_ppo.py", "rejax": "rejax_ppo.py"}[by]
-    python = args.python or interpreter(script, args.venvs, False, [] if by == "ours" else COMPILERS)
+    script, ours = HERE / "peers" / SCRIPTS[by], by.startswith("ours")
+    python = args.python or interpreter(script, args.venvs, False, [] if ours else COMPILERS)
     with tempfile.TemporaryDirectory() as directory:
         hlo = Path(directory) / "hlo.gz"
         command = [str(python), str(script), "--chip", chip, "--hlo", str(hlo), "--env", case.env, "--algo", case.algo]
         command += ["--seeds", str(case.seeds), "--envs", str(case.envs)]
-        if by == "ours":
+        if ours:
             command += ["--num-steps", str(case.num_steps), "--updates", str(case.updates), "--devices", str(devices)]
-            command += ["--settings", json.dumps(dict(case.settings))]
+            command += ["--settings", json.dumps({**case.settings, "kernels": OURS[by]})]
         else:
             command += ["--steps", str(case.updates * case.envs * case.num_steps)]
         if by == "purejaxrl":
             command += ["--checkout", str(args.purejaxrl.resolve())]
-        environment = os.environ | SETTINGS | ({"PYTHONPATH": str(HERE.parent)} if by == "ours" else {})
+        environment = os.environ | SETTINGS | ({"PYTHONPATH": str(HERE.parent)} if ours else {})
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise PeerError(last_line(done.stderr))
@@ -210,7 +213,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         parts = {name: x["launches"] for name, x in row["phases"].items()}
         rollout, minibatch = parts.get("rollout", 0.0), parts.get("minibatch", 0.0)
-        split = [rollout, minibatch, row["kernels"] - rollout - minibatch] if row["by"] == "ours" else [None] * 3
+        split = [rollout, minibatch, row["kernels"] - rollout - minibatch] if row["by"] in OURS else [None] * 3
         figures = [row["kernels"], *split, row["iterations"]]
         totals = row["totals"]
         lines.append(
@@ -228,7 +231,7 @@ def main() -> int:
     parser.add_argument("--devices", nargs="+", type=int, default=[1], help="chips that share the seeds")
     parser.add_argument("--settings", type=json.loads, default={}, help="more of our Config, as JSON")
     parser.add_argument("--label", default="", help="what the rows with these settings are called")
-    parser.add_argument("--by", nargs="+", default=["ours"], choices=("ours", "purejaxrl", "rejax"))
+    parser.add_argument("--by", nargs="+", default=["ours"], choices=SCRIPTS)
     parser.add_argument("--purejaxrl", type=Path, help="its checkout")
     parser.add_argument("--venvs", type=Path, default=default_root())
     parser.add_argument("--python", type=Path, help="with all that is needed, instead of an environment made for it")
@@ -241,7 +244,7 @@ def main() -> int:
         (c, d, n, b) for c in args.chips for d in args.devices for n in args.cases for b in args.by
     ):
         case = CASES[name]._replace(settings=args.settings)
-        if by != "ours" and (case.algo != "ppo" or devices > 1 or (by == "purejaxrl" and not args.purejaxrl)):
+        if by not in OURS and (case.algo != "ppo" or devices > 1 or (by == "purejaxrl" and not args.purejaxrl)):
             continue
         size = f"{case.algo} {case.env} {case.seeds} × {case.envs} × {case.num_steps}"
         row: dict[str, Any] = {"program": f"{size} {args.label}".strip(), "case": name, "by": by}
