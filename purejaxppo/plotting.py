@@ -2,18 +2,19 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from purejaxppo.statistics import Estimate
+from purejaxppo.statistics import Estimate, iqm_over_seeds
 
 # Okabe and Ito (2008), without yellow, which is too faint on white: told apart by colour-blind readers
 VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK = COLOURS = (
@@ -36,6 +37,34 @@ def line_with_band(
     """A line [points] in its band; no band where y has none."""
     axes.fill_between(x, y.low, y.high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(x, y.point, color=colour, label=label, zorder=3, **style)
+
+
+def use_style() -> None:
+    """Draw all figures of this process in our style, as notebooks do."""
+    colours = cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK])
+    own: Any = {"axes.prop_cycle": colours, "figure.constrained_layout.use": True, "text.parse_math": True}
+    matplotlib.rcParams.update({**_STYLE, **own, "figure.dpi": 110, "savefig.dpi": 110})
+
+
+def curve(
+    axes: Axes,
+    x: Sequence[float] | np.ndarray,
+    samples: Any,
+    label: str = "",
+    aggregate: Callable[[np.ndarray], Estimate] = iqm_over_seeds,
+    **style: Any,
+) -> None:
+    """Samples [seeds, points] as the line of an aggregate over seeds, in its 95% interval."""
+    estimate = aggregate(np.asarray(samples, np.float64))
+    (line,) = axes.plot(x, estimate.point, label=label, **style)
+    axes.fill_between(x, estimate.low, estimate.high, color=line.get_color(), alpha=0.16, linewidth=0)
+
+
+def training_curve(axes: Axes, config: Any, metrics: Any, label: str = "", name: str = "episode_return") -> None:
+    """A metric [seeds, updates] of `make_train(config)` against environment steps: IQM over seeds, 95% interval."""
+    x = np.arange(1, config.num_updates + 1) * config.num_envs * config.num_steps
+    curve(axes, x, metrics[name], label)
+    axes.set(xlabel="environment steps", ylabel=f"{name.removeprefix('episode_')}, IQM of seeds [95%]")
 
 
 def whole_ticks(axis: Axis) -> None:

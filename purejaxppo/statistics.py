@@ -61,6 +61,12 @@ def iqm_over_seeds(values: ArrayLike) -> Estimate:
     return Estimate(*(x.reshape(values.shape[1:])[()] for x in result))
 
 
+def mean_over_seeds(values: np.ndarray) -> Estimate:
+    """The mean of each column of values [seeds, points], and a 95% interval of it by the normal distribution."""
+    mean, error = values.mean(0), 1.96 * values.std(0, ddof=1) / np.sqrt(len(values))
+    return Estimate(mean, mean - error, mean + error)
+
+
 def quartiles_over_seeds(values: np.ndarray) -> Estimate:
     """The IQM of each column of values [seeds, points], between its quartiles. No column is all NaN."""
     return Estimate(np.array([iqm(column) for column in values.T]), *np.nanquantile(values, [0.25, 0.75], axis=0))

@@ -66,6 +66,17 @@ def test_markdown_cells_are_prose(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_open_on_colab_and_hold_no_noise(path: Path) -> None:
+    """A link to Colab, a first cell that installs, nothing read from beside them, exercises, no time stamps."""
+    notebook = json.loads(path.read_text())
+    assert f"colab.research.google.com/github/purejaxppo/purejaxppo/blob/main/notebooks/{path.name}" in text(path)
+    assert "%pip install" in cells(path, "code")[0]
+    assert cells(path, "markdown")[-1].count("<details><summary>Solution</summary>") >= 2
+    assert not [cell for cell in notebook["cells"] if "execution" in cell["metadata"]]
+    assert "mplstyle" not in text(path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_stored_as_executed(path: Path) -> None:
     """In order, without errors, with what came out."""
     code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
@@ -76,7 +87,7 @@ def test_notebooks_are_stored_as_executed(path: Path) -> None:
 @pytest.mark.parametrize("path", [*NOTEBOOKS, ROOT / "README.md", ROOT / "benchmarks"], ids=lambda path: path.stem)
 def test_imports_of_the_package_resolve(path: Path) -> None:
     if path.suffix == ".ipynb":
-        sources = cells(path, "code")
+        sources = [re.sub(r"^( *)[%!].*", r"\1pass", cell, flags=re.MULTILINE) for cell in cells(path, "code")]
     elif path.suffix == ".md":
         sources = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
     else:
