@@ -4,10 +4,13 @@ import email
 import re
 import subprocess
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from purejaxppo import __version__
 
 ROOT = Path(__file__).parent.parent
 hatchling = pytest.importorskip("hatchling.build")
@@ -72,3 +75,25 @@ def test_what_only_tests_and_extras_need_is_no_dependency(built):
     base = {re.split(r"[^\w.-]", line)[0] for line in built[2].get_all("Requires-Dist") if "extra ==" not in line}
     assert {"jax", "flax", "optax", "gymnax", "orbax-checkpoint"} <= base
     assert not base & {"chex", "rliable", "pandas", "scipy", "onnxruntime", "jax2onnx", "wandb", "pytest"}
+
+
+def test_the_image_is_made_of_what_is_there():
+    """Every path that the Dockerfile copies exists and is let through, and its extras are extras."""
+    steps = (ROOT / "Dockerfile").read_text()
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {path for line in re.findall(r"^COPY (.+)$", steps, re.MULTILINE) for path in line.split()[:-1]}
+    assert copied == let_through
+    assert all((ROOT / path).exists() for path in copied)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*re.findall(r"EXTRAS=(\w+)", steps)} <= {*extras}
+
+
+def test_tags_are_held_to_the_version_and_the_changelog():
+    """What the release workflow compares a tag with is what the package says of itself."""
+    workflow = ROOT / ".github/workflows/release.yml"
+    if not workflow.exists():
+        pytest.skip("not in a source distribution")
+    command = re.search(r"sed -n '(.+?)' (\S+)\)", workflow.read_text())
+    words = ["sed", "-n", command[1], command[2]]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == __version__
+    assert re.search(r"^## \[", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
