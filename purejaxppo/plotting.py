@@ -20,6 +20,7 @@ from purejaxppo.statistics import Estimate, iqm_over_seeds
 VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK = COLOURS = (
     "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000",
 )  # fmt: skip
+_STYLE = Path(__file__).with_suffix(".mplstyle")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -27,7 +28,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def new_figure(width: float, height: float) -> Iterator[Figure]:
     """A figure in our style, so many inches wide and high. It is to be saved before the context ends."""
     same_bytes: Any = {"svg.hashsalt": "purejaxppo"}  # every time
-    with matplotlib.rc_context(same_bytes, Path(__file__).with_suffix(".mplstyle")):
+    with matplotlib.rc_context(same_bytes, _STYLE):
         yield Figure((width, height), layout="constrained")
 
 
@@ -43,7 +44,8 @@ def use_style() -> None:
     """Draw all figures of this process in our style, as notebooks do."""
     colours = cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK])
     own: Any = {"axes.prop_cycle": colours, "figure.constrained_layout.use": True, "text.parse_math": True}
-    matplotlib.rcParams.update({**_STYLE, **own, "figure.dpi": 110, "savefig.dpi": 110})
+    matplotlib.rcParams.update({**matplotlib.rc_params_from_file(_STYLE, use_default_template=False), **own})
+    matplotlib.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110})
 
 
 def curve(
