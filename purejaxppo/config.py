@@ -15,7 +15,7 @@ from purejaxppo.envs.check import check_env, warn_of_bounds
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import check_field, limitless, meant, number, static
+from purejaxppo.fields import check_field, meant, number, static
 from purejaxppo.kernels.choice import KERNELS, check_kernels
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
@@ -252,7 +252,8 @@ class Config(struct.PyTreeNode):
             raise UsageError(
                 f"anneal = {self.anneal!r} must name numbers of {type(self.algo).__name__}: {', '.join(annealable)}."
             )
-        if not limitless(self.desired_kl) and not traits_of(self.algo).first_order:
+        adapts = not isinstance(self.desired_kl, jax.Array) and self.desired_kl < math.inf  # traced numbers may be inf
+        if adapts and not traits_of(self.algo).first_order:
             raise UsageError(
                 f"desired_kl = {self.desired_kl} is for first-order methods: the step of {type(self.algo).__name__} "
                 "comes from max_kl; leave it out."

@@ -451,3 +451,10 @@ def test_bounds_themselves_are_allowed():
     Config(gamma=0.0, algo=PPO(clip_eps=math.inf, dual_clip=math.inf, target_kl=math.inf, entropy_coef=0)).check()
     Config(algo=TRPO(damping=0.0, max_backtracks=0)).check()
     Config(gamma=jnp.asarray([0.9, 0.99]), algo=NPG(max_kl=np.float64(0.1))).check()
+
+
+def test_a_whole_config_may_be_traced():
+    """Of a second-order method, too, whose traced `desired_kl` nobody can see to be inf."""
+    config = Config(algo=TRPO(), hidden_sizes=(8,), num_steps=16, num_minibatches=4, total_steps=32)
+    _, metrics = jax.eval_shape(lambda config, key: make_train(config)(key), config, jax.random.key(0))
+    assert metrics["kl"].shape == (1,)
