@@ -13,6 +13,7 @@ from purejaxppo.kernels.memory import call, load, store
 from purejaxppo.kernels.padding import NUMBERS, NoKernelError, held_numbers, padded, traced
 
 SAMPLES = 128  # of a minibatch, at most, that are worked on together
+LONGEST = 4096  # samples of a minibatch, at most: one run alone would do better with all multiprocessors
 WARPS = 8
 
 
@@ -34,6 +35,8 @@ def minimize_in_kernel(
         NoKernelError: no kernel can do it, see `padding`; or the network is too large to stay on the chip.
     """
     epochs, minibatches, size = order.shape
+    if size > LONGEST:
+        raise NoKernelError(f"a minibatch of {size} samples is better shared out over the GPU")
     chunks = next(c for c in range(1, size + 1) if size % c == 0 and size // c <= SAMPLES)
     length = size // chunks
     leaves, shuffled = _lay_out(batch, order, prepare)

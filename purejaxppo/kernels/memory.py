@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from purejaxppo.errors import UsageError
 from purejaxppo.kernels.padding import padded_shape
 
 _interpreted = ContextVar("interpreted", default=False)
@@ -30,14 +31,26 @@ def is_interpreted() -> bool:
 
 
 def call(kernel: Callable[[Any, Any], None], inputs: Any, outputs: Any, name: str, warps: int) -> Any:
-    """What `kernel(input refs, output refs)` writes, `outputs` being shapes; one program instance does it all."""
+    """What `kernel(input refs, output refs)` writes, `outputs` being shapes; one program instance does it all.
+
+    Raises:
+        UsageError: it is to be differentiated.
+    """
     flat, structure = jax.tree.flatten(inputs)
     shapes, results = jax.tree.flatten(outputs)
 
     def body(*refs: Any) -> None:
         kernel(jax.tree.unflatten(structure, refs[: len(flat)]), jax.tree.unflatten(results, refs[len(flat) :]))
 
-    run = pl.pallas_call(
+    @jax.custom_jvp
+    def run(*arrays: jax.Array) -> Any:
+        return launch(*arrays)
+
+    @run.defjvp
+    def no_derivative(primals: Any, tangents: Any) -> Any:
+        raise UsageError("kernels = 'auto' and 'pallas' have no derivatives; to differentiate training, pass 'xla'.")
+
+    launch = pl.pallas_call(
         body,
         out_shape=shapes,
         interpret=_interpreted.get(),
