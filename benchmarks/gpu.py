@@ -5,9 +5,11 @@
     python benchmarks/gpu.py --reference          # on a CPU: the learning curves that a GPU's are held against
     python benchmarks/gpu.py --quick              # anywhere: does everything run?
 
-Each case runs in a process of its own: compile, train once to load kernels, train once for the clock. Its learning
-curve must be that of the same settings on a CPU (`results/gpu_reference.json`): at ten points of training the means
-over seeds may differ by four standard errors. Results are written after each case, to `results/gpu.json`.
+Each case runs in a process of its own: compile, train once to load kernels, train once for the clock; once as XLA has
+it, and once with kernels of our own where there are any for it. Its learning curve must be that of the same settings on
+a CPU (`results/gpu_reference.json`): at ten points of training the means over seeds may differ by four standard errors.
+Beside the time of an update stands what `gpu_program.py` estimates for that chip. Last, a run is killed and resumed,
+which must end with the bits of an undisturbed one. Results are written after each case, to `results/gpu.json`.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-WHILE = "--xla_gpu_enable_command_buffer=+WHILE"  # whole loops as one launch
+# Loops as one launch, those of whose kernels none copies from where a loop's counter says: the rollout's and the
+# advantages', but not the minibatches', says XLA's dump of its thunks (jax 0.10.2)
+WHILE = "--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1"
 POINTS = 10  # of a learning curve
 
 
@@ -35,19 +40,28 @@ class Case(NamedTuple):
     reference_seeds: int  # that a CPU trains, in a minute or two
     flags: str = ""  # of XLA
     target: float = 0.0  # steps per second
+    kernels: str = "xla"
 
     @property
     def name(self) -> str:
-        return f"{self.env}/{self.algo}/{self.seeds}x{self.envs}" + (f" {self.flags}" if self.flags else "")
+        own = " own kernels" if self.kernels == "auto" else ""
+        return f"{self.env}/{self.algo}/{self.seeds}x{self.envs}" + (f" {self.flags}" if self.flags else "") + own
+
+    @property
+    def num_steps(self) -> int:
+        return 1024 if self.algo == "trpo" else 128
 
 
 CASES = [
     Case("ppo", "CartPole-v1", 2048, 4, 200, 16, target=50e6),
-    Case("ppo", "CartPole-v1", 2048, 4, 200, 16, flags=WHILE),
-    Case("ppo", "CartPole-v1", 1, 4096, 10, 3),
+    Case("ppo", "CartPole-v1", 2048, 4, 200, 16, target=50e6, kernels="auto"),
     Case("trpo", "CartPole-v1", 512, 2, 50, 16),
+    Case("trpo", "CartPole-v1", 512, 2, 50, 16, kernels="auto"),
     Case("ppo", "Breakout-MinAtar", 300, 64, 123, 2, target=300 * 1e6 / 30),
+    Case("ppo", "CartPole-v1", 1, 4096, 10, 3),
+    Case("ppo", "CartPole-v1", 2048, 4, 200, 16, flags=WHILE),
 ]
+SURVIVES = "--algo ppo --env CartPole-v1 --num-seeds 256 --total-steps 512000 --checkpoint-interval 100".split()
 
 
 def train(case: Case, seeds: int) -> dict[str, Any]:
@@ -60,9 +74,9 @@ def train(case: Case, seeds: int) -> dict[str, Any]:
     from purejaxppo.train import make_train
 
     use_cpu_cores()
-    num_steps = 1024 if case.algo == "trpo" else 128
+    steps = case.updates * case.envs * case.num_steps
     config = preset(
-        case.algo, case.env, num_envs=case.envs, num_steps=num_steps, total_steps=case.updates * case.envs * num_steps
+        case.algo, case.env, num_envs=case.envs, num_steps=case.num_steps, total_steps=steps, kernels=case.kernels
     )
     devices = jax.devices()
     devices = devices[: max(n for n in range(1, len(devices) + 1) if seeds % n == 0)]
@@ -89,6 +103,7 @@ def train(case: Case, seeds: int) -> dict[str, Any]:
         "compile_seconds": compiled,
         "run_seconds": seconds,
         "steps_per_second": steps / seconds,
+        "update_milliseconds": 1e3 * seconds / case.updates,
         "peak_bytes": (devices[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "curve_mean": [float(x.mean()) for x in parts],
         "curve_std": [float(x.std(ddof=1)) if seeds > 1 else None for x in parts],
@@ -123,12 +138,63 @@ def in_a_process(arguments: list[str], flags: str, limit: float) -> dict[str, An
     return result
 
 
+def estimate(case: Case, device: str) -> list[float] | None:
+    """Milliseconds of an update, by `gpu_program.py` with 2 and with 5 µs a launch; None where it has no row."""
+    stored = RESULTS / "gpu_program.json"
+    by = "ours-kernels" if case.kernels == "auto" else "ours"
+    program = f"{case.algo} {case.env} {case.seeds} × {case.envs} × {case.num_steps}"
+    for row in json.loads(stored.read_text()) if stored.exists() else []:
+        if (row["program"], row["by"], row["devices"]) == (program, by, 1) and row["chip"].upper() in device:
+            return [row["totals"][f"milliseconds_{launch}us"] for launch in (2, 5)]
+    return None
+
+
+def survives(limit: float) -> dict[str, Any]:
+    """Whether a run that is killed and resumed leaves the arrays and rows of one that nothing happened to."""
+    deadline = time.monotonic() + limit
+
+    def run(*arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "purejaxppo.run", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def finish(*arguments: str) -> None:
+        process = run(*arguments)
+        _, said = process.communicate(timeout=max(deadline - time.monotonic(), 1))
+        if process.returncode:
+            raise RuntimeError(said.decode().strip().splitlines()[-1][:300])
+
+    def left(out: Path) -> tuple[str, str]:
+        last = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name))
+        arrays = json.loads((last / "manifest.json").read_text())["content"]["arrays"]
+        return json.dumps(arrays, sort_keys=True), (out / "metrics.csv").read_text()
+
+    with tempfile.TemporaryDirectory() as directory:
+        whole, killed = Path(directory) / "whole", Path(directory) / "killed"
+        try:
+            finish(*SURVIVES, "--out", str(whole))
+            process = run(*SURVIVES, "--out", str(killed))
+            while not any(killed.glob("checkpoints/[0-9]*")) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+            finish("--resume", str(killed))
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            return {"error": str(error)[:300]}
+        return {"same_bits": left(whole) == left(killed)}
+
+
 def report(row: dict[str, Any], case: Case | None = None) -> str:
     if "error" in row:
         return f"{row['case']}: {row['error']}"
+    if "same_bits" in row:
+        return f"{row['case']}: {'the same bits' if row['same_bits'] else 'OTHER BITS'}"
     text = f"{row['case']}: {row['steps_per_second'] / 1e6:,.2f}M steps/s on {row.get('device', '?')}"
     if case and case.target:
         text += f" (target {case.target / 1e6:,.0f}M)"
+    if "update_milliseconds" in row:
+        text += f"; an update {row['update_milliseconds']:,.2f} ms"
+    if row.get("estimated_milliseconds"):
+        text += " (estimated {:,.1f} to {:,.1f} ms)".format(*row["estimated_milliseconds"])
     if "standard_errors" in row:
         verdict = "learns as on a CPU" if row["learns_as_on_cpu"] else "DOES NOT LEARN AS ON A CPU"
         text += f"; {verdict} ({row['standard_errors']:.1f} standard errors)"
@@ -163,16 +229,18 @@ def main() -> int:
 
     for i, case in enumerate(cases):
         left = deadline - time.monotonic()
-        if (chosen.reference and case.flags) or (not chosen.reference and left < 30):
+        if (chosen.reference and (case.flags or case.kernels != "xla")) or (not chosen.reference and left < 30):
             continue
         limit = 3600.0 if chosen.reference else left
         row = {"case": case.name} | in_a_process([__file__, "--case", str(i), *mode], case.flags, limit)
-        known = references.get(case._replace(flags="").name)
+        known = references.get(case._replace(flags="", kernels="xla").name)
         if known and "error" not in row and not chosen.reference:
             row["standard_errors"] = deviation(row, known)
             row["learns_as_on_cpu"] = row["standard_errors"] < 4.0
+            row["estimated_milliseconds"] = estimate(case, row["device"].upper())
         keep(row, case)
-        if chosen.purejaxrl and case.algo == "ppo" and not case.flags and deadline - time.monotonic() > 30:
+        plain = case.algo == "ppo" and case == case._replace(flags="", kernels="xla")
+        if chosen.purejaxrl and plain and deadline - time.monotonic() > 30:
             peer = [str(Path(__file__).parent / "peers" / "purejaxrl_ppo.py"), "--env", case.env, "--algo", "ppo"]
             peer += ["--seeds", str(case.seeds), "--envs", str(case.envs)]
             peer += ["--steps", str(case.updates * case.envs * 128), "--checkout", str(chosen.purejaxrl.resolve())]
@@ -180,7 +248,10 @@ def main() -> int:
             if "error" not in other | row:
                 other["ours_over_peer"] = row["steps_per_second"] / other["steps_per_second"]
             keep(other)
-    return 0 if all("error" not in row and row.get("learns_as_on_cpu", True) for row in rows) else 1
+    if not chosen.reference and (left := deadline - time.monotonic()) > 30:
+        keep({"case": "killed and resumed"} | survives(left))
+    wanted = ("learns_as_on_cpu", "same_bits")
+    return 0 if all("error" not in row and all(row.get(name, True) for name in wanted) for row in rows) else 1
 
 
 if __name__ == "__main__":

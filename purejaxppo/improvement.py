@@ -15,7 +15,7 @@ from purejaxppo.parallel.vmapping import in_lots
 from purejaxppo.target import on_cpu
 from purejaxppo.types import Batch, Metrics, Params, TrainState, traits_of
 
-LOT_SAMPLES = 2**21  # that an accelerator improves on at once, where a method keeps activations of all of them
+LOT_SAMPLES = 2**20  # that an accelerator improves on at once, where a method keeps activations of all of them
 
 
 def improvement(config: Config) -> Callable[..., tuple[TrainState, Metrics]]:

@@ -7,7 +7,6 @@ import jax
 
 from purejaxppo.networks.linear import forward_mode
 from purejaxppo.parallel.mesh import mean_over_shards
-from purejaxppo.target import on_cpu
 
 
 def fisher_vector_product(
@@ -25,9 +24,6 @@ def fisher_vector_product(
         theta: parameters [P].
         damping: added to the diagonal, ≥ 0.
     """
-    if not on_cpu():  # of all seeds, each array with an entry per sample is a gigabyte
-        keep = jax.checkpoint_policies.dots_saveable  # activations and their slopes are made of them once more
-        distribution = jax.checkpoint(distribution, prevent_cse=False, policy=keep)
     with forward_mode():  # what is fast back is slow forward: see `linear`
         at_theta, push_forward = jax.linearize(distribution, theta)
     _, pull_back = jax.vjp(distribution, theta)
