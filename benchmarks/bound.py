@@ -99,9 +99,8 @@ def phases(config: Config) -> dict[str, Callable[[Data], Data]]:
 
     def move_policy(data: Data) -> Data:
         state, transitions, batch = data
-        params, algorithm, _ = update_rule(Agent.of(config))(
-            config.algo, state.key, state.policy, state.algorithm, batch, adam(state)
-        )
+        update = update_rule(Agent.of(config), state.key, state.policy, state.algorithm, batch, adam(state))
+        params, algorithm, _ = update()
         still = jax.tree.map(lambda old, new: jnp.where(jnp.isnan(new), new, old), state.policy, params)
         return state.replace(policy=still, algorithm=algorithm), transitions, batch
 

@@ -238,7 +238,6 @@ def main() -> int:
     parser.add_argument("--hlo", type=Path, help="keep the HLO in this directory")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
     failed = False
     for chip, devices, name, by in (
         (c, d, n, b) for c in args.chips for d in args.devices for n in args.cases for b in args.by
@@ -258,6 +257,7 @@ def main() -> int:
         except PeerError as error:
             row["error"], failed = str(error), True
         print(described(row), flush=True)
+        rows: list[dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else []
         same = [(x["program"], x["by"], x["chip"], x["devices"]) for x in rows]
         here = (row["program"], by, chip, devices)
         rows = [x for x, key in zip(rows, same, strict=True) if key != here] + [row]

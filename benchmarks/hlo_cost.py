@@ -45,7 +45,7 @@ HOST = {"infeed", "outfeed", "send", "recv", "send-done", "recv-done"}
 WIDTHS = {"pred": 1, "s4": 1, "u4": 1, "token": 0}  # bytes; of other types it is in the name
 ONE_TRANSCENDENTAL = 8  # FLOPs
 
-SHAPE = re.compile(r"([a-z]+[0-9a-z]*)\[([\d,]*)\](?:\{([\d,]*)(?::(?:T\((\d+),(\d+)\))?)?)?")
+SHAPE = re.compile(r"([a-z]+[0-9a-z]*)\[([\d,]*)\](?:\{([\d,]*)(?::(?:T\(([\d,]+)\))?(?:\([\d,]+\))*(S\(1\))?)?)?")
 HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 BODY, CONDITION = (re.compile(rf"{name}=%?([\w.\-]+)") for name in ("body", "condition"))
@@ -53,6 +53,7 @@ BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=%?([\w.
 TRIPS = re.compile(r'known_trip_count[^\d]*"(\d+)"')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+LHS_DILATE = re.compile(r"lhs_dilate=([\dx]+)")
 WINDOW = re.compile(r"window=\{size=([\dx]+)")
 
 
@@ -117,11 +118,11 @@ class Program:
         known = self.computations[computation]
         for x in known.values():
             if x.opcode == "while":
-                found = TRIPS.search(x.attributes)
-                trips = int(found[1]) if found else None
                 body, condition = BODY.search(x.attributes), CONDITION.search(x.attributes)
                 assert body
                 assert condition
+                found = TRIPS.search(x.attributes)
+                trips = int(found[1]) if found else _counted(self.computations[condition[1]])
                 self.loops[x.name] = Loop(x.name, x.op_name, trips, launches, loops)
                 yield from self.kernels(body[1], launches * (trips or 1), (*loops, x.name))
                 if trips is None:
@@ -187,13 +188,15 @@ def elements(shape: str) -> int:
 
 
 def size(shape: str) -> float:
-    """Bytes of an array, or of a tuple; on a TPU with the padding of its tiles."""
+    """Bytes in memory of an array, or of a tuple; on a TPU with the padding of its tiles, and 0 for one on the chip."""
     total = 0.0
     for found in SHAPE.finditer(shape):
         dimensions = [int(x) for x in filter(None, found[2].split(","))]
-        if found[4] and found[3]:  # minor to major; the two minor ones are padded to whole tiles
+        if found[5]:
+            continue
+        if found[4] and found[3]:  # minor to major; the minor ones are padded to whole tiles
             order = [int(x) for x in found[3].split(",")]
-            for axis, tile in zip(order[:2], (int(found[5]), int(found[4])), strict=False):
+            for axis, tile in zip(order, map(int, reversed(found[4].split(","))), strict=False):
                 dimensions[axis] = -(-dimensions[axis] // tile) * tile
         total += math.prod(dimensions) * width(found[1])
     return total
@@ -213,10 +216,19 @@ def _instruction(line: str) -> Instruction | None:
         return None
     inside = rest[found.end() : (close := found.end() - 1 + _closing(rest[found.end() - 1 :]))]
     root = "ROOT " if left.startswith("ROOT ") else ""
-    kept = root + (f"parameter({inside})" if found[1] == "parameter" else rest[close:])
+    kept = root + (f"{found[1]}({inside})" if found[1] in ("parameter", "constant") else rest[close:])
     return Instruction(
         left.removeprefix("ROOT ").lstrip("%"), found[1], right[:end], re.findall(r"%([\w.\-]+)", inside), kept
     )
+
+
+def _counted(condition: dict[str, Instruction]) -> int | None:
+    """The trips of a loop whose condition is that a counter, from 0 on, is below a constant; else None."""
+    root = next(x for x in condition.values() if x.is_root)
+    limit = condition[root.operands[-1]] if root.opcode == "compare" and root.operands else None
+    if limit is None or limit.opcode != "constant" or "direction=LT" not in root.attributes:
+        return None
+    return int(limit.attributes.split("constant(")[1].split(")")[0])
 
 
 def _closing(text: str) -> int:
@@ -260,7 +272,10 @@ def _contracted(x: Instruction, known: dict[str, Instruction]) -> float:
     """Products that each result of a matrix product, or of a convolution, sums up."""
     if x.opcode == "convolution":
         window, kernel = WINDOW.search(x.attributes), known[x.operands[1]]
-        taps = math.prod(map(int, window[1].split("x"))) if window else 1
+        sizes = window[1].split("x") if window else []
+        dilated = LHS_DILATE.search(x.attributes)  # as far as the window is wide: then it meets one number, not zeros
+        spread = dilated[1].split("x") if dilated else ["1"] * len(sizes)
+        taps = math.prod(1 if size == far else int(size) for size, far in zip(sizes, spread, strict=True))
         labels = re.search(r"dim_labels=\w+_(\w+)->", x.attributes)
         sides = [int(n) for n in re.findall(r"\d+", kernel.shape.split("[")[1].split("]")[0])]
         return taps * (sides[labels[1].index("i")] if labels else 1)

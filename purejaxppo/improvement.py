@@ -15,7 +15,7 @@ from purejaxppo.parallel.vmapping import in_lots
 from purejaxppo.target import on_cpu
 from purejaxppo.types import Batch, Metrics, Params, TrainState, traits_of
 
-LOT_SAMPLES = 2**20  # that an accelerator improves on at once, where a method keeps activations of all of them
+LOT_SAMPLES = 2**21  # that an accelerator improves on at once, where a method keeps activations of all of them
 
 
 def improvement(config: Config) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -30,26 +30,25 @@ def improve_apart(
     agent: Agent, state: TrainState, adam: MinibatchAdam, key: jax.Array, batch: Batch
 ) -> tuple[TrainState, Metrics]:
     """The policy moved by the algorithm; the critic fitted by Adam, on the policy's minibatches if it has any."""
-
-    rule = update_rule(agent)
     (policy, algorithm, metrics), (critic, moments, fit) = on_net_axis(
-        partial(rule, agent.config.algo, key, state.policy, state.algorithm, batch, adam),
+        update_rule(agent, key, state.policy, state.algorithm, batch, adam),
         partial(adam.minimize, key, value_loss(agent), state.critic, state.critic_optimizer, batch),
     )
     metrics |= {"value_loss": fit["value_loss"], "value_grad_norm": fit["grad_norm"]}
     return state.replace(policy=policy, algorithm=algorithm, critic=critic, critic_optimizer=moments), metrics
 
 
-def update_rule(agent: Agent) -> Callable[..., Any]:
-    """(algorithm, key, policy, state, batch, optimizer) ↦ (policy, state, metrics): the algorithm's own update."""
+def update_rule(agent: Agent, key: jax.Array, *arguments: Any) -> Callable[[], Any]:
+    """The algorithm's own update, of (policy, state, batch, optimizer), yet to be called."""
+    algo, acts = agent.config.algo, agent.policy.apply
+    if not traits_of(algo).run_by_run:
+        return partial(algo.update, key, acts, *arguments)
 
     def update(algo: Any, key: jax.Array, *arguments: Any) -> Any:
-        return algo.update(key, agent.policy.apply, *arguments)
+        return algo.update(key, acts, *arguments)
 
-    if not traits_of(agent.config.algo).run_by_run:
-        return update
     samples = agent.config.num_envs // shards() * agent.config.num_steps
-    return in_lots(update, 1 if on_cpu() else max(LOT_SAMPLES // samples, 1))
+    return partial(in_lots(update, 1 if on_cpu() else max(LOT_SAMPLES // samples, 1)), algo, key, *arguments)
 
 
 def improve_side_by_side(

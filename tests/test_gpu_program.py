@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
-BUDGET = {"ppo": 1_500, "trpo": 8_000}  # kernels of one update on CartPole; lower it when a change needs fewer
+BUDGET = {"ppo": 1_500, "trpo": 7_000}  # kernels of one update on CartPole; lower it when a change needs fewer
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,8 @@ def test_bytes_are_those_of_the_part_that_is_touched(hlo_cost):
         ("f32[128,2048,4,4]{3,2,1,0}", 4 * 128 * 2048 * 16),
         ("f32[128,2048,4,4]{3,2,1,0:T(8,128)}", 4 * 128 * 2048 * 8 * 128),  # a TPU's tiles
         ("f32[128,2048,4,4]{1,0,3,2:T(8,128)}", 4 * 128 * 2048 * 16),
+        ("f32[8,2048]{1,0:T(8,128)S(1)}", 0),  # on the chip
+        ("f32[300]{0:T(128)}", 4 * 384),
         ("(pred[8]{0}, bf16[3,2]{1,0})", 8 + 2 * 6),
     ],
 )

@@ -7,6 +7,7 @@ import jax
 
 from purejaxppo.networks.linear import forward_mode
 from purejaxppo.parallel.mesh import mean_over_shards
+from purejaxppo.target import on_cpu
 
 
 def fisher_vector_product(
@@ -24,6 +25,8 @@ def fisher_vector_product(
         theta: parameters [P].
         damping: added to the diagonal, ≥ 0.
     """
+    if not on_cpu():  # of all seeds together, each array with an entry per sample and unit is a gigabyte
+        distribution = jax.checkpoint(distribution, prevent_cse=False, policy=_is_worth_keeping)
     with forward_mode():  # what is fast back is slow forward: see `linear`
         at_theta, push_forward = jax.linearize(distribution, theta)
     _, pull_back = jax.vjp(distribution, theta)
@@ -34,3 +37,8 @@ def fisher_vector_product(
         return mean_over_shards(curvature) / size + damping * v
 
     return product
+
+
+def _is_worth_keeping(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether products use a result once more, or make it again: a slope (1 - y)(1 + y) costs less than to read it."""
+    return primitive.name not in ("add", "sub", "mul")
