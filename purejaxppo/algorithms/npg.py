@@ -44,7 +44,9 @@ class NPG(struct.PyTreeNode):
     ) -> tuple[Params, tuple[()], Metrics]:
         advantage = standardize(batch.advantage) if self.normalize_advantages else batch.advantage
         with matmul_precision(self.step_precision):
-            model = local_model(key, policy, params, batch, advantage, self.damping, self.fisher_subsample)
+            model = local_model(
+                key, policy, params, batch, advantage, self.damping, self.fisher_subsample, optimizer.kernels
+            )
             step, metrics = natural_gradient_step(
                 model.gradient, model.product, self.max_kl, self.damping, self.cg_iterations
             )

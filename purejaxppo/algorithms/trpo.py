@@ -60,7 +60,9 @@ class TRPO(struct.PyTreeNode):
     ) -> tuple[Params, tuple[()], Metrics]:
         advantage = standardize(batch.advantage) if self.normalize_advantages else batch.advantage
         with matmul_precision(self.step_precision):
-            model = local_model(key, policy, params, batch, advantage, self.damping, self.fisher_subsample)
+            model = local_model(
+                key, policy, params, batch, advantage, self.damping, self.fisher_subsample, optimizer.kernels
+            )
             product, bound, damping = model.product, self.max_kl, self.damping
             if self.region == "ball":
                 product, bound, damping = (lambda v: v), jnp.inf, 0.0

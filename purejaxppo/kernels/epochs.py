@@ -11,10 +11,7 @@ import jax.numpy as jnp
 
 from purejaxppo.kernels.memory import call, load, store
 from purejaxppo.kernels.padding import NUMBERS, NoKernelError, held_numbers, padded, traced
-
-SAMPLES = 128  # of a minibatch, at most, that are worked on together
-LONGEST = 4096  # samples of a minibatch, at most: one run alone would do better with all multiprocessors
-WARPS = 8
+from purejaxppo.kernels.samples import WARPS, in_parts, mean_over_parts
 
 
 def minimize_in_kernel(
@@ -35,10 +32,7 @@ def minimize_in_kernel(
         NoKernelError: no kernel can do it, see `padding`; or the network is too large to stay on the chip.
     """
     epochs, minibatches, size = order.shape
-    if size > LONGEST:
-        raise NoKernelError(f"a minibatch of {size} samples is better shared out over the GPU")
-    chunks = next(c for c in range(1, size + 1) if size % c == 0 and size // c <= SAMPLES)
-    length = size // chunks
+    parts, length = in_parts(size)
     leaves, shuffled = _lay_out(batch, order, prepare)
     sample = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype), batch)
 
@@ -57,8 +51,8 @@ def minimize_in_kernel(
         consts, first, order, samples = inputs
         own, others = jax.tree.map(lambda ref: load(ref, ref.shape), consts)
 
-        def chunk(i: Any, c: Any, state: list[jax.Array]) -> list[jax.Array]:
-            at = i * size + c * length + jax.lax.broadcasted_iota(jnp.int32, (padded(length),), 0)
+        def part(i: Any, j: Any, state: list[jax.Array]) -> list[jax.Array]:
+            at = i * size + j * length + jax.lax.broadcasted_iota(jnp.int32, (padded(length),), 0)
             rows = load(order, (length,), rows=at)
             shown = [
                 ref if ref is None else load(ref, (length, *ref.shape[1:]), rows=rows if is_whole else at)
@@ -68,11 +62,8 @@ def minimize_in_kernel(
 
         def minibatch(i: jax.Array, carry: tuple[list[jax.Array], list[jax.Array]]) -> Any:
             state, sums = carry
-            total = chunk(i, 0, state)
-            if chunks > 1:
-                add = lambda c, total: [x + y for x, y in zip(total, chunk(i, c, state), strict=True)]  # noqa: E731
-                total = [x / chunks for x in jax.lax.fori_loop(1, chunks, add, total)]
-            results = moved(others, *state, *total)
+            mean = mean_over_parts(lambda j: part(i, j, state), parts)
+            results = moved(others, *state, *mean)
             state, metrics = results[: len(state)], results[len(state) :]
             is_last = i >= (epochs - 1) * minibatches
             return state, [x + jnp.where(is_last, y, 0.0) for x, y in zip(sums, metrics, strict=True)]

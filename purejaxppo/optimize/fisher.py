@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.flatten_util import ravel_pytree
 
+from purejaxppo.kernels.samples import mean_in_kernel
 from purejaxppo.networks.linear import forward_mode
 from purejaxppo.parallel.mesh import mean_over_shards
 from purejaxppo.target import on_cpu
+from purejaxppo.types import Params, Policy
 
 
 def fisher_vector_product(
@@ -42,3 +45,28 @@ def fisher_vector_product(
 def _is_worth_keeping(primitive: Any, *_: Any, **__: Any) -> bool:
     """Whether products use a result once more, or make it again: a slope (1 - y)(1 + y) costs less than to read it."""
     return primitive.name not in ("add", "sub", "mul")
+
+
+def fisher_by_kernel(
+    policy: Policy, params: Params, obs: Any, damping: jax.Array | float
+) -> Callable[[jax.Array], jax.Array]:
+    """`fisher_vector_product` of a policy on observations [N], each product one kernel: no activation leaves the chip.
+
+    Raises:
+        NoKernelError: there is no kernel for this policy, or for so many observations.
+    """
+    theta, unravel = ravel_pytree(params)
+
+    def mean_curvature(both: tuple[Params, Params], obs: Any) -> Params:
+        def distribution(params: Params) -> Any:
+            return policy(params, obs)
+
+        at_params, tangent = jax.jvp(distribution, both[:1], both[1:])
+        (curvature,) = jax.vjp(distribution, both[0])[1](at_params.fisher(tangent))
+        return jax.tree.map(lambda x: x / at_params.entropy().size, curvature)
+
+    def product(v: jax.Array) -> jax.Array:
+        return ravel_pytree(mean_in_kernel(mean_curvature, (params, unravel(v)), obs))[0] + damping * v
+
+    jax.eval_shape(product, theta)
+    return product

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 from jax.flatten_util import ravel_pytree
 
+from purejaxppo.kernels.choice import kernel_or_xla
 from purejaxppo.keys import FISHER
-from purejaxppo.optimize.fisher import fisher_vector_product
+from purejaxppo.optimize.fisher import fisher_by_kernel, fisher_vector_product
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.optimize.surrogate import surrogate_and_kl
 from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
@@ -32,6 +33,7 @@ def local_model(
     advantage: jax.Array,
     damping: jax.Array | float,
     subsample: int,
+    kernels: str = "xla",
 ) -> LocalModel:
     """Linearise at `params`. F is estimated from one sample (or sequence) in `subsample`, drawn without replacement."""
     theta, unravel = ravel_pytree(params)
@@ -42,5 +44,10 @@ def local_model(
         own_key = jax.random.fold_in(key_of_shard(key), FISHER)
         chosen = permutation(own_key, size)[: max(size // subsample, 1)]
         obs = jax.tree.map(lambda x: x[chosen], obs)
-    product = fisher_vector_product(lambda theta: policy(unravel(theta), obs), theta, damping)
+    product = kernel_or_xla(
+        kernels,
+        "a Fisher product",
+        lambda: fisher_by_kernel(policy, params, obs, damping),
+        lambda: fisher_vector_product(lambda theta: policy(unravel(theta), obs), theta, damping),
+    )
     return LocalModel(theta, unravel, gradient, product, lambda theta: mean_over_shards(evaluate(theta)))
