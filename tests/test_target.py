@@ -15,7 +15,7 @@ from purejaxppo.parallel.vmapping import in_chunks, in_lots
 from purejaxppo.recurrence import linear_recurrence
 from purejaxppo.target import compiling_for, is_small, on_cpu
 
-SMALL = {"num_envs": 4, "num_steps": 16, "num_minibatches": 2, "num_epochs": 2, "hidden_sizes": (8,)}
+SMALL = {"kernels": "xla", "num_envs": 4, "num_steps": 16, "num_minibatches": 2, "num_epochs": 2, "hidden_sizes": (8,)}
 KEYS = jax.random.split(jax.random.key(3), 2)
 
 
@@ -47,6 +47,7 @@ def assert_alike(config, tolerance):
                 np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * scale)
 
 
+@pytest.mark.slow
 def test_one_update_of_ppo_is_the_same(monkeypatch):
     """Rollout, advantages, shuffles, and policy and critic in one loop, of which the first stops early."""
     monkeypatch.setattr(rollout, "STEPS_AT_ONCE", 2)
