@@ -21,7 +21,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import matplotlib.backends.backend_agg  # noqa: F401 - imported here, these need not be in each fork
@@ -45,8 +47,11 @@ def flags(algo: str, out: Path, *more: str) -> list[str]:
     return ["--algo", algo, *RUN, "--total-steps", str(UPDATES[algo] * 128), "--out", str(out), *more]
 
 
-def begin(arguments: list[str]) -> int:
-    """Run the command in a fork of this process, which has everything imported and nothing of JAX in use."""
+def begin(arguments: list[str], command: Callable[[list[str]], int] = main, prepare: Callable[[], Any] = int) -> int:
+    """Run a command in a fork of this process, which has everything imported and nothing of JAX in use.
+
+    `prepare` is called in the fork before.
+    """
     child = os.fork()
     if child:
         return child
@@ -55,7 +60,8 @@ def begin(arguments: list[str]) -> int:
         os.dup2(os.open(ERRORS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     code = 99
     try:
-        run_process(main, arguments)
+        prepare()
+        run_process(command, arguments)
     except SystemExit as done:
         code = done.code
     finally:
@@ -78,9 +84,9 @@ def said() -> str:
     return ERRORS.read_text().strip()
 
 
-def finish(arguments: list[str]) -> str:
+def finish(arguments: list[str], command: Callable[[list[str]], int] = main) -> str:
     """Run to the end; what it said on stderr."""
-    child = begin(arguments)
+    child = begin(arguments, command)
     code = wait(child, 300)
     if code != 0:
         raise RuntimeError(f"exit code {code} of {' '.join(arguments)}: {said()}")

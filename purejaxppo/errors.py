@@ -13,7 +13,11 @@ class FailedSettingsError(RuntimeError):
     """Some settings of a sweep have failed; all others are trained."""
 
 
-def reason(error: Exception) -> str:
+# What code of other people may raise. But KeyboardInterrupt, which is a person's.
+OTHERS_ERRORS = (Exception, SystemExit, GeneratorExit)
+
+
+def reason(error: BaseException) -> str:
     """What another's exception says, in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 

@@ -1,5 +1,6 @@
 """The front door: commands, flags and the files that stand for them, names that people type, output and signals."""
 
+import contextlib
 import io
 import json
 import os
@@ -21,8 +22,10 @@ from purejaxppo.cli import command
 from purejaxppo.cli.completion import completion
 from purejaxppo.cli.flags import with_file
 from purejaxppo.cli.run import main as run
+from purejaxppo.cli.run import table
 from purejaxppo.cli.settings import NoOptions, parse_settings
 from purejaxppo.envs.registry import make_env
+from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.fields import whole_number
 from purejaxppo.presets import PRESETS, SOURCES
 from purejaxppo.rundir.files import write_json
@@ -291,6 +294,35 @@ def test_a_process_without_unicode_whose_reader_leaves_ends_well():
         ["bash", "-c", line], capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT, check=True
     )
     assert (done.stdout.splitlines()[-1], done.stderr) == ("0", "")
+
+
+def test_a_signal_while_flags_are_parsed_is_told(monkeypatch, capfd):
+    """There, `sys.stderr` is a buffer whose text is dropped."""
+    codes = []
+    monkeypatch.setattr(command.os, "_exit", codes.append)
+    with open(os.dup(2), "w") as own, contextlib.redirect_stderr(io.StringIO()):
+        monkeypatch.setattr(sys, "__stderr__", own)
+        command._terminate(signal.SIGTERM, None)
+    monkeypatch.setattr(sys, "__stderr__", None)  # started with it closed: 2 may be any file
+    command._terminate(signal.SIGTERM, None)
+    assert codes == [143, 143]
+    assert capfd.readouterr().err == "stopped: nothing had to be saved\n"
+
+
+def test_names_and_paths_are_shown_as_they_are(tmp_path, capsys):
+    """`[/x]` is no markup, which rich would refuse, and `:x:` no picture."""
+    summary = {
+        **{"algo": "ppo", "env": "own:Env,level=[/x]", "num_seeds": 1, "seeds": [0], "env_steps": 64, "device": "cpu"},
+        **dict.fromkeys((f"{name}_seconds" for name in ("compile", "training", "evaluation", "saving")), 1.0),
+        **{"steps_per_second": 1.0, "failed_seeds": []},
+        "eval_return": {"mean": 1.0, "iqm": 1.0, "ci_low": 1.0, "ci_high": 1.0, "per_seed": [1.0]},
+    }
+    progress = ProgressLine(plain_console())
+    progress.say("in [red]:x:")
+    progress.show(table(summary, Path("[/x]/[red]/:x:")))
+    printed = capsys.readouterr().out
+    for text in ("in [red]:x:", "ppo on own:Env,level=[/x]", "[/x]/[red]/:x:"):
+        assert text in printed
 
 
 def test_a_platform_that_is_not_there_is_one_line(monkeypatch, capsys, tmp_path):

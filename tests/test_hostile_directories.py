@@ -245,6 +245,7 @@ CONFIGS = {  # what only config.json says
     "layers of 2³⁰": settings(hidden_sizes=[2**30] * 3),
     "a cell of 2³⁰": settings(recurrent="lstm", recurrent_size=2**30),
     "a stack of 2³⁰ frames": settings(frame_stack=2**30),
+    "an action taken 2³⁰ times": settings(action_repeat=2**30),
     "a billion steps in each of a billion environments": settings(num_envs=2**30, num_steps=2**30),
     "deep layers": settings(hidden_sizes=[[[8]]]),
     "layers that are text": settings(hidden_sizes="88"),

@@ -90,6 +90,28 @@ class Raises:
         raise KeyError("no such level")
 
 
+class Exits:
+    def __init__(self):
+        sys.exit(0)
+
+
+class ExitsInReset(RewardTurnsNaN):
+    def reset(self, key):
+        raise GeneratorExit
+
+
+class NoActions(RewardTurnsNaN):
+    action_space = Discrete(0)
+
+
+class NoBounds(RewardTurnsNaN):
+    observation_space = Box(math.nan, 1.0, (1,))
+
+
+class UpsideDown(RewardTurnsNaN):
+    action_space = Box(1.0, -1.0, (1,))
+
+
 class NoSpaces:
     def reset(self, key):
         return key
@@ -210,6 +232,13 @@ BAD = {
     "--env nowhere:Env": ["'nowhere:Env'", "No module named", "PYTHONPATH"],
     "--env test_run:Missing": ["'test_run:Missing'", "Missing"],
     "--env test_run:Raises": ["'test_run:Raises'", "KeyError"],
+    "--env test_run:Exits": ["'test_run:Exits' cannot be made (SystemExit: 0)"],
+    "--env test_run:ExitsInReset": ["reset or step fails under jax.jit (GeneratorExit: )"],
+    "--env test_run:NoActions": ["action_space = Discrete(n=0) has nothing in it"],
+    "--env test_run:NoBounds": ["observation_space = Box(nan, 1, (1,)) must have low ≤ high everywhere, and no NaN"],
+    "--env test_run:UpsideDown": ["action_space = Box(1, -1, (1,)) must have low ≤ high everywhere, and no NaN"],
+    "--env [/x]": ["env = '[/x]'"],
+    "--env test_run:[red]": ["'test_run:[red]' cannot be made"],
     "--env test_run:FourResults": ["step must return (state, obs, reward, terminated, truncated)"],
     "--env test_run:FloatFlags": ["terminated is float32[] but must be bool[]"],
     "--env test_run:WrongShape": ["obs", "float32[2]", "float32[1]"],
@@ -224,6 +253,7 @@ BAD = {
     "--total-steps 1e18": ["total_steps = 1000000000000000000", "[1, 1e15]"],
     "--total-steps 1e12 --num-steps 1": ["takes 2³¹ updates or more", "num_steps"],
     "--num-seeds 4000000000": ["num_seeds = 4000000000", "[1, 1e6]"],
+    "--action-repeat 1073741824": ["action_repeat = 1073741824", "[1, 1000]"],
     "--frame-stack 100000000": ["frame_stack = 100000000", "[1, 1000]"],
     "--num-envs 1e400": ["'1e400' is not a whole number"],
     "--num-minibatches 7": ["num_minibatches = 7", "512", "nearest", "8"],

@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +78,50 @@ def test_a_directory_is_held_by_one_and_a_sweeps_runs_are_held_with_it(tmp_path)
         pass
     with lock(tmp_path):
         pass
+
+
+def test_what_cannot_begin_in_a_linked_directory_leaves_it_empty(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+
+    def begin_and_fail():
+        with new_directory(tmp_path / "link") as out:
+            (out / "config.json").write_text("{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin_and_fail()
+    with new_directory(tmp_path / "link"):
+        pass
+    assert (tmp_path / "link").is_symlink()
+    assert [*(tmp_path / "real").iterdir()] == []
+
+
+def test_of_several_that_wait_for_a_dead_process_one_takes_over(tmp_path, monkeypatch):
+    """On a file system without locks, where the claim alone decides."""
+    monkeypatch.setattr(lock_module, "DEAD_SECONDS", 0.2)
+    monkeypatch.setattr(lock_module, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(lock_module, "_flock", lambda *_, **__: False)
+    (tmp_path / lock_module.CLAIM).write_text('{"host": "elsewhere", "pid": 1, "token": "a", "renewed": 3}')
+    together, watch, seen = threading.Barrier(4), lock_module._watch, threading.local()
+
+    def watch_together(*arguments):
+        found = watch(*arguments)
+        if not hasattr(seen, "dead"):  # all go on at the same moment
+            seen.dead = together.wait()
+        return found
+
+    def claim(_):
+        try:
+            with lock(tmp_path):
+                time.sleep(0.5)
+                return True
+        except UsageError:
+            return False
+
+    monkeypatch.setattr(lock_module, "_watch", watch_together)
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(claim, range(4))) == 1
 
 
 def test_the_package_is_imported_where_there_is_no_fcntl():

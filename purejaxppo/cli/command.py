@@ -40,7 +40,7 @@ def exit_code(command: Callable[[], None]) -> int:
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             command()
     except SystemExit as done:  # after --help
-        return int(done.code or 0)
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
     except UsageError as error:
         return _tell(f"error: {error}", 2)
     except (OSError, HostEnvironmentError, FailedSettingsError) as error:
@@ -86,8 +86,14 @@ def run_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """Where no run is under way. An exception might be lost here, in a callback of the garbage collector, say."""
-    os._exit(_tell("stopped: nothing had to be saved", 128 + signum))
+    """Where no run is under way. An exception might be lost here, in a callback of the garbage collector, say.
+
+    The line goes to the process's own stderr: while flags are parsed, `sys.stderr` is another, whose text is dropped.
+    """
+    with contextlib.suppress(OSError, ValueError):  # closed
+        if sys.__stderr__ is not None:
+            os.write(sys.__stderr__.fileno(), b"stopped: nothing had to be saved\n")
+    os._exit(128 + signum)
 
 
 def _tell(text: str, code: int) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from purejaxppo.config import Config
 from purejaxppo.envs.base import host_failures
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.evaluation import evaluate
+from purejaxppo.experiment.progress import plain_console
 from purejaxppo.fields import static
 from purejaxppo.keys import EVALUATION
 from purejaxppo.parallel.runs import over_runs, padded_count
@@ -56,7 +56,7 @@ def print_evaluation(options: EvaluateOptions) -> None:
         raise UsageError(f"json = {options.json!r} is in no directory that exists; make it first.")
     start_jax()
     result = evaluate_run(options)
-    console, rows = Console(highlight=False), results_table(result)
+    console, rows = plain_console(), results_table(result)
     whole = Measurement.get(console, console.options.update(width=1000), rows)
     console.width = max(console.width, whole.maximum)  # a terminal wraps what is too wide; rich would cut digits
     console.print(rows)

@@ -5,12 +5,11 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from purejaxppo.cli.command import start_jax
 from purejaxppo.cli.flags import Command
 from purejaxppo.cli.settings import PolicyOptions
 from purejaxppo.errors import plural
+from purejaxppo.experiment.progress import plain_console
 from purejaxppo.fields import number, static
 from purejaxppo.policy.load import load
 from purejaxppo.policy.video import check_file, render
@@ -47,7 +46,7 @@ def film(options: RenderOptions) -> None:
     trained = load(options.directory, options.seed, options.checkpoint, options.env)
     how = (options.gymnasium, options.sample, options.episode_seed, options.fps)
     title, lasts = render(trained, options.out, options.episodes, options.max_steps, *how)
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(f"{options.out}: {title}", soft_wrap=True)
     for i, last in enumerate(lasts):
         cut = "" if last.over else ", cut off by --max-steps"

@@ -16,7 +16,7 @@ from purejaxppo.cli.settings import NoOptions, parse_resume, parse_settings
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import ExperimentResult, resume_experiment, run_experiment
-from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.rundir.record import read_config
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
@@ -26,7 +26,7 @@ _PROG = "purejaxppo run"
 
 def main(argv: list[str]) -> int:
     """Run, and return the exit code, see `exit_code`."""
-    console = Console(highlight=False)
+    console = plain_console()
 
     def command() -> None:
         progress, result = (resume_run if value_of(argv, "resume") else start_run)(argv, console)

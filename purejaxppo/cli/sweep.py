@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import value_of, with_file
@@ -14,7 +13,7 @@ from purejaxppo.cli.settings import parse_resume, parse_settings
 from purejaxppo.config import Config
 from purejaxppo.errors import FailedSettingsError, UsageError, plural
 from purejaxppo.experiment.experiment import same_run
-from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.fields import static
 from purejaxppo.parallel.devices import choose_devices
 from purejaxppo.rundir.files import SWEEP, to_json
@@ -59,7 +58,7 @@ class SweepOptions:
 
 def main(argv: list[str]) -> int:
     """Sweep, and return the exit code, see `exit_code`."""
-    console = Console(highlight=False)
+    console = plain_console()
 
     def command() -> None:
         with ExitStack() as stack:

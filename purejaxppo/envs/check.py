@@ -10,7 +10,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from purejaxppo.envs.base import adapt
-from purejaxppo.errors import UsageError, reason
+from purejaxppo.errors import OTHERS_ERRORS, UsageError, reason
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, channels_first
 
 
@@ -24,7 +24,7 @@ def check_env(env: Any, name: str) -> None:
     try:
         state, obs = jax.eval_shape(env.reset, key)
         returned = jax.eval_shape(env.step, key, state, action)
-    except Exception as error:  # whatever the user's code raises
+    except OTHERS_ERRORS as error:
         raise UsageError(f"env = {name}: reset or step fails under jax.jit ({reason(error)}).") from error
     if not isinstance(returned, tuple) or len(returned) != 5:
         raise UsageError(f"env = {name}: step must return (state, obs, reward, terminated, truncated); see types.Env.")

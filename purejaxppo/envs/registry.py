@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from purejaxppo.envs.common import quiet
-from purejaxppo.errors import UsageError, reason
+from purejaxppo.errors import OTHERS_ERRORS, UsageError, reason
 from purejaxppo.types import Env
 
 # each has its adapter in the module, and its packages in the extra, of its name
@@ -84,7 +84,7 @@ def make_env(name: str) -> Env:
             return getattr(adapter, f"{suite.capitalize()}Env")(bare, **params)
     except UsageError:
         raise
-    except Exception as error:  # whatever the suite's code raises
+    except OTHERS_ERRORS as error:
         raise UsageError(f"env = {name!r} cannot be made ({reason(error)}); correct its parameters or name.") from error
 
 
@@ -148,7 +148,7 @@ def _user_env(name: str, path: str, params: dict[str, Any]) -> Env:
     try:
         kind = getattr(importlib.import_module(module), attribute)
         return kind(**params)
-    except Exception as error:  # whatever the user's code raises
+    except OTHERS_ERRORS as error:
         raise UsageError(
             f"env = {name!r} cannot be made ({reason(error)}); give module:Class,key=value, "
             "with the module on PYTHONPATH."

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError, plural
@@ -18,7 +17,7 @@ from purejaxppo.experiment.chunk_report import ChunkReport
 from purejaxppo.experiment.loop import Loop
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import check_memory
-from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import choose_devices, threads
 from purejaxppo.parallel.machine import fingerprint
@@ -113,7 +112,7 @@ def run_experiment(
         raise UsageError("tensorboard and wandb log into a run directory, and there is none; pass out=DIR.")
     chosen = options.place(config, len(seeds), choose_devices(devices))
     check_memory(config, len(seeds), chosen, options)
-    progress = progress or ProgressLine(Console(highlight=False), quiet)
+    progress = progress or ProgressLine(plain_console(), quiet)
     with ExitStack() as stack:
         where = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-"))
         directory = stack.enter_context(new_directory(Path(where)))
@@ -150,7 +149,7 @@ def resume_experiment(
 
     The other arguments, and what is raised, are those of `run_experiment`.
     """
-    directory, progress = Path(out), progress or ProgressLine(Console(highlight=False), quiet)
+    directory, progress = Path(out), progress or ProgressLine(plain_console(), quiet)
     record = read_record(directory, env, policy_network, critic_network)
     if total_steps is not None and total_steps != record.config.total_steps:
         if record.config.anneal_learning_rate or record.config.anneal:

@@ -13,6 +13,11 @@ from purejaxppo.errors import plural
 from purejaxppo.statistics import FEWEST, iqm
 
 
+def plain_console() -> Console:
+    """Paths, settings and names of environments are shown as they are: `[red]` and `:x:` stand for nothing else."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 class _Bar(bars.Progress):
     """The stages, and under them what is known of the one under way: beside them, it would not fit."""
 
@@ -58,7 +63,7 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Something worth a line of its own."""
         if not self._quiet:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(text, markup=False, emoji=False, soft_wrap=True)
 
     def show(self, text: RenderableType) -> None:
         """A table."""

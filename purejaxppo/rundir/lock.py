@@ -36,7 +36,7 @@ def new_directory(out: Path) -> Iterator[Path]:
     Raises:
         UsageError: it exists and holds something, or cannot be created; or another process holds it.
     """
-    existed = out.exists()
+    existed, place = out.exists(), out.resolve()  # it may be a link
     with ExitStack() as held:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -54,9 +54,9 @@ def new_directory(out: Path) -> Iterator[Path]:
         except BaseException:
             logged = any(path.stat().st_size for path in out.rglob("metrics.csv"))
             if not logged and not any(out.glob("**/checkpoints/[0-9]*")):
-                shutil.rmtree(out, ignore_errors=True)
+                shutil.rmtree(place, ignore_errors=True)
                 if existed:
-                    out.mkdir(exist_ok=True)
+                    place.mkdir(exist_ok=True)
             raise
 
 
@@ -99,10 +99,13 @@ def _claimed(directory: Path, here: bool) -> Iterator[None]:
     """Claim a directory, and renew the claim while entered. Raises: UsageError, another process has it."""
     path, mine = directory / CLAIM, {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
     while True:
-        _watch(directory, here)
+        seen, dead = _watch(directory, here), directory / f".{mine['token']}.dead"
         with suppress(FileNotFoundError):  # of several that wait, one takes it away
-            path.rename(directory / f".{mine['token']}.dead")
-            (directory / f".{mine['token']}.dead").unlink()
+            path.rename(dead)
+            if _read(dead) != seen:  # another one has claimed it meanwhile
+                dead.rename(path)
+                continue
+            dead.unlink()
         try:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as file:
                 file.write(json.dumps(mine | {"renewed": 0}))
@@ -142,8 +145,8 @@ def check_claim(directory: Path) -> None:
         raise OSError(errno.EBUSY, f"{_owner(claim)} has taken it over", str(directory))
 
 
-def _watch(directory: Path, here: bool) -> None:
-    """Return if nobody's claim is on a directory, or it is not renewed any more.
+def _watch(directory: Path, here: bool) -> dict[str, object]:
+    """Return if nobody's claim is on a directory, or it is not renewed any more; and what that says.
 
     `here`: it is certain already that it is nobody's on this machine.
 
@@ -152,7 +155,7 @@ def _watch(directory: Path, here: bool) -> None:
     """
     seen = _read(directory / CLAIM)
     if not seen or (here and seen.get("host") == socket.gethostname()):
-        return
+        return seen
     who = _owner(seen)
     warnings.warn(f"{directory} was last written by {who}; looking for {DEAD_SECONDS:g} s if it lives", stacklevel=4)
     ends = time.monotonic() + DEAD_SECONDS
@@ -160,8 +163,9 @@ def _watch(directory: Path, here: bool) -> None:
         time.sleep(RENEW_SECONDS / 5)
         if (now := _read(directory / CLAIM)) != seen:
             if not now:
-                return
+                return now
             raise _taken(directory, who)
+    return seen
 
 
 def _owner(claim: dict[str, object]) -> str:

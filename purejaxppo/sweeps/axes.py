@@ -17,6 +17,7 @@ from purejaxppo.presets import settings_of, with_settings
 Settings = dict[str, Any]  # the fields of one setting that are swept
 _WHOLE = ("env", "algo", "policy_network", "critic_network")  # another is another sweep
 _MOST = 100_000  # settings
+_LARGEST = 1e18  # ends of what is drawn: int64 holds them, and no float overflows
 
 
 def traced(config: Config, name: str) -> bool:
@@ -76,9 +77,11 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
         )
     if kind == "randint" and field.type is not int:
         raise UsageError(f"{name} is no whole number, which randint draws; pass {name}=uniform:low,high or choice.")
-    if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] > ends[1] or (kind[0] == "l" and ends[0] <= 0):
+    bounded = all(abs(end) <= _LARGEST for end in ends)  # not NaN either
+    if len(ends) != 2 or not bounded or ends[0] > ends[1] or (kind[0] == "l" and ends[0] <= 0):
         above = "0 < " if kind == "loguniform" else ""
-        raise UsageError(f"sample = {text!r} needs {kind}:low,high, finite and {above}low ≤ high; pass both ends.")
+        rule = f"{above}low ≤ high, within ±{_LARGEST:g}"
+        raise UsageError(f"sample = {text!r:.80} needs {kind}:low,high, {rule}; pass both ends.")
     low, high = ends
     if kind == "randint":
         return name, lambda rng: int(rng.integers(low, high, endpoint=True))
