@@ -124,9 +124,9 @@ def whole_number(text: str) -> int:
     try:
         number = decimal.Decimal(text)
     except decimal.InvalidOperation:
-        raise ValueError(f"{text!r} is not a whole number") from None
+        raise ValueError(f"{text!r} is not a whole number, such as 60000 or 6e4") from None
     if not number.is_finite() or number.adjusted() > 30 or number != number.to_integral_value():
-        raise ValueError(f"{text!r} is not a whole number")
+        raise ValueError(f"{text!r} is not a whole number, such as 60000 or 6e4")
     return int(number)
 
 

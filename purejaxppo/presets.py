@@ -10,6 +10,7 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import did_you_mean
 
+_OFF_POLICY = ("dqn", "qrdqn", "sac", "td3", "ddpg", "tqc")
 _ZOO_TRPO, _ZOO_PPO = "rl-baselines3-zoo, hyperparams/trpo.yml", "rl-baselines3-zoo, hyperparams/ppo.yml"
 _CLEANRL = "CleanRL, ppo_continuous_action.py"
 _PUREJAXRL = "purejaxrl, brax_minatar.ipynb; but the network, which begins with MinAtar's own convolution"
@@ -130,6 +131,8 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
     """
     if algo not in ALGORITHMS:
         hint = did_you_mean(algo, ALGORITHMS) or "choose one."
+        if algo.lower() in _OFF_POLICY:
+            hint = "off-policy methods are not here: see Stable-Baselines3 or rejax."
         raise UsageError(f"algo = {algo!r:.80} is not one of: {', '.join(ALGORITHMS)}; {hint}")
     known = {field.name for field in dataclasses.fields(Config)} - {"algo", "env"}
     own = {field.name for field in dataclasses.fields(ALGORITHMS[algo])}  # type: ignore[arg-type]

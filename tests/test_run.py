@@ -251,6 +251,8 @@ BAD = {
     "--num-steps 1.5": ["--num-steps", "'1.5' is not a whole number"],
     "--total-steps 0": ["total_steps = 0", "[1, 1e15]"],
     "--total-steps 1e18": ["total_steps = 1000000000000000000", "[1, 1e15]"],
+    "--algo sac": ["'sac'", "off-policy methods are not here: see Stable-Baselines3 or rejax"],
+    "--total-steps 60k": ["'60k' is not a whole number, such as 60000 or 6e4"],
     "--total-steps 1e12 --num-steps 1": ["takes 2³¹ updates or more", "num_steps"],
     "--num-seeds 4000000000": ["num_seeds = 4000000000", "[1, 1e6]"],
     "--action-repeat 1073741824": ["action_repeat = 1073741824", "[1, 1000]"],

@@ -312,6 +312,7 @@ def test_a_sweep_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch, capsys)
 
 BAD = {
     "--grid max_kI=0.01,0.02": ["max_kI", "did you mean max_kl?"],
+    "--algo ppo --grid max_klx=0.1": ["max_kl belongs to --algo npg or trpo"],
     "--grid max_kl=": ["grid max_kl is empty"],
     "--grid max_kl": ["must be field=value"],
     "--grid max_kl=0.01,zero": ["'zero'", "a number"],

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -37,7 +38,7 @@ def exit_code(command: Callable[[], None]) -> int:
     """
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_: print(f"warning: {_uncoloured(message)}", file=sys.stderr)
             command()
     except SystemExit as done:  # after --help
         return done.code if isinstance(done.code, int) else int(done.code is not None)
@@ -50,6 +51,11 @@ def exit_code(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _tell("stopped: nothing had to be saved", 130)
     return 0
+
+
+def _uncoloured(message: Warning | str) -> str:
+    """Gymnasium colours its warnings, wherever they go."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(message))
 
 
 def start_jax(alone: bool = False) -> None:

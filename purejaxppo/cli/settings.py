@@ -109,5 +109,7 @@ def parse_resume(argv: list[str], prog: str) -> ResumeOptions:
     known = flags_of([Group(ResumeOptions)])
     for token in argv:
         if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
-            raise UsageError(f"--{name} cannot be changed on --resume; what can: {', '.join(sorted(known))}.")
+            raise UsageError(
+                f"--{name} cannot be changed on --resume; what can: {', '.join(sorted({*known} - {'--resume'}))}."
+            )
     return parse_flags(ResumeOptions, argv, prog, "Go on exactly where a run was.")

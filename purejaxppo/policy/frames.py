@@ -149,6 +149,8 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
             raise
         except Exception as error:  # whatever the environment's code raises
             how = f"gymnasium/{env.name} raised {reason(error):.200}; mend the environment"
+            if isinstance(error, NotImplementedError):
+                how = f"gymnasium/{env.name} has no render() that gives an rgb_array; write it"
             raise HostEnvironmentError(how) from error
 
     return map(told, keys)

@@ -29,6 +29,11 @@ class Trained(NamedTuple):
     env_steps: int  # that it was trained for
     act: Callable[..., Any]  # (obs [..., O], key=None) -> what the environment receives, [..., A]; see `load`
 
+    def __repr__(self) -> str:
+        """Without the arrays."""
+        what = f"{self.config.algo_name} on {self.config.env_name}"
+        return f"Trained({what}, seed {self.seed}, {self.env_steps:,} steps)"
+
 
 def load(
     directory: str | Path,

@@ -5,8 +5,8 @@
 
 The arrays are a tree of two: `state`, the `TrainState` of all seeds, and `totals` [seeds, metrics], the sums since the
 last row of metrics.csv. `about` in the manifest has `update` and `env_steps` (made so far), `seeds`, `settings`,
-`scores` (the last return of each seed), `score` (their IQM, by which the best checkpoint is kept) and `seconds` (spent
-so far).
+`scores` (the last return of each seed), `score` (their IQM, by which the best checkpoint is kept), `seconds` (spent so
+far) and `logs` (length and SHA-256 of metrics.csv at that time, of each run directory that the seeds belong to).
 
 A checkpoint is written under another name and renamed when it is whole: one with a number for a name is complete.
 """

@@ -92,7 +92,9 @@ def read_record(
     refuse_links(directory)
     algo, named = settings.pop("algo"), settings.pop("env")
     if env is None and (":" in named or "(" in named):
-        raise UsageError(f"{path}: env = {named!r:.80} is code, which no file may run; give it again as env.")
+        raise UsageError(
+            f"{path}: env = {named!r:.80} is code, which no file may run; give it again: --env {named:.80}"
+        )
     if isinstance(env, str) and env != named:
         raise UsageError(f"env = {env!r} is not the one that this run was trained on, {named!r:.80}; pass that one.")
     try:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from purejaxppo.algorithms import hyperparameters
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import did_you_mean, whole_number
+from purejaxppo.fields import did_you_mean, meant, whole_number
 from purejaxppo.presets import settings_of, with_settings
 
 Settings = dict[str, Any]  # the fields of one setting that are swept
@@ -145,6 +146,11 @@ def _field(config: Config, name: str) -> "dataclasses.Field[Any]":
     fields = {field.name: field for owner in (config, config.algo) for field in dataclasses.fields(owner)}
     known = sorted(fields.keys() - {*_WHOLE})
     if name not in known:
-        hint = did_you_mean(name, known) or f"there are: {', '.join(known)}."
+        owners = hyperparameters()
+        other = meant(name, owners)
+        hint = (
+            f"{other} belongs to --algo {' or '.join(owners[other])}." if other else f"there are: {', '.join(known)}."
+        )
+        hint = did_you_mean(name, known) or hint
         raise UsageError(f"{name!r:.80} is no setting that a sweep of {type(config.algo).__name__} goes over; {hint}")
     return fields[name]
