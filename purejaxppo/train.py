@@ -29,7 +29,7 @@ from purejaxppo.parallel.vmapping import in_chunks, opaque
 from purejaxppo.precision import at_its_precision, single_precision
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.target import on_cpu
-from purejaxppo.types import Batch, Failure, Metrics, Sequences, TrainState, Transition
+from purejaxppo.types import Batch, Failure, Metrics, Sequences, TrainState, Transition, traits_of
 
 LOT_SAMPLES = (
     2**21
@@ -122,7 +122,7 @@ def init(config: Config, key: jax.Array) -> TrainState:
         key=key,
         update=jnp.zeros((), jnp.int32),
         failure=Failure(*jnp.zeros((2,), jnp.int32)),
-        step_factor=() if limitless(config.desired_kl) else jnp.ones(()),
+        step_factor=() if limitless(config.desired_kl) or not traits_of(config.algo).first_order else jnp.ones(()),
     )
 
 
@@ -143,7 +143,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     batch, reward_normalizer, critic_hidden = learning_batch(agent, state, transitions)
 
     rate = learning_rate(config, state.update)
-    if adapts := not limitless(config.desired_kl):
+    if adapts := not isinstance(state.step_factor, tuple):  # `init` has decided
         rate = rate * state.step_factor
     adam = MinibatchAdam(rate, config.max_grad_norm, config.num_epochs, config.num_minibatches, config.kernels)
     moved, metrics = improvement(config)(agent, state, adam, minibatch_key, batch)
