@@ -8,6 +8,8 @@ from purejaxppo._version import __version__ as __version__
 if TYPE_CHECKING:
     from purejaxppo.algorithms import A2C as A2C
     from purejaxppo.algorithms import ALGORITHMS as ALGORITHMS
+    from purejaxppo.algorithms import CEM as CEM
+    from purejaxppo.algorithms import CMAES as CMAES
     from purejaxppo.algorithms import NPG as NPG
     from purejaxppo.algorithms import PPO as PPO
     from purejaxppo.algorithms import REINFORCE as REINFORCE
@@ -37,7 +39,18 @@ if TYPE_CHECKING:
 
 # Everything is imported when it is asked for: `purejaxppo --version` need not wait for JAX, nor training for figures.
 _MODULES = {
-    "algorithms": ("A2C", "ALGORITHMS", "NPG", "PPO", "REINFORCE", "TRPO", "A2CTrustRegion", "PPOPenalty"),
+    "algorithms": (
+        "A2C",
+        "ALGORITHMS",
+        "CEM",
+        "CMAES",
+        "NPG",
+        "PPO",
+        "REINFORCE",
+        "TRPO",
+        "A2CTrustRegion",
+        "PPOPenalty",
+    ),
     "config": ("Config",),
     "envs.gymnax": ("GymnaxEnv",),
     "errors": ("UsageError",),

@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, PPO, hyperparameters
+from purejaxppo.algorithms.members import check_members, check_members_mesh
 from purejaxppo.envs.base import BaseEnv, adapt
 from purejaxppo.envs.check import check_env, warn_of_bounds
 from purejaxppo.envs.registry import make_env
@@ -127,7 +128,7 @@ class Config(struct.PyTreeNode):
         for name in ("hidden_sizes", "policy_obs", "critic_obs", "anneal"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not hasattr(self.algo, "update"):
+        if not hasattr(self.algo, "init"):
             return  # JAX rebuilds the tree with placeholders for algorithms; `check` refuses what is none
         usual = {**DEFAULTS, **traits_of(self.algo).published}
         unset = [name for name in usual if getattr(self, name) is None]
@@ -193,7 +194,8 @@ class Config(struct.PyTreeNode):
     @single_precision
     def check(self) -> None:
         """Refuse what cannot work, before anything is compiled. Traced numbers are not checked. Raises: UsageError."""
-        if isinstance(self.algo, type) or not hasattr(self.algo, "init") or not hasattr(self.algo, "update"):
+        methods = {"init", "ask", "tell"} if traits_of(self.algo).evolves else {"init", "update"}
+        if isinstance(self.algo, type) or not methods <= {*dir(self.algo)}:
             known = ", ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
             raise UsageError(f"algo = {self.algo!r} is not an algorithm; pass an instance of one: {known}.")
         usual = {**DEFAULTS, **traits_of(self.algo).published}
@@ -214,6 +216,8 @@ class Config(struct.PyTreeNode):
             )
         if batch == self.num_minibatches and getattr(self.algo, "normalize_advantages", "") == "minibatch":
             raise UsageError(f"num_minibatches = {batch} leaves one sample each, with an advantage of 0; halve it.")
+        if traits_of(self.algo).evolves:
+            check_members(self, {field.name: field.default for field in dataclasses.fields(self)} | usual)
         check_kernels(self.kernels)
         check_env(self.environment, repr(self.env))
         self._check_agent(self.environment)
@@ -229,6 +233,8 @@ class Config(struct.PyTreeNode):
             raise UsageError(
                 f"mesh = {mesh!r}: net must be 1 with shared_torso or joint_update, of one loss; leave it out."
             )
+        if traits_of(self.algo).evolves:
+            check_members_mesh(self, mesh, env, net)
         kind, length = ("sequences", 1) if self.is_recurrent else ("samples", self.num_steps)
         part, rest = divmod(self.num_envs, env)
         if rest or part * length % self.num_minibatches:

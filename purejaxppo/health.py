@@ -27,18 +27,23 @@ def finite(tree: Any) -> jax.Array:
 
 
 def cause_of_failure(
-    transitions: Transition, batch: Batch, metrics: Metrics, state: TrainState, overflowed: jax.Array | None = None
+    transitions: Transition,
+    batch: Batch | None,
+    metrics: Metrics,
+    state: TrainState,
+    overflowed: jax.Array | None = None,
 ) -> jax.Array:
     """The first of `CAUSES`, counted from 1, that is not finite in the update that led to `state`; 0 if all are.
 
-    What has failed once stays so. `overflowed`: observations are finite, but their variance is not.
+    What has failed once stays so. `overflowed`: observations are finite, but their variance is not. Methods without a
+    critic have no batch, and fewer metrics.
     """
     parts = (
         (transitions.obs, transitions.next_obs),
         transitions.reward,
-        (batch.advantage, batch.value, batch.value_target),
-        (metrics["policy_loss"], metrics["value_loss"]),
-        (metrics["grad_norm"], metrics["value_grad_norm"]),
+        batch and (batch.advantage, batch.value, batch.value_target),
+        (metrics["policy_loss"], metrics.get("value_loss")),
+        (metrics.get("grad_norm"), metrics.get("value_grad_norm")),
         (state.policy, state.critic, state.algorithm, state.critic_optimizer),
     )
     bad = [~finite(part) for part in parts] + ([] if overflowed is None else [overflowed])

@@ -15,6 +15,7 @@ from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, 
 from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
+from purejaxppo.evolve import evolve
 from purejaxppo.fields import limitless
 from purejaxppo.health import cause_of_failure, freeze
 from purejaxppo.improvement import improvement
@@ -45,8 +46,9 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
     non-finite, see `health`; all others are then NaN), `policy_loss`, `value_loss`, `entropy`, `kl` (mean
     KL(π_old ‖ π_new) over the batch), `grad_norm`, `value_grad_norm`, `explained_variance`, `learning_rate`. In PPO
     `clip_fraction`; in PPO-penalty `kl_coef`; in NPG and TRPO `predicted_kl`, `predicted_gain`, `gain`, `step_norm`,
-    `xFx`, `cg_residual`, `accepted`; in TRPO `backtracks`. `eval_return` and `eval_length`, present if
-    `eval_interval` > 0, hold one value per evaluation: every `eval_interval` updates, and after the last.
+    `xFx`, `cg_residual`, `accepted`; in TRPO `backtracks`. CEM and CMA-ES, without critic and gradient, have the
+    first four, `policy_loss` and what `evolve` names. `eval_return` and `eval_length`, present if `eval_interval` > 0,
+    hold one value per evaluation: every `eval_interval` updates, and after the last.
 
     May be called under a trace, with traced numbers.
 
@@ -108,8 +110,8 @@ def init(config: Config, key: jax.Array) -> TrainState:
     hidden, critic_hidden = agent.initial_hidden(episodes.obs), agent.critic.initial_hidden(episodes.obs)
     params = agent.policy.init(policy_key, episodes.obs, hidden, method="advance")
     critic_params = agent.critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
-    if config.shared_torso:
-        critic_params = ()  # they are the policy's own
+    if config.shared_torso or traits_of(config.algo).evolves:
+        critic_params = ()  # they are the policy's own, or there is no critic
     params, critic_params = orthogonalize(kernel_key, (params, critic_params))
     return TrainState(
         policy=params,
@@ -135,6 +137,8 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     it in the first-order methods; TRPO's line search is a loop that only forward mode goes through.
     """
     agent = Agent.of(annealed(config, state.update))
+    if traits_of(config.algo).evolves:
+        return evolve(agent, state)
     key, rollout_key, minibatch_key = jax.random.split(state.key, 3)
     episodes, transitions, sums = rollout(
         key_of_shard(rollout_key), agent.env, agent.make_policy(state), state.rollout, config.num_steps, config.kernels

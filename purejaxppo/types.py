@@ -110,7 +110,7 @@ class TrainState(struct.PyTreeNode):
     """Everything about a run: save it, and the run can go on bit for bit."""
 
     policy: Params
-    critic: Params  # () where they are the policy's own
+    critic: Params  # () where they are the policy's own, or there is no critic
     algorithm: AlgorithmState
     critic_optimizer: Any  # Adam's moments
     observation_statistics: Any  # RunningStatistics over O, a dict of them, or None
@@ -144,6 +144,31 @@ class Algorithm(Protocol):
         ...
 
 
+class EvolutionStrategy(Protocol):
+    """A search for parameters of which whole episodes have the highest returns, without gradients: `evolves` is True.
+
+    A dataclass as `Algorithm` is, with a field `envs_per_member`. D is the number of the policy's parameters. The
+    policy itself is the mean [D] of the distribution that members are drawn from.
+    """
+
+    envs_per_member: int  # in which each member acts: there are num_envs / envs_per_member of them
+
+    def init(self, params: Params) -> AlgorithmState: ...
+
+    def ask(self, key: jax.Array, mean: jax.Array, state: AlgorithmState, num_members: int) -> jax.Array:
+        """The members of a generation, [P, D]."""
+        ...
+
+    def tell(
+        self, mean: jax.Array, state: AlgorithmState, members: jax.Array, fitness: jax.Array
+    ) -> tuple[jax.Array, AlgorithmState, Metrics]:
+        """`(mean, state, metrics)` after the members [P, D] were found to have the fitness [P]; the higher, the better.
+
+        The metrics are scalars.
+        """
+        ...
+
+
 class Traits(NamedTuple):
     """What an algorithm may say of itself in class attributes; these are the values of one that says nothing.
 
@@ -155,6 +180,7 @@ class Traits(NamedTuple):
     first_order: bool = True  # it follows gradients of any loss, so the critic's loss may be added to its own
     by_minibatches: bool = False  # its update is one `minimize` with all epochs, which the critic's fit may join
     run_by_run: bool = False  # it goes over the whole batch many times, see `vmapping.in_lots`
+    evolves: bool = False  # it is an `EvolutionStrategy`: no critic, no gradient
 
 
 def traits_of(algo: Any) -> Traits:

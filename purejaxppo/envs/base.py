@@ -42,6 +42,10 @@ class BaseEnv(contextlib.AbstractContextManager["BaseEnv"]):
         """The start of the episode after the one in `state`."""
         return self.reset(key)
 
+    def begin_anew(self, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
+        """The start of an episode that depends on `key` alone, whether the one in `state` has ended or not."""
+        return self.reset(key)
+
     def release(self, state: EnvState) -> Any:
         """Compiled: nothing more will be asked of `state`."""
 

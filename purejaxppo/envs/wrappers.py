@@ -51,6 +51,9 @@ class ActionRepeat(Wrapper):
     def restart(self, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
         return self.env.restart(key, state)
 
+    def begin_anew(self, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
+        return self.env.begin_anew(key, state)
+
     def step(self, key: jax.Array, state: EnvState, action: jax.Array) -> Step:
         def again(before: Step, key: jax.Array) -> tuple[Step, None]:
             state, _, total, terminated, truncated = before
@@ -94,6 +97,9 @@ class FrameStack(Wrapper):
 
     def restart(self, key: jax.Array, state: Stacked) -> tuple[Stacked, Observation]:
         return self._begin(*self.env.restart(key, state.inner))
+
+    def begin_anew(self, key: jax.Array, state: Stacked) -> tuple[Stacked, Observation]:
+        return self._begin(*self.env.begin_anew(key, state.inner))
 
     def step(self, key: jax.Array, state: Stacked, action: jax.Array) -> Step:
         inner, seen, *rest = self.env.step(key, state.inner, action)

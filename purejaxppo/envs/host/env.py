@@ -97,6 +97,11 @@ class HostEnv(BaseEnv):
         """The episode after one that has ended; it is reset already."""
         return state._replace(ended=jnp.zeros_like(state.ended)), state.start
 
+    def begin_anew(self, key: jax.Array, state: HostState) -> tuple[HostState, Observation]:
+        where = (state.pool, state.slot, state.ended)
+        start = _as_one_batch(self._begin_anew)(where, _seed(key))
+        return state._replace(ended=jnp.zeros_like(state.ended), start=start), start
+
     def release(self, state: HostState) -> jax.Array:
         """Nothing more will be asked of these environments: others may have their processes."""
         return _as_one_batch(self._release)((state.pool, state.slot, state.ended))
@@ -124,6 +129,9 @@ class HostEnv(BaseEnv):
         numbers = action.astype(jnp.float32 if isinstance(self.action_space, Box) else jnp.int32)
         bits = jax.lax.bitcast_convert_type(numbers, jnp.int32).reshape(n, -1)
         return self._call(self._host_step, returned, *where, seeds, *bits.T)
+
+    def _begin_anew(self, shape: tuple[int, ...], where: Any, seeds: jax.Array) -> Observation:
+        return self._call(self._host_begin_anew, self._entries(len(seeds)), *where, seeds)
 
     def _release(self, shape: tuple[int, ...], where: Any) -> jax.Array:
         return self._call(self._host_release, jax.ShapeDtypeStruct(where[0].shape, bool), *where)
@@ -157,12 +165,18 @@ class HostEnv(BaseEnv):
         pool.begin(int(table[0, 0]) * len(table) // per_run, per_run)
         with _LOCK:
             self._pools[pool.number] = pool
-        commands = np.zeros((len(table), pool.arrays["commands"].shape[1]), np.int32)
-        commands[:, SEED] = table[:, 1]
-        with pool.lock:
-            pool.step(ALL, RESET, commands)
-            start = self._seen(pool, "start", ALL)
+        start = self._reset(pool, ALL, table[:, 1])
         return np.full(len(table), pool.number, np.int32), pool.slots, np.zeros(len(table), bool), start
+
+    def _host_begin_anew(self, table: np.ndarray) -> Any:
+        return self._reset(*self._find(table), table[:, 4])
+
+    def _reset(self, pool: Pool, slots: np.ndarray | slice, seeds: np.ndarray) -> Any:
+        commands = np.zeros((len(seeds), pool.arrays["commands"].shape[1]), np.int32)
+        commands[:, SEED] = seeds
+        with pool.lock:
+            pool.step(slots, RESET, commands)
+            return self._seen(pool, "start", slots)
 
     def _host_step(self, table: np.ndarray) -> Any:
         pool, slots = self._find(table)
