@@ -45,6 +45,8 @@ _TABLE: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {  # (algo, env) →
     ("npg", "CartPole-v1"): (_OUR_STEPS, {"total_steps": 100_000}),
     ("trpo", "CartPole-v1"): (_OUR_STEPS, {"total_steps": 100_000}),
     ("ppo-penalty", "CartPole-v1"): (_OUR_STEPS, {"total_steps": 100_000}),
+    ("cem", "CartPole-v1"): (_OURS, {"num_envs": 50, "total_steps": 1_000_000}),
+    ("cma-es", "CartPole-v1"): (_OURS, {"total_steps": 960_000}),
     ("trpo", "Acrobot-v1"): (_OUR_STEPS, {"total_steps": 100_000}),
     ("trpo", "Pendulum-v1"): (_OUR_STEPS, {"total_steps": 300_000}),
     ("ppo", "Pendulum-v1"): (

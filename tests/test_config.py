@@ -16,6 +16,8 @@ from support import arrays, largest_difference, quick_jit
 from purejaxppo import (
     A2C,
     ALGORITHMS,
+    CEM,
+    CMAES,
     NPG,
     PPO,
     REINFORCE,
@@ -142,10 +144,22 @@ OWN = {
         "entropy_coef": 0.5,
         "normalize_advantages": ({"num_minibatches": 2}, "batch"),
     },
+    CEM: {
+        "elite_fraction": 0.5,
+        "initial_std": 2.0,
+        "extra_std": 2.0,
+        "extra_decay": 1.0,
+        "envs_per_member": ({"num_envs": 12}, 3),
+    },
+    CMAES: {"initial_sigma": 1.0, "covariance": "diagonal", "envs_per_member": ({"num_envs": 12}, 3)},
 }
-BASE = {  # where each option matters: TRPO has to backtrack, for instance
-    algorithm: Config(env=Walk(), algo=algorithm(), **SMALL, **UPDATES) for algorithm in OWN
-} | {TRPO: Config(env=Walk(), algo=TRPO(max_kl=3.0, damping=1e-3), **SMALL, **UPDATES)}
+BASE = (
+    {  # where each option matters: TRPO has to backtrack, for instance
+        algorithm: Config(env=Walk(), algo=algorithm(), **SMALL, **UPDATES) for algorithm in OWN
+    }
+    | {algorithm: Config(env=Walk(), algo=algorithm(), **SMALL | {"num_envs": 12}) for algorithm in (CEM, CMAES)}
+    | {TRPO: Config(env=Walk(), algo=TRPO(max_kl=3.0, damping=1e-3), **SMALL, **UPDATES)}
+)
 
 traces = []
 
@@ -176,7 +190,8 @@ def outcome(config):
     if config.eval_interval:
         state, metrics = train(config, KEY)
     else:
-        numbers = {f.name: getattr(config.algo, f.name) for f in dataclasses.fields(config.algo) if is_number(f)}
+        own = [f for f in dataclasses.fields(config.algo) if is_number(f) or f.name == "covariance"]
+        numbers = {f.name: getattr(config.algo, f.name) for f in own}
         parts = {name: getattr(config, name) for name in NETWORK}
         state = begin(Config(algo=type(config.algo)(**numbers), **parts), KEY)  # nothing else matters to it
         state, first = update(config, state)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import quick_jit
+from support import assert_same_bits, quick_jit
 
 from purejaxppo import evaluate, init, make_train, over_runs, preset, update_step
 from purejaxppo.cli.evaluate import EvaluateOptions, play_episodes
@@ -193,6 +193,22 @@ def test_training_evaluations_and_chunks_are_one_another(clock):
         state, one = update(config, state)
         np.testing.assert_allclose(one["policy_loss"], metrics["policy_loss"][i], rtol=1e-5)
     assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_generations_begin_new_episodes_in_the_same_processes(clock, stack):
+    """In the midst of those before: and the same state leads to the same generation, whatever was played since."""
+    config = preset("cem", clock, num_envs=4, num_steps=LIMIT + 2, hidden_sizes=(4,), frame_stack=stack)
+    update, state = quick_jit(functools.partial(update_step, config)), quick_jit(init)(config, jax.random.key(0))
+    first, metrics = update(state)
+    assert metrics["episodes"] >= 4
+    second, _ = update(first)
+    again, same = update(state)
+    assert len(clock._pools) == 1
+    for part in ("policy", "algorithm", "key"):
+        assert_same_bits(getattr(again, part), getattr(first, part))
+    assert_same_bits((again.rollout.obs, same), (first.rollout.obs, metrics))
+    assert not np.array_equal(first.algorithm.std, second.algorithm.std)
 
 
 def test_an_evaluation_counts_whole_episodes_of_environments_that_stop(clock):

@@ -226,7 +226,7 @@ def test_quiet_prints_nothing(tmp_path, capsys):
 
 
 BAD = {
-    "--algo trp": ["'trp'", "reinforce, a2c, a2c-tr, npg, trpo, ppo, ppo-penalty", "did you mean trpo"],
+    "--algo trp": ["'trp'", "reinforce, a2c, a2c-tr, npg, trpo, ppo, ppo-penalty, cem, cma-es", "did you mean trpo"],
     "--algo": ["Missing value for argument '--algo'"],
     "--env CartPole": ["'CartPole'", "did you mean CartPole-v1"],
     "--env nowhere:Env": ["'nowhere:Env'", "No module named", "PYTHONPATH"],

@@ -6,7 +6,7 @@ import pytest
 from environments import Probe
 from support import quick_jit
 
-from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, A2CTrustRegion, Config, PPOPenalty, make_train
+from purejaxppo import A2C, CEM, CMAES, NPG, PPO, REINFORCE, TRPO, A2CTrustRegion, Config, PPOPenalty, make_train
 from purejaxppo.evaluation import evaluate
 from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
@@ -19,6 +19,7 @@ ALGORITHMS = {
     "ppo-penalty": PPOPenalty(),
     "ppo": PPO(entropy_coef=0.0),
 }
+EVOLUTION = {"cem": CEM(), "cma-es": CMAES(covariance="diagonal")}
 MASK = (False, True, True, False, False, True, True)
 BOX = Probe(Box(-2.0, 1.0, (2,)))
 POLICIES = {
@@ -34,8 +35,8 @@ SETTINGS = {"num_envs": 32, "num_steps": 8, "num_epochs": 4, "num_minibatches": 
 SETTINGS |= {"hidden_sizes": (16,), "anneal_learning_rate": True}
 ONE_STEP = {"total_steps": 300 * 256, "learning_rate": 0.03}  # of Adam per rollout, in REINFORCE and A2C
 MANY = {"total_steps": 60 * 256, "learning_rate": 0.01}
-PAIRS = [(algo, policy) for algo in ALGORITHMS for policy in POLICIES]
-QUICK = set(zip([*ALGORITHMS, *ALGORITHMS], POLICIES, strict=False))  # each policy, and each algorithm, at least once
+PAIRS = [(algo, policy) for algo in (*ALGORITHMS, *EVOLUTION) for policy in POLICIES]
+QUICK = set(zip([*ALGORITHMS, *EVOLUTION], POLICIES, strict=True))  # each policy, and each algorithm, at least once
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,13 @@ QUICK = set(zip([*ALGORITHMS, *ALGORITHMS], POLICIES, strict=False))  # each pol
 )
 def test_it_learns_the_probe(algo, policy):
     """Greedy returns near the best, which is 1; a random policy has 0 to ½. A forbidden action would have paid 10."""
-    pace = ONE_STEP if algo in ("reinforce", "a2c", "a2c-tr") else MANY
-    config = POLICIES[policy].replace(algo=ALGORITHMS[algo], **SETTINGS, **pace)
+    if algo in EVOLUTION:
+        kept = {name: getattr(POLICIES[policy], name) for name in ("env", "action_distribution")}
+        own = {name: SETTINGS[name] for name in ("num_envs", "num_steps", "hidden_sizes")}
+        config = Config(algo=EVOLUTION[algo], total_steps=MANY["total_steps"], **kept, **own)
+    else:
+        pace = ONE_STEP if algo in ("reinforce", "a2c", "a2c-tr") else MANY
+        config = POLICIES[policy].replace(algo=ALGORITHMS[algo], **SETTINGS, **pace)
 
     @quick_jit
     def run(key):

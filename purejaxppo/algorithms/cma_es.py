@@ -14,8 +14,9 @@ from purejaxppo.fields import number, static
 from purejaxppo.precision import matmul_precision
 from purejaxppo.types import Metrics, Params
 
-FULL_AT_MOST = 500  # parameters; the matrix and its eigenvectors then take 2 MB of each run's state
+FULL_AT_MOST = 200  # parameters: finding the eigenvectors takes longer than the episodes beyond some hundreds
 SMALLEST = 1e-7  # eigenvalue, as a part of the largest: float32 knows no smaller ones
+LEAST_SIGMA, LEAST_VARIANCE = 1e-8, 1e-12  # once all members are equal in float32, both would fall to 0
 
 
 class CMAESState(struct.PyTreeNode):
@@ -41,7 +42,7 @@ class CMAES(struct.PyTreeNode):
     from positive weights alone.
     """
 
-    initial_sigma: float = number(0.3, "(0, inf)", "σ in the first generation")
+    initial_sigma: float = number(0.5, "(0, inf)", "σ in the first generation")
     covariance: str = static(
         "auto", f"C; auto is full up to {FULL_AT_MOST} parameters", choices=("auto", "full", "diagonal")
     )
@@ -65,9 +66,9 @@ class CMAES(struct.PyTreeNode):
         return CMAESState(sigma, covariance, basis, ones, zeros, zeros, jnp.zeros((), jnp.int32))
 
     def ask(self, key: jax.Array, mean: jax.Array, state: CMAESState, num_members: int) -> jax.Array:
-        z = state.scale[None] * jax.random.normal(key, (num_members, mean.size))
-        with matmul_precision("highest"):
-            return mean[None] + state.sigma * (z if state.covariance.ndim == 1 else z @ state.basis.T)
+        """m + σ C^{1/2} z, by the symmetric root: it hardly changes where last digits turn the eigenvectors round."""
+        z = jax.random.normal(key, (num_members, mean.size))
+        return mean[None] + state.sigma * _times_power(state, z, 1.0)
 
     def tell(
         self, mean: jax.Array, state: CMAESState, members: jax.Array, fitness: jax.Array
@@ -79,13 +80,14 @@ class CMAES(struct.PyTreeNode):
             step = jnp.maximum(s.weights, 0.0) @ y
             g = state.generation + 1
             step_path = (1 - s.c_sigma) * state.step_path
-            step_path += math.sqrt(s.c_sigma * (2 - s.c_sigma) * s.mu_eff) * _whitened(state, step[None])[0]
+            step_path += math.sqrt(s.c_sigma * (2 - s.c_sigma) * s.mu_eff) * _times_power(state, step[None], -1.0)[0]
             length, usual = jnp.linalg.norm(step_path), math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))
             sigma = state.sigma * jnp.exp(jnp.minimum(s.c_sigma / s.damping * (length / usual - 1), 1.0))
+            sigma = jnp.maximum(sigma, LEAST_SIGMA)
             # a path that is much too long would make C grow too fast along it
             moves = length / jnp.sqrt(1 - (1 - s.c_sigma) ** (2 * g)) < (1.4 + 2 / (n + 1)) * usual
             path = (1 - s.c_c) * state.path + moves * math.sqrt(s.c_c * (2 - s.c_c) * s.mu_eff) * step
-            squares = jnp.sum(_whitened(state, y) ** 2, axis=-1)
+            squares = jnp.sum(_times_power(state, y, -1.0) ** 2, axis=-1)
             weights = jnp.where(s.weights >= 0, s.weights, s.weights * n / jnp.maximum(squares, 1e-12))
             kept = 1 + s.c_1 * (1 - moves) * s.c_c * (2 - s.c_c) - s.c_1 - s.c_mu * s.weights.sum()
             if full:
@@ -131,18 +133,21 @@ def strategy(num_members: int, n: int, full: bool) -> Strategy:
     return Strategy(weights, float(mu_eff), c_sigma, damping, c_c, c_1, c_mu)
 
 
-def _whitened(state: CMAESState, y: jax.Array) -> jax.Array:
-    """C^{-1/2} y of vectors [P, D]."""
+def _times_power(state: CMAESState, y: jax.Array, power: float) -> jax.Array:
+    """C^{power/2} y of vectors [P, D]."""
+    scale = state.scale[None] ** power
     if state.covariance.ndim == 1:
-        return y / state.scale[None]
-    return (y @ state.basis / state.scale[None]) @ state.basis.T
+        return y * scale
+    with matmul_precision("highest"):
+        return (y @ state.basis * scale) @ state.basis.T
 
 
 def _decomposed(covariance: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
     """C, kept symmetric and positive, its eigenvectors and the roots of its eigenvalues."""
     if covariance.ndim == 1:
+        covariance = jnp.maximum(covariance, LEAST_VARIANCE)
         return covariance, (), jnp.sqrt(covariance)
     covariance = (covariance + covariance.T) / 2
     # one after the other under `vmap`: batched LAPACK can deadlock on a CPU with few cores
     values, basis = jax.custom_batching.sequential_vmap(lambda c: tuple(jnp.linalg.eigh(c)))(covariance)
-    return covariance, basis, jnp.sqrt(jnp.maximum(values, SMALLEST * values[-1]))
+    return covariance, basis, jnp.sqrt(jnp.maximum(values, jnp.maximum(SMALLEST * values[-1], LEAST_VARIANCE)))
