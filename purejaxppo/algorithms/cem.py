@@ -49,12 +49,14 @@ class CEM(struct.PyTreeNode):
         return CEMState(jnp.full_like(mean, self.initial_std), jnp.zeros((), jnp.int32))
 
     def ask(self, key: jax.Array, mean: jax.Array, state: CEMState, num_members: int) -> jax.Array:
+        """Members [P, D] of N(μ, σ²_g)."""
         z = jax.random.normal(key, (num_members, mean.size))
         return mean[None] + self._spread(state)[None] * z
 
     def tell(
         self, mean: jax.Array, state: CEMState, members: jax.Array, fitness: jax.Array
     ) -> tuple[jax.Array, CEMState, Metrics]:
+        """The next μ, σ and their generation, see `EvolutionStrategy.tell`."""
         rank = jnp.argsort(jnp.argsort(-fitness))
         num_elites = jnp.maximum(jnp.round(self.elite_fraction * fitness.size), 2)
         elite = (rank < num_elites)[:, None]

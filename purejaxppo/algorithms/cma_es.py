@@ -73,6 +73,7 @@ class CMAES(struct.PyTreeNode):
     def tell(
         self, mean: jax.Array, state: CMAESState, members: jax.Array, fitness: jax.Array
     ) -> tuple[jax.Array, CMAESState, Metrics]:
+        """The next m, σ, C and their paths, see `EvolutionStrategy.tell`."""
         n, full = mean.size, state.covariance.ndim == 2
         s = strategy(fitness.size, n, full)
         with matmul_precision("highest"):

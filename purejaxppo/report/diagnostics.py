@@ -28,6 +28,7 @@ PANELS = [
     Panel("kl_coef", "KL coefficient", "The penalty's β.", log=True),
     Panel("explained_variance", "Explained variance", "1 − Var(target − V) / Var(target), from −1.", False, (-1, None)),
     Panel("entropy", "Entropy", "Of the policy, mean over states."),
+    Panel("search_std", "Search width", "Standard deviation of the members' parameters, in CEM and CMA-ES.", log=True),
     Panel("cg_residual", "CG residual", "Of the conjugate gradient's solution.", log=True),
     Panel("alive", "Alive", "Fraction of the seeds that are still finite.", ylim=(-0.03, 1.03)),
 ]
