@@ -239,7 +239,7 @@ def of(tree, seeds):
 
 @pytest.mark.parametrize(("name", "fault"), CASES)
 def test_a_sick_seed_is_frozen_as_it_last_was_and_named_and_the_others_keep_their_bits(name, fault):
-    """63 faults, each in a run of its own, in one seed of four."""
+    """76 faults, each in a run of its own, in one seed of four."""
     seed, fault = len(name + fault) % SEEDS, FAULTS[fault]
     others = np.delete(np.arange(SEEDS), seed)
     states, metrics = states_and_metrics(name, seed, fault)
