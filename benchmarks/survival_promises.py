@@ -6,7 +6,7 @@
   again by the same command until it ends. The final states and metrics.csv are those of an undisturbed run.
 - stops: SIGTERM in a given phase of a run in a compiled environment, of one in a host environment, or of a sweep. Out
   within 10 seconds with exit code 143 and one line; what is resumed ends, in compiled environments bit for bit as if
-  nothing had happened. In a third of the host's trials a step takes half a second from the phase's beginning on.
+  nothing had happened. In some of the host's trials a step takes half a second from the phase's beginning on.
 - sweeps: of one of several settings, the host environment raises. All others are trained.
 
 Every fourth start is a process of its own, the others are forks of this one, which have imported everything. Trials are
@@ -15,11 +15,11 @@ written to `--out` one by one; the same command continues. Each trial has a seed
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
 import select
-import shlex
 import shutil
 import signal
 import subprocess
@@ -44,23 +44,15 @@ from purejaxppo.sweeps import execution
 
 ALGORITHMS = ("a2c", "trpo")  # survival.py has all
 PHASES = ("start", "compile", "training", "interval evaluation", "saving", "final evaluation")
+# A program that calls the host is compiled at each start, as JAX does not cache it.
+ORDER = ("compiled", "sweep", "compiled", "host", "compiled", "sweep")
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # most of a start is compilation
 LIMIT = 10.0  # seconds from SIGTERM to the end
 HERE = Path(__file__).parent
 COMMANDS = {"run": run.main, "sweep": sweep.main}
 SMALL = "--num-seeds 2 --num-envs 2 --num-steps 32 --total-steps 640 --hidden-sizes 8 --final-episodes 2 "
 FLAGS = SMALL + "--eval-interval 4 --eval-episodes 2 --checkpoint-interval 3"
 MORE = {"compiled": "", "host": "", "sweep": "--grid gamma=0.9,0.99"}
-
-
-class Scenarios(dict[tuple[str, str], "Scenario"]):
-    """Made as they are needed."""
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-
-    def __missing__(self, key: tuple[str, str]) -> "Scenario":
-        self[key] = Scenario(self.work, *key)
-        return self[key]
 
 
 class Scenario:
@@ -168,19 +160,16 @@ def _tell_phases(pipe: int) -> None:
     Loop._final_returns = told("final evaluation", Loop._final_returns)
 
 
-def restart(scenarios: Scenarios, work: Path, i: int, rng: random.Random) -> dict[str, Any]:
+def restart(scenario_of: Callable[[str, str], Scenario], work: Path, i: int, rng: random.Random) -> dict[str, Any]:
     """Kill `--resume-or-start` at random moments; half of the first are before config.json can be there."""
-    scenario, out, real = scenarios["compiled", ALGORITHMS[i // 2 % 2]], work / "restarted", i % 4 == 3
+    scenario, out, real = scenario_of("compiled", ALGORITHMS[i // 2 % 2]), work / "trial", i % 4 == 3
     more, kills = ["--out", str(out), "--resume-or-start"], []
     seconds = scenario.seconds + (3.0 if real else 0.0)  # of imports
     while len(kills) < 5 and (not kills or rng.random() < 0.6):
         early = not kills and i % 2 == 0
         moment = rng.uniform(0.0, 0.3 * seconds if early else seconds)
-        if real:
-            process = scenario.process(more)
-            child = process.pid
-        else:
-            child = begin([*scenario.flags, *more], scenario.main)
+        process = scenario.process(more) if real else None
+        child = process.pid if process else begin([*scenario.flags, *more], scenario.main)
         if wait(child, moment) is not None:
             if said():
                 raise RuntimeError(said())
@@ -198,11 +187,11 @@ def restart(scenarios: Scenarios, work: Path, i: int, rng: random.Random) -> dic
     return {"algo": scenario.algo, "own process": real, "kills": kills, "held": same}
 
 
-def stop(scenarios: Scenarios, work: Path, i: int, rng: random.Random) -> dict[str, Any]:
+def stop(scenario_of: Callable[[str, str], Scenario], work: Path, i: int, rng: random.Random) -> dict[str, Any]:
     """SIGTERM at a random moment of a phase."""
-    kind = ("compiled", "host", "sweep")[i % 3]
-    phase, scenario, out = PHASES[(i // 3) % len(PHASES)], scenarios[kind, "a2c"], work / "stopped"
-    slow = kind == "host" and phase not in ("start", "compile", "saving") and i % 2 == 0
+    kind, earlier = ORDER[i % 6], i // 6 * ORDER.count(ORDER[i % 6]) + ORDER[: i % 6].count(ORDER[i % 6])
+    phase, scenario, out = PHASES[earlier % len(PHASES)], scenario_of(kind, "a2c"), work / "trial"
+    slow = kind == "host" and phase not in ("start", "compile", "saving") and earlier // 6 % 2 == 0
     while True:
         shutil.rmtree(out, ignore_errors=True)
         watched = Watched(scenario, ["--out", str(out)])
@@ -233,7 +222,7 @@ def stop(scenarios: Scenarios, work: Path, i: int, rng: random.Random) -> dict[s
 
 def failing(_: Any, work: Path, i: int, rng: random.Random) -> dict[str, Any]:
     """A sweep of 3 to 5 settings, one of which learns by huge steps; all are trained as one program at first."""
-    count, out = rng.randint(2, 4), work / "swept"
+    count, out = rng.randint(2, 4), work / "trial"
     rates = [f"{10 ** rng.uniform(-5, -3):.3g}" for _ in range(count)]
     rates.insert(bad := rng.randrange(count + 1), "1e4")
     flags = f"--algo a2c {SMALL} --env gymnasium/survival_environments:Monotony-v0,workers=1"
@@ -265,8 +254,9 @@ def summarise(trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return found
 
 
-def write(path: Path, trials: dict[str, list[dict[str, Any]]]) -> None:
-    command = shlex.join(["python", "benchmarks/survival_promises.py", *sys.argv[1:]])
+def write(path: Path, wanted: dict[str, int], trials: dict[str, list[dict[str, Any]]]) -> None:
+    flags = [f"--{name} {count}" for name, count in wanted.items()]
+    command = " ".join(["python benchmarks/survival_promises.py", *flags])
     about = {"command": command, "date": f"{datetime.now(UTC):%Y-%m-%d}", "cores": os.cpu_count()}
     text = json.dumps(about | {"summary": summarise(trials)}, indent=2)
     lines = [
@@ -284,21 +274,22 @@ def main() -> int:
     trials = json.loads(chosen.out.read_text())["trials"] if chosen.out.exists() else {}
     work = Path(tempfile.mkdtemp(prefix="survival-"))
     cache = {"jax_compilation_cache_dir": str(work / "cache"), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
     for name, value in (cache | {"jax_persistent_cache_min_entry_size_bytes": 0}).items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
     try:
-        scenarios, wanted = Scenarios(work), {name: getattr(chosen, name) for name in KINDS}
+        wanted = {name: getattr(chosen, name) for name in KINDS}
+        scenario_of = functools.cache(partial(Scenario, work))  # made as they are needed
         trials = {name: trials.get(name, []) for name in KINDS}
         while any(len(trials[name]) < wanted[name] for name in KINDS):
             name = min((name for name in KINDS if wanted[name]), key=lambda name: len(trials[name]) / wanted[name])
             i = len(trials[name])
-            done = KINDS[name](scenarios, work, i, random.Random(f"{name} {i}"))
+            done = KINDS[name](scenario_of, work, i, random.Random(f"{name} {i}"))
             trials[name].append({"trial": i} | done)
-            write(chosen.out, trials)
+            write(chosen.out, wanted, trials)
             print(name, trials[name][-1], flush=True)
-            for left in ("restarted", "stopped", "swept"):
-                shutil.rmtree(work / left, ignore_errors=True)
+            shutil.rmtree(work / "trial", ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         ERRORS.unlink(missing_ok=True)

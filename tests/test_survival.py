@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "survival.py"
+PROMISES = BENCHMARK.with_name("survival_promises.py")
 
 
 def survival(out, *flags):
@@ -34,3 +35,17 @@ def test_the_whole_of_it(tmp_path):
     counts = survival(tmp_path / "counts.json", "--kills", "200", "--stops", "50", "--full-disks", "20")
     for name, total in (("kills", "runs"), ("stops", "stopped"), ("full disks", "runs")):
         assert counts[name]["identical"] == counts[name][total]
+
+
+@pytest.mark.slow
+def test_what_is_promised_of_interruptions(tmp_path):
+    """Each trial says whether it held; the exit code is 0 only if all have."""
+    out = tmp_path / "promises.json"
+    command = [sys.executable, PROMISES, "--restarts", "20", "--stops", "36", "--sweeps", "3", "--out", out]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert {name: x["held"] for name, x in json.loads(out.read_text())["summary"].items()} == {
+        "restarts": 20,
+        "stops": 36,
+        "sweeps": 3,
+    }
