@@ -242,7 +242,8 @@ def notebook_class(name):
     """A class that a cell of your_own.ipynb defines, with what the first cell imports."""
     cells = json.loads((ROOT / "notebooks" / "your_own.ipynb").read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    imports = [line for line in sources[0].splitlines() if line.startswith(("import ", "from "))]
+    first = "\n".join(sources[:2])  # installs what is missing; imports
+    imports = [line for line in first.splitlines() if line.startswith(("import ", "from "))]
     definition = next(source for source in sources if source.startswith(f"class {name}")).partition("\n\n\n")[0]
     namespace = {"__name__": "notebook"}
     exec("\n".join([*imports, definition]), namespace)  # noqa: S102 - our own notebook
