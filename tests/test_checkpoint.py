@@ -285,7 +285,7 @@ def forge(path, change):
         (lambda outer: outer.update(format=2), "has format 2 and this version reads up to 1; upgrade purejaxppo"),
         (lambda outer: outer.update(format=10**9), "has format 1000000000"),
         (lambda outer: outer["content"].update(purejaxppo="99.0.0"), r"purejaxppo 99\.0\.0, newer than this .*upgrade"),
-        (lambda outer: outer["content"].update(purejaxppo="0.1.99999"), "newer"),
+        (lambda outer: outer["content"].update(purejaxppo="0.2.99999"), "newer"),
         (lambda outer: outer["content"].update(purejaxppo="latest"), "is no version"),
         (lambda outer: outer["content"].pop("purejaxppo"), "is no version"),
         (lambda outer: outer.update(format="2"), "damaged"),

@@ -12,8 +12,8 @@ from test_parity import doubles, orders
 
 from purejaxppo import PPO, Config, PPOPenalty, init
 from purejaxppo.agent import Agent
+from purejaxppo.improvement import improve_apart, improve_jointly
 from purejaxppo.optimize.minibatch import MinibatchAdam
-from purejaxppo.train import improve_apart, improve_jointly
 from purejaxppo.types import Batch
 
 SAMPLES, UPDATES = 64, 3

@@ -294,7 +294,7 @@ def test_where_all_settings_fail_the_sweep_does(tmp_path, monkeypatch, capsys):
 
 def unplanned(swept, devices, progress):
     """Steps with a program that nobody calls."""
-    about = execution.Program([], 0.0, 0, None, None, None, None)
+    about = execution.Program([], 0.0, 0, None, None, None, None, [])
     return [execution.Step(group, about, len(group.members)) for group in swept.groups]
 
 

@@ -11,6 +11,7 @@ from support import quick_jit
 
 from purejaxppo.algorithms import NPG, TRPO
 from purejaxppo.networks.heads import PolicyNetwork
+from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.spaces import Box, Discrete
 from purejaxppo.types import Batch
@@ -63,7 +64,9 @@ def compiled(kind):
     """`update`, for hyperparameters, params and batch of every run; compiled once for each static setting."""
 
     def update(algorithm, params, batch):
-        return algorithm.update(jax.random.key(0), network(kind).apply, params, (), batch, None)
+        return algorithm.update(
+            jax.random.key(0), network(kind).apply, params, (), batch, MinibatchAdam(1e-3, jnp.inf, 1, 1)
+        )
 
     return quick_jit(jax.vmap(update))
 
