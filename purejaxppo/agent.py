@@ -11,7 +11,7 @@ from purejaxppo.envs.base import BaseEnv
 from purejaxppo.fields import limitless
 from purejaxppo.networks.heads import PolicyNetwork, SharedNetwork, ValueNetwork, visible
 from purejaxppo.networks.recurrent import restart
-from purejaxppo.normalize import normalize_observation
+from purejaxppo.normalize import normalize_observation, overflowed, update_statistics
 from purejaxppo.types import Observation, Params, TrainState
 
 
@@ -52,6 +52,13 @@ class Agent(NamedTuple):
         if not self.config.normalize_observations:
             return obs
         return normalize_observation(state.observation_statistics, obs)
+
+    def take_in(self, state: TrainState, obs: Observation) -> tuple[Any, jax.Array | None]:
+        """Statistics after a rollout's observations [..., O], and whether they overflow; where there are none, None."""
+        if not self.config.normalize_observations:
+            return state.observation_statistics, None
+        statistics = update_statistics(state.observation_statistics, self.clip(obs))
+        return statistics, overflowed(state.observation_statistics, statistics)
 
     def initial_hidden(self, obs: Observation) -> Any:
         """The policy's hidden state [..., H] before the first of observations [..., O]; () if it has none."""

@@ -10,7 +10,6 @@ from jax.flatten_util import ravel_pytree
 from purejaxppo.agent import Agent
 from purejaxppo.distributions import Distribution
 from purejaxppo.health import cause_of_failure, freeze
-from purejaxppo.normalize import overflowed, update_statistics
 from purejaxppo.parallel.mesh import ENV_AXIS, key_of_shard, shards, sum_over_shards
 from purejaxppo.rollout import rollout
 from purejaxppo.types import Metrics, Params, RolloutState, TrainState
@@ -41,18 +40,9 @@ def evolve(agent: Agent, state: TrainState) -> tuple[TrainState, Metrics]:
         fitness = jax.lax.all_gather(fitness, ENV_AXIS, tiled=True)
     mean, moved, metrics = strategy.tell(mean, state.algorithm, members, fitness)
 
-    sums = sum_over_shards(sums)
-    metrics |= {
-        "episode_return": sums.returns / sums.episodes,  # NaN where no episode ended
-        "episode_length": sums.lengths / sums.episodes,
-        "episodes": sums.episodes,
-        "policy_loss": -jnp.mean(fitness),
-        "fitness_best": jnp.max(fitness),
-    }
-    statistics, overflow = state.observation_statistics, None
-    if config.normalize_observations:
-        statistics = update_statistics(statistics, agent.clip(transitions.obs))
-        overflow = overflowed(state.observation_statistics, statistics)
+    metrics |= sum_over_shards(sums).metrics()
+    metrics |= {"policy_loss": -jnp.mean(fitness), "fitness_best": jnp.max(fitness)}
+    statistics, overflow = agent.take_in(state, transitions.obs)
     updated = state.replace(
         policy=unravel(mean),
         algorithm=moved,

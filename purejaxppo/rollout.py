@@ -16,7 +16,7 @@ from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.precision import single_precision
 from purejaxppo.spaces import Box, Space
 from purejaxppo.target import is_small, on_cpu
-from purejaxppo.types import RolloutState, Transition
+from purejaxppo.types import Metrics, RolloutState, Transition
 
 STEPS_AT_ONCE = 8  # in one iteration of an accelerator's loop: one store, one counter, fewer copies for all
 FEW_NUMBERS = 32  # of a start state and its observation, that those of all steps may be kept
@@ -28,6 +28,14 @@ class EpisodeSums(NamedTuple):
     episodes: jax.Array  # [] how many
     returns: jax.Array  # [] sum of undiscounted returns
     lengths: jax.Array  # [] sum of lengths
+
+    def metrics(self) -> Metrics:
+        """Means over the episodes, NaN where none ended, and how many did."""
+        return {
+            "episode_return": self.returns / self.episodes,
+            "episode_length": self.lengths / self.episodes,
+            "episodes": self.episodes,
+        }
 
 
 @single_precision

@@ -22,7 +22,7 @@ from purejaxppo.improvement import improvement
 from purejaxppo.keys import as_key
 from purejaxppo.networks.recurrent import swap
 from purejaxppo.networks.torso import orthogonalize
-from purejaxppo.normalize import RewardNormalizer, observation_statistics, overflowed, update_statistics
+from purejaxppo.normalize import RewardNormalizer, observation_statistics
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, shards, sum_over_shards
 from purejaxppo.parallel.packing import packed_scan
@@ -151,18 +151,12 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         rate = rate * state.step_factor
     adam = MinibatchAdam(rate, config.max_grad_norm, config.num_epochs, config.num_minibatches, config.kernels)
     moved, metrics = improvement(config)(agent, state, adam, minibatch_key, batch)
-    metrics |= {
-        "episode_return": sums.returns / sums.episodes,  # NaN where no episode ended
-        "episode_length": sums.lengths / sums.episodes,
-        "episodes": sums.episodes,
+    metrics |= sums.metrics() | {
         "entropy": mean_over_shards(jnp.mean(batch.distribution.entropy())),
         "explained_variance": explained_variance(batch.value, batch.value_target),
         "learning_rate": rate,
     }
-    statistics, overflow = state.observation_statistics, None
-    if config.normalize_observations:
-        statistics = update_statistics(statistics, agent.clip(transitions.obs))
-        overflow = overflowed(state.observation_statistics, statistics)
+    statistics, overflow = agent.take_in(state, transitions.obs)
     updated = moved.replace(
         observation_statistics=statistics,
         reward_normalizer=reward_normalizer,

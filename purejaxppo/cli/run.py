@@ -59,8 +59,6 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
     about = "Train one algorithm on many seeds, as one compiled program."
     config, options, host, _ = parse_settings(argv, _PROG, about, NoOptions())
     start_jax(is_alone(argv))
-    if options.resume_or_start and not options.out:
-        raise UsageError("--resume-or-start needs a run directory to look into; pass --out DIR.")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out = Path(options.out or f"runs/{options.env.replace('/', '-')}-{options.algo}-seed{options.seed}-{stamp}")
     progress = ProgressLine(console, options.quiet)

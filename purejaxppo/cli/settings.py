@@ -100,6 +100,8 @@ def parse_settings(argv: list[str], prog: str, about: str, more: More) -> tuple[
     options, given = RunOptions(**run), {flag_name(token).replace("-", "_") for token in argv}
     check_fields(options)
     _ = options.seeds  # refuses what are none
+    if options.resume_or_start and not options.out:
+        raise UsageError("--resume-or-start needs a run directory to look into; pass --out DIR.")
     settings = {name: value for name, value in {**config, **algorithm}.items() if name in given}
     return preset(algo, env, **settings), options, HostOptions(**host), type(more)(**own)
 

@@ -79,8 +79,6 @@ def main(argv: list[str]) -> int:
                 out = Path(options.out or f"runs/sweep-{options.env.replace('/', '-')}-{options.algo}-{stamp}")
                 progress, debug = ProgressLine(console, options.quiet), options.debug
                 devices = choose_devices(options.devices)
-                if options.resume_or_start and not options.out:
-                    raise UsageError("--resume-or-start needs a directory to look into; pass --out DIR.")
                 if options.resume_or_start and (out / SWEEP).exists():
                     sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
                     same_run(sweep.record, config, options.seeds)

@@ -95,15 +95,14 @@ def run_experiment(
         HostEnvironmentError: an environment on the host failed; likewise.
         Stopped: SIGTERM or SIGINT, a KeyboardInterrupt; everything is saved.
     """
-    seeds = seed_list(seeds, first_seed)
+    seeds, progress = seed_list(seeds, first_seed), progress or ProgressLine(plain_console(), quiet)
     if resume_or_start:
         if out is None:
             raise UsageError("resume_or_start needs a run directory to look into; pass out=DIR.")
         if (Path(out) / "config.json").exists():
-            given: Any = {"policy_network": config.policy_network, "critic_network": config.critic_network}
-            same_run(read_record(Path(out), config.env, **given), config, seeds)
-            how: Any = {"devices": devices, "on_chunk": on_chunk, "debug": debug, "quiet": quiet, "progress": progress}
-            return resume_experiment(out, env=config.env, **given, **how)
+            record = read_record(Path(out), config.env, config.policy_network, config.critic_network)
+            same_run(record, config, seeds)
+            return _go_on(record, devices, None, on_chunk, debug, progress)
     options = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
     config.check()
     options.check()
@@ -112,7 +111,6 @@ def run_experiment(
         raise UsageError("tensorboard and wandb log into a run directory, and there is none; pass out=DIR.")
     chosen = options.place(config, len(seeds), choose_devices(devices))
     check_memory(config, len(seeds), chosen, options)
-    progress = progress or ProgressLine(plain_console(), quiet)
     with ExitStack() as stack:
         where = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-"))
         directory = stack.enter_context(new_directory(Path(where)))
@@ -149,23 +147,35 @@ def resume_experiment(
 
     The other arguments, and what is raised, are those of `run_experiment`.
     """
-    directory, progress = Path(out), progress or ProgressLine(plain_console(), quiet)
-    record = read_record(directory, env, policy_network, critic_network)
+    record = read_record(Path(out), env, policy_network, critic_network)
     if total_steps is not None and total_steps != record.config.total_steps:
         if record.config.anneal_learning_rate or record.config.anneal:
             raise UsageError(f"total_steps = {total_steps} cannot change: numbers are annealed over it; leave it out.")
         record = record._replace(config=record.config.replace(total_steps=total_steps))
         record.config.check()
+    progress = progress or ProgressLine(plain_console(), quiet)
+    return _go_on(record, devices, mesh, on_chunk, debug, progress)
+
+
+def _go_on(
+    record: RunRecord,
+    devices: int | Sequence[jax.Device] | None,
+    mesh: str | None,
+    on_chunk: OnChunk | None,
+    debug: bool,
+    progress: ProgressLine,
+) -> ExperimentResult:
+    """Train what a record says, from its newest checkpoint on."""
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
     check_memory(record.config, len(record.seeds), here, HostOptions.of(record.options))
-    with lock(directory):
+    with lock(record.directory):
         runs = RunBatch([record], here)
         snapshot = runs.newest_checkpoint(progress.warn)
         what = f"{record.config.algo_name} on {record.config.env_name}, {plural(len(record.seeds), 'seed')}"
         where = "from the beginning: no checkpoint"
         if snapshot:
             where = f"at step {snapshot.about['env_steps']:,} of {record.config.env_steps:,} per seed"
-        progress.say(f"resuming {directory}: {what}, {where}")
+        progress.say(f"resuming {record.directory}: {what}, {where}")
         write_record(record)
         loop = Loop(runs, progress, debug, on_chunk)
         return _result(loop, loop.run(snapshot), True)
