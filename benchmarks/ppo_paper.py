@@ -1,0 +1,213 @@
+"""Table 1 and figure 3 of the PPO paper (Schulman et al., 2017, arXiv:1707.06347), in Gymnasium's MuJoCo v5.
+
+    python benchmarks/ppo_paper.py                    # all that has no row yet: some 20 hours on 2 cores
+    python benchmarks/ppo_paper.py --only Reacher     # a word of a batch's name
+    python benchmarks/ppo_paper.py --seeds 5          # more seeds, where they differ most first
+    python benchmarks/ppo_paper.py --report           # the report of the rows that are there
+
+Needs `pip install -e ".[gymnasium]"`. Table 1: PPO-clip with four ε, the adaptive penalty with three targets, the fixed
+one with four β; figure 3: PPO-clip against A2C, A2C with a trust region, CEM, a policy gradient with adaptive step, and
+TRPO. One million steps, scored as in the paper: the mean return of the last 100 training episodes, per task shifted and
+scaled so that the random policy has 0 and the best run 1.
+
+As the paper says: a 64-64 tanh network, T = 2048, Adam 3e-4, 10 epochs, minibatches of 64, γ 0.99, λ 0.95, no entropy
+bonus, β 1 at first. It does not say what follows, which is as in openai/baselines of that summer: one environment,
+observations standardised, advantages standardised over the batch, no annealing and no clipping of gradients. Other than
+there, a time limit is no termination, and the critic's change is not clipped, which baselines took out a month later.
+The paper does not give the settings of the other methods: TRPO has those of baselines' `trpo_mpi`, A2C batches of 128.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from long_runs import RESULTS, Batch, Row, scores, train
+from matplotlib.figure import Figure
+
+from purejaxppo.statistics import iqm_over_seeds
+
+# Those that take the least time come first.
+TASKS = ("InvertedPendulum", "Reacher", "HalfCheetah", "InvertedDoublePendulum", "Hopper", "Swimmer", "Walker2d")
+PAPER = {
+    **{"none": -0.39, "clip 0.1": 0.76, "clip 0.2": 0.82, "clip 0.3": 0.70},
+    **{"adaptive 0.003": 0.68, "adaptive 0.01": 0.74, "adaptive 0.03": 0.71},
+    **{"fixed 0.3": 0.62, "fixed 1": 0.71, "fixed 3": 0.72, "fixed 10": 0.69},
+}
+FIGURE = {
+    "clip 0.2": "PPO-clip",
+    "a2c": "A2C",
+    "a2c-tr": "A2C + trust region",
+    "cem": "CEM",
+    "adaptive step": "policy gradient, adaptive step",
+    "trpo": "TRPO",
+}
+SAME = "--total-steps 1000000 --log-interval 1 --normalize-observations"
+STEP = (
+    "--num-envs 1 --num-steps 2048 --learning-rate 3e-4 --no-anneal-learning-rate --num-epochs 10 --num-minibatches 32"
+)
+CRITIC = "--gamma 0.99 --gae-lambda 0.95 --value-clip-eps inf --max-grad-norm inf"
+PPO = f"{SAME} {STEP} {CRITIC} --entropy-coef 0 --normalize-advantages batch"
+SMALL_STEPS = f"{SAME} --num-envs 1 --num-steps 128 --learning-rate 7e-4 --entropy-coef 0 --gae-lambda 0.95"
+
+
+def batches_of(task: str) -> list[Batch]:
+    """All programs of a task."""
+
+    def batch(flags: str, methods: dict[str, str]) -> Batch:
+        return Batch(task, f"gymnasium/{task}-v5", flags, methods)
+
+    clip = {f"clip_eps={eps}": name for eps, name in (("inf", "none"), *((x, f"clip {x}") for x in (0.1, 0.2, 0.3)))}
+    adaptive = {f"kl_target={x}": f"adaptive {x}" for x in (0.003, 0.01, 0.03)}
+    fixed = {f"kl_coef={x:.1f}": f"fixed {x:g}" for x in (0.3, 1, 3, 10)}
+    trpo = "--num-envs 1 --num-steps 1024 --gamma 0.99 --gae-lambda 0.98 --max-kl 0.01 --damping 0.1 --cg-iterations 10"
+    return [
+        batch(f"--algo ppo {PPO} --grid clip_eps=inf,0.1,0.2,0.3", clip),
+        batch(f"--algo ppo-penalty {PPO} --kl-coef 1 --grid kl_target=0.003,0.01,0.03", adaptive),
+        batch(f"--algo ppo-penalty {PPO} --no-adaptive --grid kl_coef=0.3,1,3,10", fixed),
+        batch(f"--algo trpo {SAME} {trpo} --learning-rate 1e-3 --num-epochs 5 --num-minibatches 16", {"": "trpo"}),
+        batch(f"--algo a2c {SMALL_STEPS}", {"": "a2c"}),
+        batch(f"--algo a2c-tr {SMALL_STEPS}", {"": "a2c-tr"}),
+        batch(f"--algo a2c {SAME} {STEP} {CRITIC} --entropy-coef 0 --desired-kl 0.01", {"": "adaptive step"}),
+        batch(f"--algo cem {SAME} --num-envs 20 --num-steps 1000", {"": "cem"}),
+    ]
+
+
+def random_scores(path: Path, tasks: tuple[str, ...], episodes: int = 100) -> dict[str, float]:
+    """Mean return of uniformly random actions in each task, measured once and kept."""
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    for task in tasks:
+        if task not in known:
+            known[task] = float(np.mean([_random_return(task, seed) for seed in range(episodes)]))
+            path.write_text(json.dumps(known, indent=1) + "\n")
+    return known
+
+
+def _random_return(task: str, seed: int) -> float:
+    import gymnasium
+
+    with gymnasium.make(f"{task}-v5") as env:
+        env.reset(seed=seed)
+        env.action_space.seed(seed)
+        total, over = 0.0, False
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            total, over = total + float(reward), terminated or truncated
+    return total
+
+
+def normalized(rows: list[Row], random: dict[str, float], score: str = "last_100") -> dict[tuple[str, str], np.ndarray]:
+    """(task, method) ↦ scores [seeds], where the random policy has 0 and the best run of the task 1."""
+    found = scores(rows, score)
+    best: dict[str, float] = {}
+    for (task, _), values in found.items():
+        best[task] = max(best.get(task, -np.inf), *values)
+    return {
+        (task, method): (np.array(values) - random[task]) / (best[task] - random[task])
+        for (task, method), values in found.items()
+    }
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Correlation of the ranks, equal values sharing the mean of theirs."""
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
+
+    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+
+
+def report(rows: list[Row]) -> None:
+    """The table and the figure of the rows that are there."""
+    random = random_scores(RESULTS / "ppo_paper_random.json", tuple(dict.fromkeys(row["task"] for row in rows)))
+    of_paper = [row for row in rows if row["method"] in PAPER]
+    found = normalized(of_paper, random)
+    whole = [task for task in TASKS if all((task, method) in found for method in PAPER)]
+    lines = [
+        "# Table 1 of the PPO paper",
+        "",
+        "Made by `python benchmarks/ppo_paper.py`: one million steps; mean return of the last 100 training episodes,",
+        "per task 0 = random policy, 1 = best run of the table; means over tasks and seeds, the IQM's 95% interval.",
+        f"Tasks that all settings have: {', '.join(whole) or 'none yet'}.",
+        "",
+        f"| setting | the paper | ours | IQM [95%] | runs | {' | '.join(whole)} |",
+        "|---|---|---|---|---|" + "---|" * len(whole),
+    ]
+    ours = {}
+    for method, published in PAPER.items():
+        parts = [found[task, method] for task in whole]
+        if not parts:
+            continue
+        together = np.concatenate(parts)
+        ours[method] = float(together.mean())
+        middle, low, high = iqm_over_seeds(together)
+        each = " | ".join(f"{part.mean():.2f}" for part in parts)
+        lines.append(
+            f"| {method} | {published} | {ours[method]:.2f} | {middle:.2f} [{low:.2f}, {high:.2f}] | "
+            f"{together.size} | {each} |"
+        )
+    if ours:
+        published = np.array([PAPER[method] for method in ours])
+        each = {t: spearman(published, np.array([found[t, m].mean() for m in ours])) for t in whole}
+        overall = spearman(published, np.array([*ours.values()]))
+        lines += ["", f"Spearman's correlation with the paper's order: {overall:.2f}; of single tasks with it: "]
+        lines[-1] += ", ".join(f"{task} {x:.2f}" for task, x in each.items()) + "."
+    lines += [
+        "",
+        "# Figure 3: mean return of the last 100 training episodes, and of 100 greedy episodes of the final policy",
+    ]
+    lines += ["", "| task | method | seeds | last 100 | final policy |", "|---|---|---|---|---|"]
+    last, final = scores(rows, "last_100"), scores(rows, "final")
+    for task in TASKS:
+        for method, name in FIGURE.items():
+            if (task, method) in last:
+                a, b = last[task, method], final[task, method]
+                lines.append(f"| {task} | {name} | {len(a)} | {_spread(a)} | {_spread(b)} |")
+    (RESULTS / "ppo_paper.md").write_text("\n".join(lines) + "\n")
+    draw([row for row in rows if row["method"] in FIGURE])
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):,.1f} ± {np.std(values):,.1f}"
+
+
+COLORS = ("#0072B2", "#E69F00", "#56B4E9", "#999999", "#009E73", "#D55E00")
+
+
+def draw(rows: list[Row]) -> None:
+    """Figure 3: a panel per task, the mean over seeds of the training return, and the range of the seeds."""
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    figure = Figure(figsize=(12, 3.1 * max(1, -(-(len(tasks) + 1) // 4))), dpi=110, layout="constrained")
+    panels = figure.subplots(max(1, -(-(len(tasks) + 1) // 4)), 4, squeeze=False).ravel()
+    lines: dict[str, Any] = {}
+    for axes, task in zip(panels, tasks, strict=False):
+        for (method, name), color in zip(FIGURE.items(), COLORS, strict=True):
+            curves = [r["curve"] for r in rows if (r["task"], r["method"]) == (task, method)]
+            if not curves:
+                continue
+            y = np.array([[np.nan if v is None else v for v in shape] for shape in curves])
+            x = np.arange(1, y.shape[1] + 1) / y.shape[1]
+            some = ~np.isnan(y).all(axis=0)
+            lines[name] = axes.plot(x[some], np.nanmean(y[:, some], axis=0), color=color, linewidth=1.4)[0]
+            axes.fill_between(
+                x[some],
+                np.nanmin(y[:, some], axis=0),
+                np.nanmax(y[:, some], axis=0),
+                color=color,
+                alpha=0.12,
+                linewidth=0,
+            )
+        axes.set(title=f"{task}-v5", xlabel="million steps", ylabel="episode return")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    for axes in panels[len(tasks) :]:
+        axes.axis("off")
+    if lines:
+        panels[len(tasks)].legend([*lines.values()], [*lines], loc="center", frameon=False)
+    figure.savefig(RESULTS / "ppo_paper.png")
+
+
+if __name__ == "__main__":
+    every = [batch for task in TASKS for batch in batches_of(task)]
+    sys.exit(train(every, "ppo_paper", __doc__, report, seeds=3))
