@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir import lock as lock_module
 from purejaxppo.rundir.checkpoint import read, save
 from purejaxppo.rundir.files import refuse_links, replacing, write_json
-from purejaxppo.rundir.lock import check_claim, lock, new_directory
+from purejaxppo.rundir.lock import check_claim, lock, lock_free, new_directory
 from purejaxppo.rundir.metrics import MetricsFile, read_metrics
 from purejaxppo.rundir.record import read_record, versions, write_record
 from purejaxppo.rundir.summary import read_summary, write_summary
@@ -335,6 +336,29 @@ def test_another_machines_claim_is_respected_as_long_as_it_is_renewed(tmp_path, 
     with pytest.warns(UserWarning, match="looking"), lock(tmp_path):  # nobody renews it any more
         assert json.loads((tmp_path / lock_module.CLAIM).read_text())["pid"] == os.getpid()
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_worker_holds_what_is_free_and_does_not_wait_for_the_rest(tmp_path, quick_claims):
+    seen, tries = {}, 0
+    with lock_free(tmp_path, seen) as mine, lock_free(tmp_path, seen) as again:
+        assert (mine, again) == (True, False)
+    for count in range(10):  # another machine renews its claim for longer than DEAD_SECONDS
+        claim(tmp_path, count)
+        time.sleep(0.1)
+        with lock_free(tmp_path, seen) as mine:
+            assert not mine
+    assert json.loads((tmp_path / lock_module.CLAIM).read_text())["host"] == "elsewhere"
+    while not mine:  # it is dead
+        with lock_free(tmp_path, seen) as mine:
+            tries += 1
+        time.sleep(0.1)
+    assert tries > 3
+    assert [*tmp_path.iterdir()] == []
+    (tmp_path / lock_module.CLAIM).write_text(json.dumps({"host": socket.gethostname(), "pid": 7, "token": "b"}))
+    with lock_free(tmp_path, seen) as mine:  # of a dead process of this machine: at once
+        assert mine
+    with lock_free(tmp_path / "gone", seen) as mine:
+        assert not mine
 
 
 def test_where_flock_is_missing_two_processes_of_one_machine_are_told_apart(tmp_path, quick_claims, monkeypatch):

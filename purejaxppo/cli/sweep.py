@@ -3,25 +3,30 @@
 import dataclasses
 import time
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from purejaxppo.cli.command import exit_code, start_jax
-from purejaxppo.cli.flags import value_of, with_file
-from purejaxppo.cli.settings import parse_resume, parse_settings
+from purejaxppo.cli.flags import flag_name, parse_flags, value_of, with_file
+from purejaxppo.cli.settings import DEBUG, ENV_AGAIN, RunOptions, parse_resume, parse_settings
 from purejaxppo.config import Config
 from purejaxppo.errors import FailedSettingsError, UsageError, plural
 from purejaxppo.experiment.experiment import same_run
+from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine, plain_console
-from purejaxppo.fields import static
+from purejaxppo.fields import check_fields, static
 from purejaxppo.parallel.devices import choose_devices
 from purejaxppo.rundir.files import SWEEP, to_json
-from purejaxppo.rundir.lock import lock, new_directory
+from purejaxppo.rundir.lock import lock, lock_shared, new_directory
+from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.axes import Settings, grid, parse_axis, parse_sampler
-from purejaxppo.sweeps.execution import begin_sweep, plan_sweep, read_sweep, run_sweep
+from purejaxppo.sweeps.execution import Sweep, begin_sweep, plan_sweep, read_sweep, run_sweep
 from purejaxppo.sweeps.results import best_first, command_of, plan_table, results_table, write_results
-from purejaxppo.sweeps.results_figure import draw
+from purejaxppo.sweeps.workers import Worker, divided, write_plan
 
 _PROG = "purejaxppo sweep"
 _ABOUT = "Train one algorithm on many settings × many seeds; those that differ in numbers as one program."
@@ -40,8 +45,19 @@ class SweepOptions:
         append=True,
     )
 
+    at_once: int | None = static(
+        None,
+        "settings that one program trains, at most: what a worker takes at a time",
+        interval="[1, 1e6]",
+        usual="as many as fit into memory; with --join, of 32 equal parts one",
+    )
+    join: str | None = static(
+        None, "be a worker of the sweep in this directory, which the first one begins", metavar="DIR"
+    )
+
     def settings(self, config: Config, seed: int) -> list[Settings]:
         """Raises: UsageError."""
+        check_fields(self)
         axes = [parse_axis(config, text) for text in self.grid]
         samplers = [parse_sampler(config, text) for text in self.sample]
         names = [name for name, _ in (*axes, *samplers)]
@@ -56,53 +72,127 @@ class SweepOptions:
         return [own | drawn for own in grid(dict(axes)) for drawn in once]
 
 
+@dataclasses.dataclass(frozen=True)
+class JoinOptions:
+    """What a worker may say of a sweep that is there already."""
+
+    join: str = static(dataclasses.MISSING, "the sweep's directory", metavar="DIR")
+    env: str | None = static(None, ENV_AGAIN)
+    devices: int | None = static(None, "devices; others change the last digits", usual="as many as before")
+    debug: bool = static(False, DEBUG)
+    quiet: bool = static(False, "print errors only")
+
+
+class Command(NamedTuple):
+    """What there is to be done."""
+
+    sweep: Sweep
+    devices: list[jax.Device]
+    progress: ProgressLine
+    debug: bool
+
+
 def main(argv: list[str]) -> int:
     """Sweep, and return the exit code, see `exit_code`."""
-    console = plain_console()
 
     def command() -> None:
         with ExitStack() as stack:
-            if value_of(argv, "resume"):
-                again = parse_resume(argv, _PROG)
-                if again.total_steps is not None:
-                    raise UsageError("--total-steps cannot be changed on --resume of a sweep; resume single runs.")
-                start_jax()
-                progress, out, debug = ProgressLine(console, again.quiet), Path(again.resume), again.debug
-                sweep, devices = read_sweep(out, progress, again.devices, again.mesh, again.env)
-                stack.enter_context(lock(out))
+            if value_of(argv, "join"):
+                found = _joined(argv)
+                stack.enter_context(lock_shared(found.sweep.record.directory))
+                summaries, failed = Worker(*found).work()
             else:
-                given = with_file(argv, tables=("grid", "sample"))
-                config, options, host, chosen = parse_settings(given, _PROG, _ABOUT, SweepOptions())
-                settings = chosen.settings(config, options.seed)
-                start_jax()
-                stamp = time.strftime("%Y%m%d-%H%M%S")
-                out = Path(options.out or f"runs/sweep-{options.env.replace('/', '-')}-{options.algo}-{stamp}")
-                progress, debug = ProgressLine(console, options.quiet), options.debug
-                devices = choose_devices(options.devices)
-                if options.resume_or_start and (out / SWEEP).exists():
-                    sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
-                    same_run(sweep.record, config, options.seeds)
-                    if to_json(sweep.settings) != to_json(settings):
-                        raise UsageError(f"out = {str(out)!r} holds a sweep of other settings; choose another --out.")
-                    stack.enter_context(lock(out))
-                else:
-                    sweep, devices = begin_sweep(config, settings, options.seeds, out, devices, host)
-                    stack.enter_context(new_directory(out))
-                    sweep.write()
-            steps = plan_sweep(sweep, devices, progress)
-            progress.show(plan_table(sweep, steps, len(devices)))
-            summaries, failed = run_sweep(sweep, steps, devices, progress, debug)
-        write_results(out / "results.csv", sweep, summaries)
-        title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {plural(len(sweep.record.seeds), 'seed')}"
-        draw(out / "results.png", title, sweep.settings, summaries)
-        progress.show(results_table(sweep, summaries))
-        best = command_of(sweep, best_first(summaries)[0])
-        progress.say(f"files in {out}; the best settings, on other seeds:\n{best}")
-        if failed:
-            first = min(failed)
-            raise FailedSettingsError(
-                f"{len(failed)} of {plural(len(sweep.settings), 'setting')} have failed, {sweep.names[first]} "
-                f"first ({failed[first]}); --resume {out} tries them again."
-            )
+                found = (_resumed if value_of(argv, "resume") else _begun)(argv, stack)
+                steps = plan_sweep(found.sweep, found.devices, found.progress)
+                found.progress.show(plan_table(found.sweep, steps, len(found.devices)))
+                summaries, failed = run_sweep(found.sweep, steps, found.devices, found.progress, found.debug)
+                write_results(found.sweep, summaries)
+        _tell(found.sweep, summaries, failed, found.progress)
 
     return exit_code(command)
+
+
+def _resumed(argv: list[str], stack: ExitStack) -> Command:
+    """One that was interrupted; it is held by `stack`."""
+    again = parse_resume(argv, _PROG)
+    if again.total_steps is not None:
+        raise UsageError("--total-steps cannot be changed on --resume of a sweep; resume single runs.")
+    start_jax()
+    progress, out = ProgressLine(plain_console(), again.quiet), Path(again.resume)
+    found = read_sweep(out, progress, again.devices, again.mesh, again.env)
+    stack.enter_context(lock(out))
+    return Command(*found, progress, again.debug)
+
+
+def _begun(argv: list[str], stack: ExitStack) -> Command:
+    """A new one; or, with --resume-or-start, one that was interrupted. It is held by `stack`."""
+    config, options, host, chosen = _parsed(argv)
+    settings = chosen.settings(config, options.seed)
+    start_jax()
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    out = Path(options.out or f"runs/sweep-{options.env.replace('/', '-')}-{options.algo}-{stamp}")
+    progress = ProgressLine(plain_console(), options.quiet)
+    if options.resume_or_start and (out / SWEEP).exists():
+        sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
+        _same_sweep(sweep, config, options, settings, chosen.at_once)
+        stack.enter_context(lock(out))
+    else:
+        devices = choose_devices(options.devices)
+        sweep, devices = begin_sweep(config, settings, options.seeds, out, devices, host, chosen.at_once)
+        stack.enter_context(new_directory(out))
+        sweep.write()
+    return Command(sweep, devices, progress, options.debug)
+
+
+def _joined(argv: list[str]) -> Command:
+    """One that other workers may have, too; the first writes its plan."""
+    out = Path(value_of(argv, "join"))
+    if (out / SWEEP).exists() and {flag_name(x) for x in argv} - {""} <= {x.name for x in fields(JoinOptions)}:
+        again = parse_flags(JoinOptions, argv, _PROG, "Be one of the workers of a sweep.")
+        start_jax()
+        progress = ProgressLine(plain_console(), again.quiet)
+        sweep, devices = read_sweep(out, progress, again.devices, env=again.env)
+        return Command(divided(sweep), devices, progress, again.debug)
+    config, options, host, chosen = _parsed(argv)
+    if options.out or options.resume_or_start:
+        raise UsageError("--join DIR is the sweep's directory, begun or not; leave out --out and --resume-or-start.")
+    settings = chosen.settings(config, options.seed)
+    start_jax()
+    progress = ProgressLine(plain_console(), options.quiet)
+    devices = choose_devices(options.devices)
+    begun = begin_sweep(config, settings, options.seeds, out, devices, host, chosen.at_once)
+    sweep, devices = divided(begun[0]), begun[1]
+    if not write_plan(sweep):
+        sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
+        _same_sweep(sweep, config, options, settings, chosen.at_once)
+    return Command(divided(sweep), devices, progress, options.debug)
+
+
+def _parsed(argv: list[str]) -> tuple[Config, RunOptions, HostOptions, SweepOptions]:
+    return parse_settings(with_file(argv, tables=("grid", "sample")), _PROG, _ABOUT, SweepOptions())
+
+
+def _same_sweep(
+    sweep: Sweep, config: Config, options: RunOptions, settings: list[Settings], at_once: int | None
+) -> None:
+    """Raises: UsageError: a directory holds another sweep than this."""
+    same_run(sweep.record, config, options.seeds)
+    out = str(sweep.record.directory)
+    if to_json(sweep.settings) != to_json(settings):
+        raise UsageError(f"out = {out!r} holds a sweep of other settings; choose another --out.")
+    if at_once not in (None, sweep.at_once):
+        raise UsageError(f"at_once = {at_once} cannot change: {out!r} has {sweep.at_once}; leave it out.")
+
+
+def _tell(sweep: Sweep, summaries: list[Summary], failed: dict[int, Exception], progress: ProgressLine) -> None:
+    """What came of it. Raises: FailedSettingsError."""
+    out = sweep.record.directory
+    progress.show(results_table(sweep, summaries))
+    best = command_of(sweep, best_first(summaries)[0])
+    progress.say(f"files in {out}; the best settings, on other seeds:\n{best}")
+    if failed:
+        first = min(failed)
+        raise FailedSettingsError(
+            f"{len(failed)} of {plural(len(sweep.settings), 'setting')} have failed, {sweep.names[first]} "
+            f"first ({failed[first]}); --resume {out} tries them again."
+        )

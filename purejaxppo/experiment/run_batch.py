@@ -162,7 +162,7 @@ class RunBatch:
         }
         here = jax.device_get(state)  # cut on a device, each shape would need a kernel compiled for it
         kept = {"state": jax.tree.map(lambda x: x[members], here), "totals": totals[members]}
-        check_claim(self.resume_directory)
+        check_claim(self.directory, self.resume_directory)
         written = directory / "checkpoints" / str(about["env_steps"])
         checkpoint.save(written, kept, about)
         checkpoint.prune(directory / "checkpoints", self.options.keep_checkpoints, written)

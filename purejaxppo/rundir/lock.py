@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from purejaxppo.errors import UsageError
-from purejaxppo.rundir.files import SWEEP, replacing
+from purejaxppo.rundir.files import SWEEP, UNFINISHED, replacing
 
 CLAIM = ".claim.json"
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{16}\.(saving\.json|dead)")
@@ -65,16 +65,45 @@ def lock(out: Path) -> Iterator[None]:
     """Hold a run directory, while entered or until the process ends; and that of its sweep, so that it does not train.
 
     Raises:
-        UsageError: another process holds it, or the sweep that it is part of, or a run that is part of it.
+        UsageError: another process holds it, or the sweep that it is part of, or a run or a batch that is part of it.
     """
     with ExitStack() as held:
         here = _flock(held, out)
         held.enter_context(_claimed(out, here))
         if (sweep := out.resolve().parent).joinpath(SWEEP).exists():
             _watch(sweep, _flock(held, sweep, shared=True))  # other runs of it may go on, too
-        for claim in out.glob(f"*/{CLAIM}"):
+        for claim in (*out.glob(f"*/{CLAIM}"), *out.glob(f"{UNFINISHED}/*/{CLAIM}")):
             _watch(claim.parent, here)
         yield
+
+
+@contextmanager
+def lock_shared(sweep: Path) -> Iterator[None]:
+    """Hold a sweep's directory together with its other workers. Raises: UsageError: a process holds it alone."""
+    with ExitStack() as held:
+        _bury(sweep / CLAIM, _watch(sweep, _flock(held, sweep, shared=True)), secrets.token_hex(8))
+        yield
+
+
+@contextmanager
+def lock_free(directory: Path, seen: dict[Path, tuple[dict[str, object], float]]) -> Iterator[bool]:
+    """Hold a directory if nobody does, or who did is dead. Else False, without waiting for whether a claim is renewed.
+
+    So it is tried again and again, and `seen` keeps what the claims of other machines said, and since when.
+    """
+    with ExitStack() as held:
+        taken = False
+        with suppress(UsageError, FileNotFoundError):  # held on this machine; deleted by who has finished it
+            here, now = _flock(held, directory), time.monotonic()
+            claim = _read(directory / CLAIM)
+            if claim != seen.get(directory, ({}, now))[0]:
+                seen[directory] = claim, now
+            left = here and claim.get("host") == socket.gethostname()
+            if not claim or left or now - seen[directory][1] >= DEAD_SECONDS:
+                me = _claim_of_this_process()
+                if taken := _take(directory, me, claim):
+                    held.enter_context(_renewed(directory / CLAIM, me))
+        yield taken
 
 
 def _flock(held: ExitStack, directory: Path, shared: bool = False) -> bool:
@@ -97,30 +126,54 @@ def _flock(held: ExitStack, directory: Path, shared: bool = False) -> bool:
 @contextmanager
 def _claimed(directory: Path, here: bool) -> Iterator[None]:
     """Claim a directory, and renew the claim while entered. Raises: UsageError, another process has it."""
-    path, mine = directory / CLAIM, {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
-    while True:
-        seen, dead = _watch(directory, here), directory / f".{mine['token']}.dead"
-        with suppress(FileNotFoundError):  # of several that wait, one takes it away
-            path.rename(dead)
-            if _read(dead) != seen:  # another one has claimed it meanwhile
-                dead.rename(path)
-                continue
-            dead.unlink()
-        try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as file:
-                file.write(json.dumps(mine | {"renewed": 0}))
-            break
-        except FileExistsError:
-            continue
+    me = _claim_of_this_process()
+    while not _take(directory, me, _watch(directory, here)):
+        pass
+    with _renewed(directory / CLAIM, me):
+        yield
+
+
+def _claim_of_this_process() -> dict[str, object]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
+
+
+def _take(directory: Path, me: dict[str, object], seen: dict[str, object]) -> bool:
+    """Claim a directory on which nobody's claim is, or the one `seen`. False: another has been faster."""
+    path = directory / CLAIM
+    if not _bury(path, seen, str(me["token"])):
+        return False
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as file:
+            file.write(json.dumps(me | {"renewed": 0}))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _bury(path: Path, seen: dict[str, object], token: str) -> bool:
+    """Take away the claim `seen` of a process that is dead. False: it is another one's meanwhile."""
+    dead = path.with_name(f".{token}.dead")
+    with suppress(FileNotFoundError):  # of several that wait, one takes it away
+        path.rename(dead)
+        if _read(dead) != seen:
+            dead.rename(path)
+            return False
+        dead.unlink()
+    return True
+
+
+@contextmanager
+def _renewed(path: Path, me: dict[str, object]) -> Iterator[None]:
+    """Renew a claim while entered, and give it back."""
     ended = threading.Event()
-    thread = threading.Thread(target=_renew, args=(path, mine, ended), name="renews-claim", daemon=True)
+    thread = threading.Thread(target=_renew, args=(path, me, ended), name="renews-claim", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        if _token(path) == mine["token"]:
+        if _token(path) == me["token"]:
             path.unlink(missing_ok=True)
 
 
@@ -134,15 +187,17 @@ def _renew(path: Path, mine: dict[str, object], ended: threading.Event) -> None:
             draft.write_text(json.dumps(mine | {"renewed": count}))
 
 
-def check_claim(directory: Path) -> None:
-    """Before a checkpoint is written: nobody has taken the directory over.
+def check_claim(*directories: Path) -> None:
+    """Before a checkpoint is written: nobody has taken over the first of some directories that is claimed at all.
 
     Raises:
         OSError: another machine's process has, as this one stood still for long.
     """
-    claim = _read(directory / CLAIM)
-    if claim and (claim.get("host"), claim.get("pid")) != (socket.gethostname(), os.getpid()):
-        raise OSError(errno.EBUSY, f"{_owner(claim)} has taken it over", str(directory))
+    for directory in directories:
+        if claim := _read(directory / CLAIM):
+            if (claim.get("host"), claim.get("pid")) != (socket.gethostname(), os.getpid()):
+                raise OSError(errno.EBUSY, f"{_owner(claim)} has taken it over", str(directory))
+            return
 
 
 def _watch(directory: Path, here: bool) -> dict[str, object]:

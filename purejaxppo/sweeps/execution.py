@@ -2,10 +2,11 @@
 
 import dataclasses
 import hashlib
+import os
 import re
 import shutil
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
-from purejaxppo.rundir.files import SWEEP, json_text, malformed, read_json, refuse_links, refusing, to_json
+from purejaxppo.rundir.files import SWEEP, UNFINISHED, json_text, malformed, read_json, refuse_links, refusing, to_json
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
 from purejaxppo.rundir.summary import Summary, failed_summary, read_summary
 from purejaxppo.sweeps.axes import Settings, checked, label, traced
@@ -32,6 +33,7 @@ class Sweep:
 
     record: RunRecord  # its config has the settings that are not swept
     settings: list[Settings]
+    at_once: int | None = None  # settings that one program trains at most; None: as many as fit into memory
 
     @cached_property
     def configs(self) -> list[Config]:
@@ -61,10 +63,15 @@ class Sweep:
         return [(configs[group.members[0]], len(group.members) * seeds) for group in self.groups]
 
     def finished(self, members: list[int]) -> bool:
-        return all((self.directories[i] / "summary.json").exists() for i in members)
+        return all("summary.json" in file_names(self.directories[i]) for i in members)
 
     def write(self) -> None:
-        write_record(self.record, SWEEP, {"sweep": self.settings})
+        write_record(self.record, SWEEP, {"sweep": self.settings, "at_once": self.at_once})
+
+    def batch_directory(self, members: list[int]) -> Path:
+        """Where checkpoints of settings that are trained together are kept until they are finished."""
+        digest = hashlib.sha256(json_text(to_json([self.settings[i] for i in members])).encode()).hexdigest()[:16]
+        return self.record.directory / UNFINISHED / digest
 
 
 class Step(NamedTuple):
@@ -87,12 +94,13 @@ def begin_sweep(
     out: Path,
     devices: list[jax.Device],
     options: HostOptions,
+    at_once: int | None = None,
 ) -> tuple[Sweep, list[jax.Device]]:
     """A new sweep, nothing of which is written yet, and the devices that it takes. Raises: UsageError."""
     options.check()
     sweep = Sweep(start_record(config, seeds, out, devices, options), settings)
     devices = max((options.place(one, runs, devices) for one, runs in sweep.programs), key=len)
-    return Sweep(sweep.record._replace(devices=len(devices)), settings), devices
+    return Sweep(sweep.record._replace(devices=len(devices)), settings, at_once), devices
 
 
 def read_sweep(
@@ -101,8 +109,11 @@ def read_sweep(
     """One that was interrupted. Raises: UsageError, its sweep.json is damaged or cannot work here."""
     path = directory / SWEEP
     record = read_record(directory, env, name=SWEEP)
-    settings = read_json(path).get("sweep")
+    content = read_json(path)
+    settings, at_once = content.get("sweep"), content.get("at_once")
     with refusing(path):
+        if at_once is not None and (type(at_once) is not int or at_once < 1):
+            raise malformed(path, f"at_once = {at_once!r:.80} is no number of settings")
         if not isinstance(settings, list) or not all(isinstance(own, dict) for own in settings):
             raise malformed(path, "sweep is no list of settings")
         if any(own.keys() != settings[0].keys() for own in settings):
@@ -114,12 +125,12 @@ def read_sweep(
         traced(record.config, name)  # refuses what is no field
     sweep = Sweep(record, settings)
     record, here = devices_again(record, sweep.programs, devices, mesh, progress)
-    drafts = directory / ".unfinished"
+    drafts = directory / UNFINISHED
     for own in (*sweep.directories, *drafts.glob("*")):
         if own.is_symlink():
             raise UsageError(f"{own} is a link, which no run of a sweep is; put the directory itself there.")
         refuse_links(own)
-    return Sweep(record, settings), here
+    return Sweep(record, settings, at_once), here
 
 
 def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) -> list[Step]:
@@ -134,12 +145,10 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
             steps.append(Step(group, None, len(group.members)))
             continue
         progress.say(f"compiling group {i + 1} of {len(groups)}: {group.name}")
-
-        def compiled(count: int, group: SettingsGroup = group) -> Program:
-            return compile_program(_batch(sweep, group, group.members[:count], count, devices))
-
+        compiled, count = partial(compile_group, sweep, group, devices), len(group.members)
         try:
-            steps.append(Step(group, *fit(compiled, lambda program: program.device_bytes, len(group.members), devices)))
+            found = fit(compiled, lambda program: program.device_bytes, count, devices, sweep.at_once)
+            steps.append(Step(group, *found))
         except UsageError as error:
             steps.append(Step(group, None, len(group.members), error))
     if steps[0].failed and all(step.failed for step in steps):
@@ -148,6 +157,11 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
         if step.failed:
             progress.warn(f"{step.group.name} cannot be trained: {step.failed}")
     return steps
+
+
+def compile_group(sweep: Sweep, group: SettingsGroup, devices: list[jax.Device], count: int) -> Program:
+    """The program for so many settings of a group at once. Raises: UsageError: they cannot work."""
+    return compile_program(_batch(sweep, group, group.members[:count], count, devices))
 
 
 def run_sweep(
@@ -168,19 +182,23 @@ def run_sweep(
         for members in step.lots if step.program else ():
             if not sweep.finished(members):
                 progress.say(f"{step.group.name}: {plural(len(members), 'setting')}")
-                failed |= _train(sweep, step, members, devices, progress, debug)
+                failed |= train_batch(sweep, step, members, devices, progress, debug)
     if len(failed) == len(sweep.settings):
         raise failed[0]
-    shutil.rmtree(sweep.record.directory / ".unfinished", ignore_errors=True)
+    shutil.rmtree(sweep.record.directory / UNFINISHED, ignore_errors=True)
+    return summaries_of(sweep, failed), failed
+
+
+def summaries_of(sweep: Sweep, failed: Mapping[int, Exception]) -> list[Summary]:
+    """Of all settings, in their order; of those that have none, one that says why."""
     seeds = sweep.record.seeds
-    summaries = [
+    return [
         read_summary(sweep.directories[i], seeds) or failed_summary(config, seeds, str(failed.get(i, "not trained")))
         for i, config in enumerate(sweep.configs)
     ]
-    return summaries, failed
 
 
-def _train(
+def train_batch(
     sweep: Sweep, step: Step, members: list[int], devices: list[jax.Device], progress: ProgressLine, debug: bool
 ) -> dict[int, Exception]:
     """Train some settings together, or each by itself if they fail; of those that do so then, why."""
@@ -198,9 +216,9 @@ def _train(
             progress.warn(f"{sweep.names[members[0]]} has failed: {error}")
             return {members[0]: error}
         progress.warn(f"{plural(len(members), 'setting')} have failed together ({error}): each is trained by itself")
-        alone = [_train(sweep, step, [i], devices, progress, debug) for i in members]
+        alone = [train_batch(sweep, step, [i], devices, progress, debug) for i in members]
         return {i: why for failed in alone for i, why in failed.items()}
-    shutil.rmtree(runs.directory)
+    shutil.rmtree(runs.directory, ignore_errors=True)  # another worker may look into it
     return {}
 
 
@@ -209,9 +227,15 @@ def _batch(sweep: Sweep, group: SettingsGroup, members: list[int], count: int, d
     record = sweep.record
     records = [record._replace(directory=sweep.directories[i], config=sweep.configs[i]) for i in members]
     size = HostOptions.of(record.options).padded(records[0].config, count * len(record.seeds), devices)
-    digest = hashlib.sha256(json_text(to_json([sweep.settings[i] for i in members])).encode()).hexdigest()[:16]
-    unfinished = record.directory / ".unfinished" / digest
-    return RunBatch(records, devices, group.swept, size, unfinished, record.directory)
+    return RunBatch(records, devices, group.swept, size, sweep.batch_directory(members), record.directory)
+
+
+def file_names(directory: Path) -> set[str]:
+    """What is in a directory. Listed: network file systems may answer from memory that a file is not there."""
+    try:
+        return {entry.name for entry in os.scandir(directory)}
+    except FileNotFoundError:
+        return set()
 
 
 def _from_json(value: Any) -> Any:

@@ -39,13 +39,18 @@ def group_settings(config: Config, settings: Sequence[Settings]) -> list[Setting
 
 
 def fit(
-    compiled: Callable[[int], Compiled], device_bytes: Callable[[Compiled], int], count: int, devices: list[jax.Device]
+    compiled: Callable[[int], Compiled],
+    device_bytes: Callable[[Compiled], int],
+    count: int,
+    devices: list[jax.Device],
+    at_most: int | None = None,
 ) -> tuple[Compiled, int]:
     """A program for `count` settings at once, or else for as many as fit, in batches of equal size.
 
     Args:
         compiled: a number of settings ↦ their program.
         device_bytes: what it takes on each device.
+        at_most: so many settings at once; None: all.
 
     Returns:
         The program, and the number of settings that it is for.
@@ -53,7 +58,7 @@ def fit(
     Raises:
         UsageError: not even one fits.
     """
-    at_once, free = count, available_bytes(devices)
+    at_once, free = batch_size(count, at_most or count), available_bytes(devices)
     while True:
         program = compiled(at_once)
         need = process_bytes(device_bytes(program), devices)

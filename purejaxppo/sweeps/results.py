@@ -1,8 +1,8 @@
 """What came of a sweep: results.csv, a table, and the best settings as a command."""
 
 import csv
+import io
 import shlex
-from pathlib import Path
 
 import numpy as np
 from rich.table import Table
@@ -14,6 +14,7 @@ from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
 from purejaxppo.sweeps.axes import show
 from purejaxppo.sweeps.execution import Step, Sweep
+from purejaxppo.sweeps.results_figure import draw
 
 
 def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
@@ -51,16 +52,29 @@ def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Tab
     return rows
 
 
-def write_results(path: Path, sweep: Sweep, summaries: list[Summary]) -> None:
+def results_csv(sweep: Sweep, summaries: list[Summary]) -> str:
     """A row per setting, in the order of the sweep; NaN becomes an empty cell."""
-    with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        names = ("num_seeds", "iqm", "ci_low", "ci_high", "mean", "failed_seeds", "directory")
-        writer.writerow([*sweep.settings[0], *names])
-        for own, summary, name in zip(sweep.settings, summaries, sweep.names, strict=True):
-            failed, final = len(summary["failed_seeds"]), summary["eval_return"]
-            scores = ["" if np.isnan(final[x]) else final[x] for x in ("iqm", "ci_low", "ci_high", "mean")]
-            writer.writerow([*map(show, own.values()), summary["num_seeds"], *scores, failed, name])
+    text = io.StringIO()
+    writer = csv.writer(text)
+    names = ("num_seeds", "iqm", "ci_low", "ci_high", "mean", "failed_seeds", "directory")
+    writer.writerow([*sweep.settings[0], *names])
+    for own, summary, name in zip(sweep.settings, summaries, sweep.names, strict=True):
+        failed, final = len(summary["failed_seeds"]), summary["eval_return"]
+        scores = ["" if np.isnan(final[x]) else final[x] for x in ("iqm", "ci_low", "ci_high", "mean")]
+        writer.writerow([*map(show, own.values()), summary["num_seeds"], *scores, failed, name])
+    return text.getvalue()
+
+
+def write_results(sweep: Sweep, summaries: list[Summary]) -> None:
+    """results.png and results.csv, unless that is there already."""
+    out, text = sweep.record.directory, results_csv(sweep, summaries).encode()
+    path = out / "results.csv"
+    if path.is_file() and path.read_bytes() == text:
+        return
+    title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {plural(len(sweep.record.seeds), 'seed')}"
+    draw(out / "results.png", title, sweep.settings, summaries)
+    with replacing(path) as draft:
+        draft.write_bytes(text)
 
 
 def command_of(sweep: Sweep, i: int) -> str:
