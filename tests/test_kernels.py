@@ -22,6 +22,7 @@ from purejaxppo.kernels.memory import interpreted
 from purejaxppo.kernels.padding import NoKernelError, padded_shape, traced
 from purejaxppo.optimize.fisher import fisher_by_kernel, fisher_vector_product
 from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.parallel.runs import over_runs
 from purejaxppo.rollout import rollout
 from purejaxppo.spaces import Box, MultiBinary
 from purejaxppo.target import compiling_for, target_platform
@@ -215,6 +216,15 @@ def test_auto_takes_kernels_on_gpus_alone():
         assert kernels_in(play, config.replace(kernels="xla")) == 0
         assert not notes
         assert kernels_in(update_step, config) == 3  # rollout, policy, critic
+    assert notes == ["the rollout: one kernel", "Adam's minibatches: one kernel"]
+
+
+def test_runs_that_are_spread_over_devices_have_kernels():
+    """As `over_runs` places them, whose mesh shows in the shapes of what a step closes over."""
+    config = Config(env="CartPole-v1", **SMALL)
+    with interpreted(), noted() as notes:
+        spread = over_runs(lambda key: update_step(config, init(config, key)), jax.devices()[:1])
+        jax.eval_shape(spread, jax.random.split(jax.random.key(0), 2))
     assert notes == ["the rollout: one kernel", "Adam's minibatches: one kernel"]
 
 

@@ -28,6 +28,7 @@ ELEMENTWISE = {
     *("sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor"),
 }
 SAME = {"copy", "copy_p", "name", "stop_gradient", "optimization_barrier"}
+SAME |= {"reshard"}  # where runs are spread over devices, JAX notes so that an array is one of the device's own
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 
 
