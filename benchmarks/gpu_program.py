@@ -8,16 +8,18 @@ XLA compiles the real training programs for a described chip (`peers/chip.py`), 
 first use (--venvs). Nothing is run. The optimized HLO says what would be launched (`hlo_cost.py`).
 
 THE TIMES ARE ESTIMATES. A kernel is taken to last as long as the greatest of three: its launch (2 µs, and 5 µs), its
-bytes at the memory's bandwidth, its FLOPs at the chip's peak; all are summed. Caches, overlap, command buffers,
-autotuning and what keeps a real kernel from the peak are left out, and so are the FLOPs of kernels of our own. A TPU
-runs a whole program by itself: there a launch costs nothing. Times can be compared with each other, not with a clock.
-Rows are added to `results/gpu_program.json`.
+bytes at the memory's bandwidth, its FLOPs at the chip's peak; all are summed. For a kernel of our own, the third is what
+its machine code would take on the SMs that its blocks occupy, at least and at most (`sass_cost.py`). Caches, overlap,
+command buffers, autotuning and what keeps a kernel of XLA's from the peak are left out. A TPU runs a whole program by
+itself: there a launch costs nothing. Times can be compared with each other, not with a clock. Rows are added to
+`results/gpu_program.json`.
 """
 
 import argparse
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from typing import Any, NamedTuple
 
 from hlo_cost import Kernel, Loop, Program
 from peers.chip import CUDA, SETTINGS
+from sass_cost import Work, kernels_in
 from venvs import PeerError, default_root, interpreter, last_line
 
 HERE = Path(__file__).parent
@@ -77,7 +80,7 @@ PHASES = ("line_search", "conjugate_gradient", "shuffle", "minibatch", "rollout"
 
 
 def compiled(case: Case, chip: str, devices: int, by: str, args: argparse.Namespace) -> dict[str, Any]:
-    """A program, compiled in a process of its own: what that prints, and `hlo`.
+    """A program, compiled in a process of its own: what that prints, `hlo`, and `own`, its kernels that are ours.
 
     Raises:
         PeerError: it could not be compiled.
@@ -96,14 +99,35 @@ def compiled(case: Case, chip: str, devices: int, by: str, args: argparse.Namesp
         if by == "purejaxrl":
             command += ["--checkout", str(args.purejaxrl.resolve())]
         environment = os.environ | SETTINGS | ({"PYTHONPATH": str(HERE.parent)} if ours else {})
+        environment["XLA_FLAGS"] += f" --xla_dump_to={directory}" if by == "ours-kernels" else ""
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise PeerError(last_line(done.stderr))
-        return json.loads(done.stdout.strip().splitlines()[-1]) | {"hlo": gzip.decompress(hlo.read_bytes()).decode()}
+        found = json.loads(done.stdout.strip().splitlines()[-1]) | {"hlo": gzip.decompress(hlo.read_bytes()).decode()}
+        return found | {"own": own_kernels(found["hlo"], Path(directory), found.pop("tools", {}))}
 
 
-def judged(text: str, case: Case, chip: str) -> dict[str, Any]:
-    """What one update consists of, by phase and by loop."""
+def own_kernels(text: str, dump: Path, tools: dict[str, str]) -> dict[str, tuple[Work, int]]:
+    """What each kernel of our own costs, and its grid, by the name of its instruction.
+
+    Raises:
+        PeerError: their machine code cannot be looked at.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    for line in text.splitlines():
+        if "xla.gpu.triton" in line and (name := re.search(r'", name = "(\w+)"', line)):
+            again = sum(x[0].split("__")[0] == name[1] for x in found.values())
+            grid = re.search(r"grid_x = (\d+)", line)
+            assert grid
+            found[line.split(" = ")[0].split()[-1].lstrip("%")] = name[1] + f"__{again}" * (again > 0), int(grid[1])
+    if found and len(tools) < 2:
+        raise PeerError("kernels of our own are judged by ptxas and nvdisasm: nvidia-cuda-nvcc-cu12 and triton")
+    works = kernels_in(dump, [name for name, _ in found.values()], **tools) if found else {}
+    return {instruction: (works[name], grid) for instruction, (name, grid) in found.items()}
+
+
+def judged(text: str, case: Case, chip: str, own: Mapping[str, tuple[Work, int]] = MappingProxyType({})) -> dict[str, Any]:
+    """What one update consists of, by phase and by loop; `own` has the kernels that are ours."""
     program = Program(text)
     kernels = list(program.kernels(program.entry))
     launches = Counter[str]()
@@ -113,16 +137,18 @@ def judged(text: str, case: Case, chip: str) -> dict[str, Any]:
     over_updates = [x for x in program.loops.values() if x.trips == case.updates and x.starts == 1]
     top = max(over_updates, key=lambda x: launches[x.name])
     inside = [x for x in kernels if top.name in x.loops]
-    own = [x for x in program.loops.values() if top.name in x.inside]
     phases: dict[str, Counter[str]] = defaultdict(Counter)
     for kernel in inside:
         times = kernel.launches / case.updates
         part = phases[phase_of(kernel, program.loops, case)]
+        work, grid = own.get(kernel.instruction.name, (None, 0))
+        if work:
+            kernel = kernel._replace(matmul_flops=grid * work.matrix_flops, other_flops=grid * work.other_flops)
         part.update(launches=times, bytes=times * kernel.bytes)
         part.update(matmul_flops=times * (kernel.matmul_flops + kernel.exact_flops))
         part.update(other_flops=times * kernel.other_flops)
-        for launch in LAUNCHES:
-            part[f"milliseconds_{launch * 1e6:.0f}us"] += 1e3 * times * duration(kernel, chip, launch)
+        for launch, seconds in zip(LAUNCHES, work.seconds(grid) if work else (0.0, 0.0), strict=True):
+            part[f"milliseconds_{launch * 1e6:.0f}us"] += 1e3 * times * max(duration(kernel, chip, launch), seconds)
     totals = sum(phases.values(), Counter[str]())
     loops = [
         {
@@ -132,7 +158,8 @@ def judged(text: str, case: Case, chip: str) -> dict[str, Any]:
             "iterations": x.starts / case.updates * (x.trips or 1),
             "kernels_per_iteration": launches[x.name] / (x.starts * (x.trips or 1)),
         }
-        for x in own
+        for x in program.loops.values()
+        if top.name in x.inside
     ]
     return {
         "kernels": totals["launches"],
@@ -142,6 +169,10 @@ def judged(text: str, case: Case, chip: str) -> dict[str, Any]:
         "totals": totals,
         "phases": phases,
         "loops": loops,
+        "own": {
+            name: {"grid": grid, "milliseconds": [1e3 * t for t in work.seconds(grid)], **work._asdict()}
+            for name, (work, grid) in own.items()
+        },
     }
 
 
@@ -253,7 +284,7 @@ def main() -> int:
             text = found.pop("hlo")
             if args.hlo:
                 (args.hlo / f"{name}_{by}_{chip}x{devices}.hlo").write_text(text)
-            row |= found | judged(text, case, chip)
+            row |= found | judged(text, case, chip, found.pop("own"))
         except PeerError as error:
             row["error"], failed = str(error), True
         print(described(row), flush=True)

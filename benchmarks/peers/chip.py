@@ -6,6 +6,7 @@ knows its own. `SETTINGS` must be in the environment before JAX is imported.
 
 import gzip
 import json
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ def devices(chip: str, count: int = 1) -> list[Any]:
     return list(found.devices)[:count]
 
 
+def tools() -> dict[str, str]:
+    """NVIDIA's assembler and disassembler, where this environment has packages that bring them along."""
+    at = Path(sysconfig.get_path("purelib"))
+    found = {"ptxas": at / "nvidia/cuda_nvcc/bin/ptxas", "nvdisasm": at / "triton/backends/nvidia/bin/nvdisasm"}
+    return {name: str(path) for name, path in found.items() if path.exists()}
+
+
 def keep(jitted: Any, keys: Any, on: list[Any], path: Path) -> None:
     """Compile `jitted` of an array of keys [seeds] for these devices; HLO goes to `path`, the rest is printed."""
     import jax
@@ -50,5 +58,6 @@ def keep(jitted: Any, keys: Any, on: list[Any], path: Path) -> None:
         "temporary_bytes": memory.temp_size_in_bytes,
         "result_bytes": memory.output_size_in_bytes,
         "jax": jax.__version__,
+        "tools": tools(),
     }
     print(json.dumps(line), flush=True)

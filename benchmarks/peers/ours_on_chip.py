@@ -5,6 +5,8 @@
 #     "jax-cuda12-plugin==0.10.2",
 #     "jax-cuda12-pjrt==0.10.2",
 #     "libtpu==0.0.52",
+#     "nvidia-cuda-nvcc-cu12==12.9.86",
+#     "triton==3.4.0",
 #     "flax==0.12.8",
 #     "optax==0.2.8",
 #     "gymnax==1.0.1",

@@ -7,9 +7,9 @@ import jax
 
 from purejaxppo.kernels.chance import drawn_in_advance
 from purejaxppo.kernels.memory import call, load, store
-from purejaxppo.kernels.padding import NUMBERS, NoKernelError, held_numbers, traced
+from purejaxppo.kernels.padding import LEAST, NUMBERS, NoKernelError, held_numbers, padded, traced
 
-WARPS = 4
+MOST_WARPS = 8
 
 
 def scan_in_kernel(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -44,4 +44,6 @@ def scan_in_kernel(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: 
     last, ys = one.shapes
     outputs = (last, jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), ys))
     seen = [x if used else None for x, used in zip(flat, one.uses[number:], strict=True)]
-    return call(kernel, (one.consts, first, seen), outputs, "scan", WARPS)
+    rows = max((padded(x.shape[0]) for x in first if x.ndim), default=1)
+    warps = min(max(rows // LEAST, 1), MOST_WARPS)  # a matrix product gives each 16 rows, else the same to several
+    return call(kernel, (one.consts, first, seen), outputs, "scan", warps)
