@@ -8,18 +8,17 @@ XLA compiles the real training programs for a described chip (`peers/chip.py`), 
 first use (--venvs). Nothing is run. The optimized HLO says what would be launched (`hlo_cost.py`).
 
 THE TIMES ARE ESTIMATES. A kernel is taken to last as long as the greatest of three: its launch (2 µs, and 5 µs), its
-bytes at the memory's bandwidth, its FLOPs at the chip's peak; all are summed. For a kernel of our own, the third is what
-its machine code would take on the SMs that its blocks occupy, at least and at most (`sass_cost.py`). Caches, overlap,
-command buffers, autotuning and what keeps a kernel of XLA's from the peak are left out. A TPU runs a whole program by
-itself: there a launch costs nothing. Times can be compared with each other, not with a clock. Rows are added to
-`results/gpu_program.json`.
+bytes at the memory's bandwidth, its FLOPs at the chip's peak; all are summed. For a kernel of our own, the third is
+what its machine code would take on the SMs that its blocks occupy, at least and at most (`sass_cost.py`). Caches,
+overlap, command buffers, autotuning and what keeps a kernel of XLA's from the peak are left out. A TPU runs a whole
+program by itself: there a launch costs nothing. Times can be compared with each other, not with a clock. Rows are added
+to `results/gpu_program.json`.
 """
 
 import argparse
 import gzip
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from typing import Any, NamedTuple
 
 from hlo_cost import Kernel, Loop, Program
 from peers.chip import CUDA, SETTINGS
-from sass_cost import Work, kernels_in
+from sass_cost import Work, kernels_in, triton_kernels
 from venvs import PeerError, default_root, interpreter, last_line
 
 HERE = Path(__file__).parent
@@ -104,29 +103,16 @@ def compiled(case: Case, chip: str, devices: int, by: str, args: argparse.Namesp
         if done.returncode:
             raise PeerError(last_line(done.stderr))
         found = json.loads(done.stdout.strip().splitlines()[-1]) | {"hlo": gzip.decompress(hlo.read_bytes()).decode()}
-        return found | {"own": own_kernels(found["hlo"], Path(directory), found.pop("tools", {}))}
+        names, tools = triton_kernels(found["hlo"]), found.pop("tools", {})
+        if names and len(tools) < 2:
+            raise PeerError("our kernels are judged with ptxas and nvdisasm: nvidia-cuda-nvcc-cu12 and triton")
+        works = kernels_in(Path(directory), [x for x, _ in names.values()], **tools) if names else {}
+        return found | {"own": {instruction: (works[x], grid) for instruction, (x, grid) in names.items()}}
 
 
-def own_kernels(text: str, dump: Path, tools: dict[str, str]) -> dict[str, tuple[Work, int]]:
-    """What each kernel of our own costs, and its grid, by the name of its instruction.
-
-    Raises:
-        PeerError: their machine code cannot be looked at.
-    """
-    found: dict[str, tuple[str, int]] = {}
-    for line in text.splitlines():
-        if "xla.gpu.triton" in line and (name := re.search(r'", name = "(\w+)"', line)):
-            again = sum(x[0].split("__")[0] == name[1] for x in found.values())
-            grid = re.search(r"grid_x = (\d+)", line)
-            assert grid
-            found[line.split(" = ")[0].split()[-1].lstrip("%")] = name[1] + f"__{again}" * (again > 0), int(grid[1])
-    if found and len(tools) < 2:
-        raise PeerError("kernels of our own are judged by ptxas and nvdisasm: nvidia-cuda-nvcc-cu12 and triton")
-    works = kernels_in(dump, [name for name, _ in found.values()], **tools) if found else {}
-    return {instruction: (works[name], grid) for instruction, (name, grid) in found.items()}
-
-
-def judged(text: str, case: Case, chip: str, own: Mapping[str, tuple[Work, int]] = MappingProxyType({})) -> dict[str, Any]:
+def judged(
+    text: str, case: Case, chip: str, own: Mapping[str, tuple[Work, int]] = MappingProxyType({})
+) -> dict[str, Any]:
     """What one update consists of, by phase and by loop; `own` has the kernels that are ours."""
     program = Program(text)
     kernels = list(program.kernels(program.entry))
@@ -142,11 +128,9 @@ def judged(text: str, case: Case, chip: str, own: Mapping[str, tuple[Work, int]]
         times = kernel.launches / case.updates
         part = phases[phase_of(kernel, program.loops, case)]
         work, grid = own.get(kernel.instruction.name, (None, 0))
-        if work:
-            kernel = kernel._replace(matmul_flops=grid * work.matrix_flops, other_flops=grid * work.other_flops)
-        part.update(launches=times, bytes=times * kernel.bytes)
-        part.update(matmul_flops=times * (kernel.matmul_flops + kernel.exact_flops))
-        part.update(other_flops=times * kernel.other_flops)
+        matmuls = grid * work.matrix_flops if work else kernel.matmul_flops + kernel.exact_flops
+        part.update(launches=times, bytes=times * kernel.bytes, matmul_flops=times * matmuls)
+        part.update(other_flops=times * (grid * work.other_flops if work else kernel.other_flops))
         for launch, seconds in zip(LAUNCHES, work.seconds(grid) if work else (0.0, 0.0), strict=True):
             part[f"milliseconds_{launch * 1e6:.0f}us"] += 1e3 * times * max(duration(kernel, chip, launch), seconds)
     totals = sum(phases.values(), Counter[str]())
@@ -231,7 +215,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "Estimates, from programs compiled for chips that were not there (`benchmarks/gpu_program.py`): nothing here",
         "was measured on a GPU or a TPU. Per update, all seeds together; times with 2 and with 5 µs a launch, on a TPU",
-        "with none.",
+        "with none. `ours-kernels` has our own kernels for rollout, minibatches and Fisher products; its times are at",
+        "least and at most what their machine code takes on the chip's SMs (`benchmarks/sass_cost.py`).",
         "",
         "| program | by | chip | kernels | rollout | minibatches | other | inner iterations | temporary memory | moved "
         "| estimated ms |",

@@ -74,6 +74,18 @@ class Work(NamedTuple):
         return busiest / CLOCK, (busiest + math.ceil(each / self.resident) * self.chain) / CLOCK
 
 
+def triton_kernels(hlo: str) -> dict[str, tuple[str, int]]:
+    """The name of each Pallas kernel in an optimized program, and how many blocks it has, by its instruction."""
+    found: dict[str, tuple[str, int]] = {}
+    for line in hlo.splitlines():
+        name, grid = re.search(r'", name = "(\w+)"', line), re.search(r"grid_x = (\d+)", line)
+        if "xla.gpu.triton" in line and name and grid:
+            same = sum(x.split("__")[0] == name[1] for x, _ in found.values())  # XLA numbers them as they come
+            instruction = line.split(" = ")[0].split()[-1].lstrip("%")
+            found[instruction] = name[1] + (f"__{same}" if same else ""), int(grid[1])
+    return found
+
+
 def kernels_in(dump: Path, names: Sequence[str], ptxas: str, nvdisasm: str) -> dict[str, Work]:
     """What those kernels cost whose PTX lies in `dump`, as XLA has it written there (`--xla_dump_to`)."""
     found = {}
@@ -85,14 +97,16 @@ def kernels_in(dump: Path, names: Sequence[str], ptxas: str, nvdisasm: str) -> d
         cubin = ptx.with_suffix(".cubin")
         said = _run(ptxas, "-v", "-arch=sm_90a", str(ptx), "-o", str(cubin))
         threads, registers, frame = THREADS.search(text), USED.search(said), FRAME.search(said)
-        assert threads and registers and frame, said
+        assert threads, name
+        assert registers, said
+        assert frame, said
         sass = _run(nvdisasm, "-hex", "-c", str(cubin))
         found[name[1]] = work(sass, int(threads[1]) // 32, int(registers[1]), shared[name[1]], int(frame[1]))
     return found
 
 
 def work(sass: str, warps: int, registers: int, shared: int, frame: int) -> Work:
-    """Of a kernel whose blocks have so many warps, registers a thread, bytes of shared memory, and of stack a thread."""
+    """Of a kernel whose blocks have so many warps, registers a thread, bytes of shared memory, and a thread's stack."""
     instructions = _parsed(sass)
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
     resident = max(1, min(by_registers, SHARED // max(shared, 1), WARPS // warps, 32))
@@ -157,7 +171,7 @@ def _trips(body: Sequence[Instruction]) -> int:
 
 
 def _chain(instructions: Sequence[Instruction]) -> float:
-    """Cycles of a warp that has the SM to itself: in order, each instruction waits for the scoreboards that it names."""
+    """Cycles of a warp that has the SM to itself: each instruction waits for the one before, and its scoreboards."""
     now = matrix = total = 0.0
     free = [0.0] * 6
     for x in instructions:
