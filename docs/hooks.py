@@ -17,6 +17,7 @@ from purejaxppo.__main__ import COMMANDS
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.settings import ResumeOptions, RunOptions
 from purejaxppo.cli.sweep import SweepOptions
+from purejaxppo.cli.tune import TuneOptions
 from purejaxppo.config import DEFAULTS, Config
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.presets import PRESETS, SOURCES, as_flags
@@ -33,6 +34,7 @@ FIGURES = ("benchmarks/results", "notebooks/figures")
 COMMAND_OPTIONS: dict[str, tuple[Any, ...]] = {  # the others have one record each, `main.options`
     "run": (RunOptions, HostOptions),
     "sweep": (SweepOptions, RunOptions, HostOptions),
+    "tune": (TuneOptions, RunOptions, HostOptions),
 }
 
 
@@ -185,6 +187,7 @@ def command_line_page() -> str:
         "why); 1, the system or an environment on the host failed; 128 + n after signal n.",
     ]
     titles = {RunOptions: "Which run", HostOptions: "Log, checkpoints, devices", SweepOptions: "What is swept"}
+    titles[TuneOptions] = "What is searched, and how"
     for name, about in COMMANDS.items():
         lines += ["", f"## `purejaxppo {name}`", "", f"{about[0].upper()}{about[1:]}."]
         for owner in COMMAND_OPTIONS.get(name) or (import_module(f"purejaxppo.cli.{name}").main.options,):
@@ -193,6 +196,6 @@ def command_line_page() -> str:
             lines += ["", *flags_table(owner)]
         if name == "run":
             lines += ["", "**With `--resume DIR`**, these are all the flags:", "", *flags_table(ResumeOptions)]
-        if name in ("run", "sweep"):
+        if name in ("run", "sweep", "tune"):
             lines += ["", "**Settings of the run**: each [setting](settings.md) is a flag."]
     return "\n".join(lines) + "\n"

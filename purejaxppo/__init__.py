@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from purejaxppo.train import init as init
     from purejaxppo.train import make_train as make_train
     from purejaxppo.train import update_step as update_step
+    from purejaxppo.tuning.tune import tune as tune
 
 # Everything is imported when it is asked for: `purejaxppo --version` need not wait for JAX, nor training for figures.
 _MODULES = {
@@ -65,6 +66,7 @@ _MODULES = {
     "spaces": ("Box", "Discrete", "MultiBinary", "MultiDiscrete"),
     "sweeps.table": ("sweep",),
     "train": ("init", "make_train", "update_step"),
+    "tuning.tune": ("tune",),
 }
 
 __all__ = [name for names in _MODULES.values() for name in names]

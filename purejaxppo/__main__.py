@@ -12,6 +12,7 @@ from purejaxppo.errors import UsageError
 COMMANDS = {
     "run": "train one algorithm on many seeds, as one compiled program",
     "sweep": "train one algorithm on many settings × many seeds",
+    "tune": "search for settings, and judge the best on seeds of their own",
     "evaluate": "evaluate what a run has learnt, here and in Gymnasium",
     "render": "film what a run has learnt, as .gif or .mp4",
     "report": "compare runs on one page of HTML",
@@ -29,6 +30,7 @@ examples:
   purejaxppo run --algo trpo --env Pendulum-v1 --num-seeds 4 --out runs/pendulum
   purejaxppo run --resume runs/pendulum --total-steps 1e6
   purejaxppo sweep --algo trpo --grid max_kl=0.003,0.01,0.03
+  purejaxppo tune --algo ppo --env Acrobot-v1 --trials 64 --budget 2e7
   purejaxppo render runs/pendulum --out pendulum.gif
   purejaxppo report runs/* --out report.html
 

@@ -26,7 +26,9 @@ from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.flags import parse_flags, with_file
 from purejaxppo.cli.settings import NoOptions, parse_resume, parse_settings
 from purejaxppo.cli.sweep import SweepOptions
+from purejaxppo.cli.tune import TuneOptions
 from purejaxppo.config import Config
+from purejaxppo.tuning.space import default_space, parse_space, read_space
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,6 +38,7 @@ FENCE = re.compile(
     r"(?P<code>.*?)^(?P=indent)```",
     re.MULTILINE | re.DOTALL,
 )
+MORE = {"run": NoOptions(), "sweep": SweepOptions(), "tune": TuneOptions()}  # flags beside those of settings
 OTHERS = r"(git clone|cd |pytest|docker build|python benchmarks/|export [A-Z_]+=|uv sync|bash \.ci/run|mkdocs |ruff )"
 
 
@@ -83,22 +86,23 @@ def parse(words: list[str]) -> None:
     if name == "--print-completion" or "--help" in argv:
         return
     assert name in COMMANDS
-    if name not in ("run", "sweep"):
+    if name not in MORE:
         parse_flags(importlib.import_module(f"purejaxppo.cli.{name}").main.options, argv, name, "")
     elif "--resume" in argv:
         parse_resume(argv, name)
     else:
-        sweep = name == "sweep"
-        argv = with_file(argv, tables=("grid", "sample") if sweep else ())
-        config, *_, own = parse_settings(argv, name, "", SweepOptions() if sweep else NoOptions())
+        argv = with_file(argv, tables=("grid", "sample") if name == "sweep" else ())
+        config, *_, own = parse_settings(argv, name, "", MORE[name])
         try:
             config.check()
         except UsageError as error:
             if "not installed" not in str(error):
                 raise
             return
-        if sweep:
+        if name == "sweep":
             own.settings(config, 0)
+        if name == "tune":
+            own.ladder(config, parse_space(config, read_space(Path(own.space)) if own.space else default_space(config)))
 
 
 @pytest.fixture
@@ -256,7 +260,18 @@ def test_public_names_have_docstrings() -> None:
 
 def test_functions_name_their_errors_and_arguments() -> None:
     """A public function that raises `UsageError` says when."""
-    for name in ("make_train", "init", "evaluate", "load", "render", "export_policy", "over_runs", "preset", "sweep"):
+    for name in (
+        "make_train",
+        "init",
+        "evaluate",
+        "load",
+        "render",
+        "export_policy",
+        "over_runs",
+        "preset",
+        "sweep",
+        "tune",
+    ):
         assert "Raises:" in inspect.getdoc(getattr(purejaxppo, name)), name
 
 

@@ -12,6 +12,7 @@ from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.flags import Group, flags_class, grouped
 from purejaxppo.cli.settings import NoOptions, groups_of
 from purejaxppo.cli.sweep import SweepOptions
+from purejaxppo.cli.tune import TuneOptions
 from purejaxppo.errors import UsageError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -27,6 +28,7 @@ def completion(commands: Mapping[str, str], shell: str = "") -> str:
         every.setdefault(algorithm.__name__, group := Group(algorithm(), seen))
         seen = seen | {field.name for field in group.fields}
     kinds: dict[str, Any] = {"run": grouped(every), "sweep": grouped({**every, "sweep": Group(SweepOptions())})}
+    kinds["tune"] = grouped({**every, "tune": Group(TuneOptions())})
     for name in commands.keys() - kinds.keys():
         kinds[name] = flags_class(Group(importlib.import_module(f"purejaxppo.cli.{name}").main.options))
     either: Any = Union[  # noqa: UP007

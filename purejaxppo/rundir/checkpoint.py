@@ -81,7 +81,7 @@ class Snapshot(NamedTuple):
         Raises:
             UsageError: an array is missing, or of another shape or dtype; nothing is cast.
         """
-        leaves = [self._leaf(path, wanted) for path, wanted in _leaves({"state": like}).items()]
+        leaves = [self._leaf(path, wanted) for path, wanted in leaves_by_path({"state": like}).items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _leaf(self, path: str, wanted: Any) -> Any:
@@ -125,7 +125,7 @@ def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
     content = {
         "purejaxppo": __version__,
         "about": to_json(about),
-        "keys": {path: str(jax.random.key_impl(x)) for path, x in _leaves(tree).items() if _is_key(x)},
+        "keys": {path: str(jax.random.key_impl(x)) for path, x in leaves_by_path(tree).items() if _is_key(x)},
         "arrays": {path: describe(x) for path, x in arrays.items()},
     }
     try:
@@ -235,7 +235,7 @@ def prune(checkpoints: Path, keep: int, written: Path) -> None:
 
 def flatten(tree: Any) -> Arrays:
     """Every leaf by its path, on the host; PRNG keys as the integers that they are."""
-    return {path: np.asarray(_as_data(x)) for path, x in _leaves(tree).items()}
+    return {path: np.asarray(_as_data(x)) for path, x in leaves_by_path(tree).items()}
 
 
 def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:
@@ -277,7 +277,8 @@ def _orbax(directory: Path) -> Iterator[tuple[Any, Path]]:
         sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Every leaf by its path, as `flatten` names them, but as they are."""
     found = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in found}
     if len(leaves) < len(found):  # a key holds the separator

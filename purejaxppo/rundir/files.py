@@ -19,6 +19,7 @@ from purejaxppo.errors import UsageError, reason
 
 SWEEP = "sweep.json"  # beside the run directories of a sweep
 UNFINISHED = ".unfinished"  # likewise: a directory for each batch of settings under way
+SCORES = "scores.json"  # of a study's trials, in its directory
 LARGEST_FILE = {".json": 2**26, ".csv": 2**29}  # bytes that are read
 LARGEST_NUMBER = 1e100  # no float32 comes near it; what is beyond counts as missing, so that sums stay finite
 
@@ -31,6 +32,7 @@ def refuse_links(directory: Path) -> None:
     """
     ours = ["config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints", "tensorboard"]
     ours += ["wandb", "wandb/id", SWEEP, "results.csv", "results.png", UNFINISHED]
+    ours += ["tune.json", SCORES, "study.db", "states", "best", "best.toml", "trials.csv"]
     for path in (*(directory / name for name in ours), *(directory / "tensorboard").glob("*")):
         if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
             raise UsageError(f"{path} is a link or no file, which none of ours is; put the file itself there.")

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from purejaxppo.errors import UsageError
-from purejaxppo.rundir.files import SWEEP, UNFINISHED, replacing
+from purejaxppo.rundir.files import SCORES, SWEEP, UNFINISHED, replacing
 
 CLAIM = ".claim.json"
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{16}\.(saving\.json|dead)")
@@ -53,7 +53,7 @@ def new_directory(out: Path) -> Iterator[Path]:
             yield out
         except BaseException:
             logged = any(path.stat().st_size for path in out.rglob("metrics.csv"))
-            if not logged and not any(out.glob("**/checkpoints/[0-9]*")):
+            if not logged and not any(out.glob("**/checkpoints/[0-9]*")) and not (out / SCORES).exists():
                 shutil.rmtree(place, ignore_errors=True)
                 if existed:
                     place.mkdir(exist_ok=True)

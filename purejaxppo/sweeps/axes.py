@@ -23,7 +23,7 @@ _LARGEST = 1e18  # ends of what is drawn: int64 holds them, and no float overflo
 
 def traced(config: Config, name: str) -> bool:
     """Whether a setting may be traced, so that all its values share one program. Raises: UsageError: no setting."""
-    return _field(config, name).metadata.get("type") is float
+    return setting_field(config, name).metadata.get("type") is float
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Settings]:
@@ -47,7 +47,7 @@ def parse_axis(config: Config, text: str) -> tuple[str, list[Any]]:
     if not equals:
         raise UsageError(f"grid = {text!r} must be field=value,value; pass --grid max_kl=0.01,0.02, say.")
     name = name.strip().replace("-", "_")
-    _field(config, name)
+    setting_field(config, name)
     return name, [parse_value(config, name, value) for value in values.split(",") if value.strip()]
 
 
@@ -63,7 +63,7 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
     name, _, spec = text.partition("=")
     kind, colon, values = spec.partition(":")
     name = name.strip().replace("-", "_")
-    field = _field(config, name)
+    field = setting_field(config, name)
     if kind not in ("uniform", "loguniform", "randint", "choice") or not colon:
         raise UsageError(f"sample = {text!r} must be field=KIND:a,b, one of: uniform, loguniform, randint, choice.")
     if kind == "choice":
@@ -93,7 +93,7 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
 
 def parse_value(config: Config, name: str, text: str) -> Any:
     """One value of a field, as its flag would take it. Raises: UsageError."""
-    kind, text = _field(config, name).type, text.strip()
+    kind, text = setting_field(config, name).type, text.strip()
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
@@ -142,7 +142,8 @@ def show(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _field(config: Config, name: str) -> "dataclasses.Field[Any]":
+def setting_field(config: Config, name: str) -> "dataclasses.Field[Any]":
+    """The field of a setting that may be varied, of the config or of its algorithm. Raises: UsageError: no setting."""
     fields = {field.name: field for owner in (config, config.algo) for field in dataclasses.fields(owner)}
     known = sorted(fields.keys() - {*_WHOLE})
     if name not in known:
@@ -152,5 +153,5 @@ def _field(config: Config, name: str) -> "dataclasses.Field[Any]":
             f"{other} belongs to --algo {' or '.join(owners[other])}." if other else f"there are: {', '.join(known)}."
         )
         hint = did_you_mean(name, known) or hint
-        raise UsageError(f"{name!r:.80} is no setting that a sweep of {type(config.algo).__name__} goes over; {hint}")
+        raise UsageError(f"{name!r:.80} is no setting of {type(config.algo).__name__} that can be varied; {hint}")
     return fields[name]

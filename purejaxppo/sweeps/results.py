@@ -7,12 +7,13 @@ import shlex
 import numpy as np
 from rich.table import Table
 
+from purejaxppo.config import Config
 from purejaxppo.errors import plural
 from purejaxppo.presets import as_flags, preset, settings_of
 from purejaxppo.rundir.files import replacing
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
-from purejaxppo.sweeps.axes import show
+from purejaxppo.sweeps.axes import Settings, show
 from purejaxppo.sweeps.execution import Step, Sweep
 from purejaxppo.sweeps.results_figure import draw
 
@@ -79,9 +80,19 @@ def write_results(sweep: Sweep, summaries: list[Summary]) -> None:
 
 def command_of(sweep: Sweep, i: int) -> str:
     """The command line that trains one setting on as many other seeds: those of the sweep have chosen it."""
-    config, seeds = sweep.configs[i], sweep.record.seeds
+    seeds = sweep.record.seeds
+    return run_command(sweep.configs[i], len(seeds), (max(seeds) + 1) % 2**31)
+
+
+def run_command(config: Config, num_seeds: int, first_seed: int) -> str:
+    """The command line that trains a config."""
+    own = beyond_preset(config)
+    words = ["purejaxppo", "run", "--algo", config.algo_name, "--env", str(config.env), *as_flags(own)]
+    return shlex.join([*words, "--num-seeds", str(num_seeds), "--seed", str(first_seed)])
+
+
+def beyond_preset(config: Config) -> Settings:
+    """The settings in which a config differs from the preset of its algorithm and environment."""
     settings = settings_of(config)
     usual = settings_of(preset(settings["algo"], config.env))
-    own = {name: x for name, x in settings.items() if name not in ("algo", "env") and x != usual[name]}
-    words = ["purejaxppo", "run", "--algo", settings["algo"], "--env", str(config.env), *as_flags(own)]
-    return shlex.join([*words, "--num-seeds", str(len(seeds)), "--seed", str((max(seeds) + 1) % 2**31)])
+    return {name: x for name, x in settings.items() if name not in ("algo", "env") and x != usual[name]}

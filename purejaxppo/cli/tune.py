@@ -1,0 +1,74 @@
+"""The command line: flags, or a TOML file, → one study. (In Python, `purejaxppo.tune` is the function.)"""
+
+import dataclasses
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from purejaxppo.cli.command import exit_code, start_jax
+from purejaxppo.cli.flags import value_of, with_file
+from purejaxppo.cli.settings import parse_resume, parse_settings
+from purejaxppo.errors import UsageError
+from purejaxppo.experiment.progress import ProgressLine, plain_console
+from purejaxppo.fields import static
+from purejaxppo.rundir.lock import lock
+from purejaxppo.sweeps.results import run_command
+from purejaxppo.tuning.default_spaces import SPACES
+from purejaxppo.tuning.options import StudyOptions, as_dict
+from purejaxppo.tuning.results import final_table
+from purejaxppo.tuning.space import as_toml, default_space, parse_space, read_space
+from purejaxppo.tuning.tune import TuneResult, read_study, run_study, tune
+
+_PROG = "purejaxppo tune"
+_ABOUT = "Search for the settings of one algorithm, and train the best on seeds that had no part in the choice."
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneOptions(StudyOptions):
+    """What is searched, and how. --num-seeds, --seed and the host's flags are those of the final run."""
+
+    space: str | None = static(None, "TOML file of ranges and choices", metavar="FILE", usual="the algorithm's own")
+    show_space: bool = static(False, "print the space, as a file that --space takes, and end")
+
+
+def main(argv: list[str]) -> int:
+    """Tune, and return the exit code, see `exit_code`."""
+
+    def command() -> None:
+        console = plain_console()
+        if value_of(argv, "resume"):
+            again = parse_resume(argv, _PROG)
+            for name in ("total_steps", "mesh"):
+                if getattr(again, name) is not None:
+                    flag = name.replace("_", "-")
+                    raise UsageError(f"--{flag} cannot be changed on --resume of a study; leave it out.")
+            start_jax()
+            progress, out = ProgressLine(console, again.quiet), Path(again.resume)
+            study, devices = read_study(out, progress, again.devices, again.env)
+            with lock(out):
+                _show(run_study(study, devices, progress), progress)
+            return
+        config, run, host, own = parse_settings(with_file(argv), _PROG, _ABOUT, TuneOptions())
+        space = read_space(Path(own.space)) if own.space else default_space(config)
+        if own.show_space:
+            sources = {} if own.space else {name: x["source"] for name, x in SPACES[config.algo_name].items()}
+            print(as_toml(parse_space(config, space), sources))
+            return
+        start_jax()
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        out = Path(run.out or f"runs/tune-{run.env.replace('/', '-')}-{run.algo}-{stamp}")
+        progress = ProgressLine(console, run.quiet)
+        how: Any = {"out": out, "devices": run.devices, "options": host, "progress": progress}
+        how |= {"seeds": run.seeds, "resume_or_start": run.resume_or_start}
+        _show(tune(config, space, **how, **as_dict(own)), progress)
+
+    return exit_code(command)
+
+
+def _show(result: TuneResult, progress: ProgressLine) -> None:
+    seeds = result.summary["seeds"]
+    progress.show(final_table(result.summary, result.env_steps, result.final_env_steps))
+    progress.say(f"files in {result.out}; these settings again:\n{run_command(result.config, len(seeds), seeds[0])}")
+    config = shlex.quote(str(Path(result.out or "") / "best.toml"))
+    progress.say(f"or: purejaxppo run --config {config}")

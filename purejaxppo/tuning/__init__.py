@@ -1,0 +1,1 @@
+"""Searches for settings: trials that differ in numbers are trained as one program."""

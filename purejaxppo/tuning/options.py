@@ -1,0 +1,102 @@
+"""What a study is, beside the settings that it varies."""
+
+import dataclasses
+import importlib.util
+from typing import Any
+
+import jax
+
+from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
+from purejaxppo.fields import check_fields, static
+from purejaxppo.parallel.runs import best_vmap_size
+from purejaxppo.presets import with_settings
+from purejaxppo.sweeps.axes import traced
+from purejaxppo.tuning.rungs import PRUNERS, Rungs
+from purejaxppo.tuning.space import Space, combinations
+
+SAMPLERS = ("tpe", "random", "cmaes", "sobol")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """How many trials, how they are drawn, and when they stop."""
+
+    trials: int = static(64, "settings that are tried at most", interval="[1, 1e5]")
+    seeds_per_trial: int = static(4, "seeds of each trial; its score is their mean return", interval="[1, 1e5]")
+    budget: int = static(
+        20_000_000,
+        "environment steps of the whole search, evaluations included; the best settings' final run comes on top",
+        interval="[1, 1e15]",
+    )
+    sampler: str = static("tpe", "what draws settings, of Optuna's", choices=SAMPLERS)
+    pruner: str = static(
+        "halving",
+        "which trials stop early: all but the best 1 in --halving-factor, or those below the median",
+        choices=PRUNERS,
+    )
+    rungs: int = static(4, "times that a trial is judged, the last at its end", interval="[1, 100]")
+    halving_factor: int = static(
+        3, "one in so many goes on from each rung; rungs are so far apart", interval="[2, 100]"
+    )
+    places: int = static(
+        16, "trials under way at once; the sampler learns when all have come to a rung", interval="[1, 1e5]"
+    )
+
+    def check(self) -> None:
+        """Raises: UsageError: a value that cannot be, or a package is missing."""
+        check_fields(self)
+        need = {"tpe": (), "random": (), "cmaes": ("cmaes",), "sobol": ("scipy",)}[self.sampler]
+        for package in ("optuna", *need):
+            if importlib.util.find_spec(package) is None:
+                raise UsageError(f"tune needs the package {package}; pip install 'purejaxppo[tune]'.")
+
+    def ladder(self, config: Config, space: Space) -> Rungs:
+        """The rungs of the study. Raises: UsageError: they do not fit the updates, or the budget does not fit them."""
+        widest = self.widest_update(config, space)
+        rungs = Rungs.of(self.pruner, self.rungs, self.halving_factor, config.total_steps, widest)
+        first, whole = (self.seeds_per_trial * widest * rungs.updates(k, widest) for k in (0, -1))
+        if self.budget < whole:
+            raise UsageError(
+                f"budget = {self.budget:,} is too small: one trial of {self.seeds_per_trial} seeds takes {first:,} "
+                f"steps to its first rung and {whole:,} to its last; raise --budget, or lower --total-steps or "
+                "--seeds-per-trial."
+            )
+        return rungs
+
+    @staticmethod
+    def widest_update(config: Config, space: Space) -> int:
+        """The most steps per seed and update that a trial has."""
+        return max(with_settings(config, own).steps_per_update for own in combinations(config, space))
+
+    def lot_size(self, config: Config, devices: list[jax.Device]) -> int:
+        """Trials that one program trains: on a CPU as many as keep its cores busy, elsewhere all places."""
+        at_once = best_vmap_size(config.on_host, devices)
+        most = min(self.places, self.trials)
+        return most if at_once is None else max(1, min(most, -(-at_once * len(devices) // self.seeds_per_trial)))
+
+    def search_seeds(self, seeds: list[int]) -> list[int]:
+        """The seeds of every trial: none of `seeds`, which the best settings are judged by."""
+        first = max(seeds) + 1
+        if first + self.seeds_per_trial > 2**32:
+            raise UsageError(f"seed: those of the trials come after {first - 1:,} and must be below 2³²; lower --seed.")
+        return list(range(first, first + self.seeds_per_trial))
+
+
+def check_study(config: Config) -> None:
+    """Raises: UsageError: a config that no study can be of."""
+    config.check()
+    if config.on_host:
+        raise UsageError(
+            f"env = {config.env_name!r} is stepped on the host, where trials cannot share a program; use sweep instead."
+        )
+
+
+def numbers_of(config: Config, space: Space) -> tuple[str, ...]:
+    """The settings of a space that are traced: those in which trials of one program differ."""
+    return tuple(name for name in space if traced(config, name))
+
+
+def as_dict(options: StudyOptions) -> dict[str, Any]:
+    """The options alone, without what a subclass adds."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(StudyOptions)}

@@ -1,0 +1,116 @@
+"""What came of a study: a table, figures, and the best settings as a command and as a file."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from purejaxppo.config import Config
+from purejaxppo.errors import plural, reason
+from purejaxppo.rundir.files import replacing
+from purejaxppo.rundir.summary import Summary
+from purejaxppo.statistics import interval_text
+from purejaxppo.sweeps.axes import show
+from purejaxppo.sweeps.results import beyond_preset
+from purejaxppo.tuning.search import Search, Trial, quiet_optuna
+from purejaxppo.tuning.space import toml_value
+
+
+def trials_table(search: Search, most: int = 5) -> Table:
+    """The best trials, a column each."""
+    known = [trial for trial in search.trials if math.isfinite(trial.score)]
+    best = sorted(known, key=lambda trial: (-trial.rung, -trial.score, trial.number))[:most]
+    rows = Table(title=f"best of {plural(len(search.trials), 'trial')}, on the seeds that chose them")
+    rows.title_justify = "left"
+    for name in ("trial", *(str(trial.number) for trial in best)):
+        rows.add_column(name, justify="left" if name == "trial" else "right", no_wrap=True)
+    for name in search.space:
+        rows.add_row(name, *(show(trial.settings[name]) for trial in best))
+    rows.add_row("steps per seed", *(f"{search.rungs.steps[trial.rung - 1]:,}" for trial in best))
+    rows.add_row(f"mean of {plural(search.options.seeds_per_trial, 'seed')}", *(f"{x.score:,.1f}" for x in best))
+    return rows
+
+
+def final_table(summary: Summary, search_steps: int, final_steps: int) -> Table:
+    """The figure that is reported: the best settings, on seeds that had no part in choosing them."""
+    rows = Table(title=f"{summary['algo']} on {summary['env']}, tuned", show_header=False, title_justify="left")
+    final = summary["eval_return"]
+    interval = interval_text(final["ci_low"], final["ci_high"])
+    rows.add_row("final return", f"IQM {final['iqm']:,.1f}, 95% interval {interval}, mean {final['mean']:,.1f}")
+    rows.add_row("of", f"{plural(summary['num_seeds'], 'seed')} that no trial had")
+    rows.add_row("steps of the search", f"{search_steps:,}, evaluations included")
+    rows.add_row("steps of the final run", f"{final_steps:,} in training")
+    return rows
+
+
+def write_results(
+    out: Path, search: Search, best: Trial, seeds: list[int], warn: Callable[[str], None]
+) -> dict[str, np.ndarray]:
+    """trials.csv, best.toml, importance.png and slices.png; the columns of the first."""
+    names = [*search.space, "rung", "steps_per_seed", "score", "status", "env_steps"]
+    rows = [
+        [
+            *trial.settings.values(),
+            trial.rung,
+            search.rungs.steps[trial.rung - 1] if trial.rung else 0,
+            trial.score,
+            trial.status,
+            trial.env_steps,
+        ]
+        for trial in search.trials
+    ]
+    with replacing(out / "trials.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", *names])
+        writer.writerows(
+            [i, *("" if isinstance(x, float) and math.isnan(x) else show(x) for x in row)] for i, row in enumerate(rows)
+        )
+    with replacing(out / "best.toml") as draft:
+        draft.write_text(best_toml(best.config, len(seeds), seeds[0]), encoding="utf-8")
+    draw(out, search, warn)
+    columns = {
+        name: np.asarray([show(x) if isinstance(x, tuple) else x for x in column])
+        for name, column in zip(names, zip(*rows, strict=True), strict=True)
+    }
+    return {"trial": np.arange(len(rows))} | columns
+
+
+def best_toml(config: Config, num_seeds: int, first_seed: int) -> str:
+    """A file for `run --config`: what differs from the preset, and the seeds of the final run."""
+    same = {"algo": config.algo_name, "env": config.env_name}
+    flags = same | beyond_preset(config) | {"num_seeds": num_seeds, "seed": first_seed}
+    return "".join(f"{name} = {toml_value(value)}\n" for name, value in flags.items())
+
+
+def draw(out: Path, search: Search, warn: Callable[[str], None]) -> None:
+    """Optuna's own plots, of the last score of every trial: importance by PED-ANOVA (Watanabe et al., 2023), slices."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator
+    from optuna.visualization import matplotlib as plots
+
+    with quiet_optuna():
+        scored = optuna.create_study(direction="maximize")
+    for trial in search.trials:
+        if math.isfinite(trial.score):
+            params, distributions = trial.asked.params, trial.asked.distributions
+            scored.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=trial.score))
+    figures: dict[str, Callable[[], Any]] = {
+        "importance.png": lambda: plots.plot_param_importances(scored, evaluator=PedAnovaImportanceEvaluator()),
+        "slices.png": lambda: plots.plot_slice(scored),
+    }
+    for name, plot in figures.items():
+        with quiet_optuna(), matplotlib.rc_context():
+            try:
+                axes = np.ravel(plot())[0]
+            except (RuntimeError, ValueError, ZeroDivisionError) as error:  # of two trials, say, or of equal scores
+                warn(f"{name} cannot be drawn from these trials ({reason(error):.200})")
+                continue
+            with replacing(out / name) as draft:
+                axes.figure.savefig(draft, bbox_inches="tight")
+            plt.close(axes.figure)

@@ -1,0 +1,82 @@
+"""study.db: the study as an SQLite file, which Optuna and its dashboard open.
+
+It is written for others to read: a study that is resumed brings the file up to date, and takes nothing from it.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from purejaxppo.errors import UsageError, reason
+from purejaxppo.tuning.search import FAILED, FINISHED, RUNNING, Search, Trial, quiet_optuna
+
+NAME = "study.db"
+
+
+class StudyFile:
+    """The file, held open."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        """Raises: UsageError: there is a file that is no study."""
+        import optuna
+        from sqlalchemy.engine import URL
+
+        self.path = directory / NAME
+        url = URL.create("sqlite", database=str(self.path.absolute())).render_as_string()
+        try:
+            with quiet_optuna():
+                self.study = optuna.create_study(
+                    storage=url, study_name=name, direction="maximize", load_if_exists=True
+                )
+            self._known = len(self.study.get_trials(deepcopy=False))
+        except Exception as error:  # of SQLAlchemy, Alembic and Optuna
+            raise self._refused(reason(error)) from error
+        self._settled: set[int] = set()  # trials that have ended and are written
+
+    def update(self, search: Search) -> None:
+        """Write what is new of each trial. Raises: UsageError: the file holds other trials."""
+        try:
+            with quiet_optuna():
+                self._add(search.trials)
+                there = self.study.get_trials(deepcopy=False)
+                for trial in search.trials:
+                    if trial.number not in self._settled:
+                        self._write(trial, there[trial.number], search.rungs.steps)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise self._refused(reason(error)) from error
+
+    def _add(self, trials: list[Trial]) -> None:
+        from optuna.trial import TrialState, create_trial
+
+        for trial in trials[self._known :]:
+            asked = trial.asked
+            self.study.add_trial(
+                create_trial(state=TrialState.RUNNING, params=asked.params, distributions=asked.distributions)
+            )
+        self._known = max(self._known, len(trials))
+
+    def _write(self, trial: Trial, there: Any, rungs: tuple[int, ...]) -> None:
+        from optuna.trial import Trial as Handle
+        from optuna.trial import TrialState
+
+        if there.params != trial.asked.params:
+            raise self._refused(f"its trial {trial.number} has other settings")
+        handle = Handle(self.study, there._trial_id)
+        for step, score in zip(rungs, trial.scores, strict=False):
+            if math.isfinite(score) and step not in there.intermediate_values:
+                handle.report(score, step)
+        if trial.status == RUNNING:
+            return
+        if not there.state.is_finished():
+            handle.set_user_attr("env_steps", trial.env_steps)
+            if trial.status == FINISHED:
+                self.study.tell(trial.number, trial.score)
+            else:
+                failed = trial.status == FAILED or not math.isfinite(trial.score)
+                self.study.tell(trial.number, state=TrialState.FAIL if failed else TrialState.PRUNED)
+        self._settled.add(trial.number)
+
+    def _refused(self, why: str) -> UsageError:
+        return UsageError(f"{self.path} is not this study's file ({why:.200}); move it away, and it is written anew.")

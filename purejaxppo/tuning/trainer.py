@@ -1,0 +1,142 @@
+"""Trials trained together: one compiled program for all lots whose static settings are equal."""
+
+import dataclasses
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxppo.config import Config
+from purejaxppo.experiment.loop import CHUNK_SECONDS, PATIENCE
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.program import Program, compile_program
+from purejaxppo.experiment.progress import ProgressLine
+from purejaxppo.experiment.run_batch import RunBatch
+from purejaxppo.experiment.signals import Signals, Stopped
+from purejaxppo.parallel.devices import process_bytes, require_memory
+from purejaxppo.rundir.checkpoint import Arrays, flatten, leaves_by_path
+from purejaxppo.rundir.record import RunRecord
+
+_NEVER = 10**9  # updates
+
+
+class Trained(NamedTuple):
+    """What came of some members that were trained together."""
+
+    returns: np.ndarray  # [members, S] mean returns of an evaluation
+    evaluation_steps: np.ndarray  # [members] int, of all seeds and episodes
+    states: list[Arrays]  # of each member: its whole training state, arrays [S, ...] by path
+
+
+class Trainer:
+    """Trains lots of at most `size` configs, each on all seeds. Configs of one program differ in `numbers` alone."""
+
+    def __init__(
+        self,
+        seeds: list[int],
+        numbers: tuple[str, ...],
+        size: int,
+        devices: list[jax.Device],
+        prng: str,
+        progress: ProgressLine,
+        signals: Signals,
+        way_out: str,
+    ) -> None:
+        """`way_out` is said where a signal ends it."""
+        self.seeds, self.numbers, self.devices, self.prng = seeds, numbers, devices, prng
+        self.progress, self.signals, self.way_out, self.size = progress, signals, way_out, size
+        self.programs: dict[str, Program] = {}
+        self.seconds = {"compile": 0.0, "run": 0.0}
+
+    def train(self, static: str, configs: list[Config], done: int, until: int, states: list[Arrays] | None) -> Trained:
+        """Train all from update `done`, where they have `states`, to update `until`, and evaluate them.
+
+        Args:
+            static: what the configs' static settings are known by: equal for all that share a program.
+            states: None: from the beginning.
+
+        Raises:
+            UsageError: it does not fit into memory.
+            Stopped: by a signal.
+        """
+        runs = self._batch(configs)
+        program = self._program(static, runs)
+        began = time.monotonic()
+        state = self.signals.wait(lambda: program.init(runs.keys, runs.swept), patience=0.0, left=self.way_out)
+        if states is not None:
+            together = {path: np.concatenate([own[path] for own in states])[runs.rows] for path in states[0]}
+            state = _restored(together, state)
+        state = self._advance(program, runs, state, done, until)
+        count = len(configs)
+        shape = (count, len(self.seeds), -1)
+        members = len(runs.members)
+        played = self.signals.wait(lambda: jax.device_get(program.final(state)), patience=0.0, left=self.way_out)
+        arrays = flatten(state)
+        size = len(self.seeds)
+        kept = [{path: x[i * size : (i + 1) * size] for path, x in arrays.items()} for i in range(count)]
+        self.seconds["run"] += time.monotonic() - began
+        return Trained(
+            np.asarray(played.returns[:members], np.float64).reshape(shape).mean(-1),
+            np.asarray(played.lengths[:members], np.int64).reshape(count, -1).sum(-1),
+            kept,
+        )
+
+    def _advance(self, program: Program, runs: RunBatch, state: Any, done: int, until: int) -> Any:
+        """In chunks of a few seconds, between which signals are heard."""
+        pace = 1
+        totals = np.zeros((len(runs.rows), len(program.metrics)), np.float32)
+        while done < until:
+            began, count = time.monotonic(), min(pace, until - done)
+
+            def chunk(state: Any = state, done: int = done, count: int = count) -> Any:
+                return jax.block_until_ready(
+                    program.advance(state, runs.swept, totals, np.int32(done), np.int32(count))
+                )
+
+            state, _ = self.signals.wait(chunk, PATIENCE, self.way_out)
+            if self.signals.received:
+                raise Stopped(self.signals.received, self.way_out)
+            done += count
+            pace = int(max(1, min(until, CHUNK_SECONDS * count / (time.monotonic() - began))))
+        return state
+
+    def _batch(self, configs: list[Config]) -> RunBatch:
+        options = HostOptions(log_interval=_NEVER, final_episodes=configs[0].eval_episodes)
+        records = [
+            RunRecord(
+                Path(), config.replace(eval_interval=0), self.seeds, dataclasses.asdict(options), self.prng, 0, {}
+            )
+            for config in configs
+        ]
+        size = options.padded(configs[0], self.size * len(self.seeds), self.devices)
+        return RunBatch(records, self.devices, self.numbers, size)
+
+    def _program(self, static: str, runs: RunBatch) -> Program:
+        if static not in self.programs:
+            self.progress.stage("compiling")
+            program = self.signals.wait(partial(compile_program, runs), patience=0.0, left=self.way_out)
+            need = process_bytes(program.device_bytes, self.devices)
+            require_memory(need, self.devices, "all trials of a lot", "--places, --seeds-per-trial or --num-envs")
+            self.programs[static] = program
+            self.seconds["compile"] += program.compile_seconds
+        return self.programs[static]
+
+
+def _restored(kept: Arrays, fresh: Any) -> Any:
+    """Arrays [runs, ...] by path as a state laid out as the `fresh` one is."""
+    placed: list[Any] = []
+    for path, like in leaves_by_path(fresh).items():
+        key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+        x = (
+            jax.random.wrap_key_data(jnp.asarray(kept[path]), impl=str(jax.random.key_impl(like)))
+            if key
+            else kept[path]
+        )
+        if (x.shape, x.dtype) != (like.shape, like.dtype):
+            raise ValueError(f"{path} is {x.dtype}{list(x.shape)} and must be {like.dtype}{list(like.shape)}")
+        placed.append(jax.device_put(x, like.sharding))
+    return jax.tree.unflatten(jax.tree.structure(fresh), placed)

@@ -1,0 +1,266 @@
+"""A study from its beginning, or from where it was interrupted, to its result."""
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxppo.config import Config
+from purejaxppo.errors import UsageError, plural
+from purejaxppo.experiment.experiment import devices_again, run_experiment, same_run, seed_list, start_record
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.progress import ProgressLine, plain_console
+from purejaxppo.experiment.signals import Signals, Stopped
+from purejaxppo.parallel.devices import choose_devices
+from purejaxppo.rundir.files import malformed, read_json, refusing
+from purejaxppo.rundir.lock import lock, new_directory
+from purejaxppo.rundir.record import RunRecord, read_record, write_record
+from purejaxppo.rundir.summary import Summary
+from purejaxppo.sweeps.axes import Settings
+from purejaxppo.tuning.journal import TUNE, Journal
+from purejaxppo.tuning.options import StudyOptions, as_dict, check_study, numbers_of
+from purejaxppo.tuning.results import trials_table, write_results
+from purejaxppo.tuning.search import Search, Trial
+from purejaxppo.tuning.space import Space, default_space, parse_space, plain, read_space
+from purejaxppo.tuning.study_file import StudyFile
+from purejaxppo.tuning.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What tune.json says."""
+
+    record: RunRecord  # its config has what is not searched; its seeds are those of the final run
+    space: Space
+    options: StudyOptions
+    lot_size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.record.config.algo_name} on {self.record.config.env_name}"
+
+    def search(self) -> Search:
+        """The study before its first trial. Raises: UsageError: the budget or the rungs cannot work."""
+        config = self.record.config
+        rungs = self.options.ladder(config, self.space)
+        return Search(config, self.space, self.options, rungs, self.lot_size, self.record.seeds[0])
+
+    def write(self) -> None:
+        study = {"space": plain(self.space), "options": as_dict(self.options), "lot_size": self.lot_size}
+        write_record(self.record, TUNE, {"tune": study})
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneResult:
+    """What came of a study."""
+
+    config: Config  # with the best settings
+    settings: Settings  # these alone, as far as they were searched
+    summary: Summary  # of their final run, on seeds that no trial had
+    trials: dict[str, np.ndarray]  # a row per trial, as trials.csv
+    env_steps: int  # that the search took, evaluations included
+    final_env_steps: int  # that the final run trained for, all seeds
+    out: Path | None  # the directory; None: nothing was kept
+
+
+def tune(
+    config: Config,
+    space: Mapping[str, Any] | str | Path | None = None,
+    budget: float = StudyOptions.budget,
+    *,
+    seeds: int | Sequence[int] = 8,
+    first_seed: int = 0,
+    out: str | Path | None = None,
+    devices: int | Sequence[jax.Device] | None = None,
+    options: HostOptions | Mapping[str, Any] | None = None,
+    quiet: bool = True,
+    progress: ProgressLine | None = None,
+    resume_or_start: bool = False,
+    **study: Any,
+) -> TuneResult:
+    """Search for settings, and train the best that was found on seeds that had no part in the choice.
+
+    Trials that differ in numbers are trained as one program. The study is the same wherever it is interrupted.
+
+    Args:
+        config: all settings that are not searched; `total_steps` is the length of a whole trial, `eval_episodes` are
+            played at each rung.
+        space: setting ↦ `{"low": …, "high": …, "scale": "linear" | "log" | "one-minus-log"}`, or `{"choices": […]}`, or
+            a list of choices; or the path of a TOML file of such tables. None: the algorithm's default space.
+        budget: environment steps of the search, evaluations included. The final run comes on top.
+        seeds: of the final run: how many, from `first_seed` on, or which. The trials have the seeds after them.
+        out: the directory, which must be new or empty. None: nothing is kept.
+        devices: how many, or which; None is all.
+        options: `HostOptions` of the final run.
+        quiet: print warnings only.
+        resume_or_start: if `out` holds this study already, go on with it.
+        study: the other fields of `StudyOptions`: `trials`, `seeds_per_trial`, `sampler`, `pruner`, `rungs`,
+            `halving_factor`, `places`.
+
+    Raises:
+        UsageError: the study cannot work, or no trial got a finite score.
+        OSError: a file cannot be written.
+        Stopped: SIGTERM or SIGINT, a KeyboardInterrupt; what was trained is saved.
+    """
+    progress = progress or ProgressLine(plain_console(), quiet)
+    known = {field.name for field in dataclasses.fields(StudyOptions)} - {"budget"}
+    for unknown in study.keys() - known:
+        raise UsageError(
+            f"{unknown!r:.80} is not an argument of tune; beside its own there are {', '.join(sorted(known))}."
+        )
+    chosen = StudyOptions(budget=int(budget) if float(budget).is_integer() else budget, **study)  # type: ignore[arg-type]
+    given = read_space(Path(space)) if isinstance(space, str | Path) else space
+    final = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
+    if resume_or_start and out is None:
+        raise UsageError("resume_or_start needs a directory to look into; pass out=DIR.")
+    begun = plan_study(config, given, chosen, seed_list(seeds, first_seed), Path(out or ""), devices, final)
+    if resume_or_start and (Path(out or "") / TUNE).exists():
+        there, here = read_study(Path(out or ""), progress, devices=devices, env=config.env)
+        same_study(there, begun[0])
+        with lock(there.record.directory):
+            return run_study(there, here, progress)
+    with ExitStack() as stack:
+        where = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-"))
+        directory = stack.enter_context(new_directory(Path(where)))
+        new = dataclasses.replace(begun[0], record=begun[0].record._replace(directory=directory))
+        new.write()
+        result = run_study(new, begun[1], progress)
+        return result if out is not None else dataclasses.replace(result, out=None)
+
+
+def plan_study(
+    config: Config,
+    space: Mapping[str, Any] | None,
+    options: StudyOptions,
+    seeds: list[int],
+    out: Path,
+    devices: int | Sequence[jax.Device] | None,
+    final: HostOptions,
+) -> tuple[Study, list[jax.Device]]:
+    """A new study, nothing of which is written yet, and its devices. Raises: UsageError: it cannot work."""
+    options.check()
+    final.check()
+    if final.mesh:
+        raise UsageError(f"mesh = {final.mesh!r}: trials lie side by side on all devices; leave it out.")
+    check_study(config)
+    parsed = parse_space(config, default_space(config) if space is None else space)
+    options.ladder(config, parsed)
+    options.search_seeds(seeds)
+    everything = choose_devices(devices)
+    size = options.lot_size(config, everything)
+    chosen = final.place(config, size * options.seeds_per_trial, everything)
+    return Study(start_record(config, seeds, out, chosen, final), parsed, options, size), chosen
+
+
+def read_study(
+    directory: Path, progress: ProgressLine, devices: int | Sequence[jax.Device] | None = None, env: Any = None
+) -> tuple[Study, list[jax.Device]]:
+    """One that was interrupted. Raises: UsageError: its tune.json is damaged, or cannot work here."""
+    path = directory / TUNE
+    record = read_record(directory, env, name=TUNE)
+    with refusing(path):
+        about = read_json(path)["tune"]
+        if not isinstance(about["lot_size"], int) or not 0 < about["lot_size"] <= 10**5:
+            raise malformed(path, "lot_size is no number of trials")
+        try:
+            options = StudyOptions(**about["options"])
+            options.check()
+            space = parse_space(record.config, {name: _from_json(x) for name, x in about["space"].items()})
+        except UsageError as error:
+            raise UsageError(f"{path}: {error!s:.300}") from error
+    check_study(record.config)
+    runs = about["lot_size"] * options.seeds_per_trial
+    record, here = devices_again(record, [(record.config, runs)], devices, None, progress)
+    return Study(record, space, options, about["lot_size"]), here
+
+
+def same_study(there: Study, wanted: Study) -> None:
+    """Raises: UsageError: the directory holds another study."""
+    same_run(there.record, wanted.record.config, wanted.record.seeds)
+    out = there.record.directory
+    if plain(there.space) != plain(wanted.space):
+        raise UsageError(f"out = {str(out)!r} holds a study of another space; choose another --out.")
+    ours, theirs = as_dict(wanted.options), as_dict(there.options)
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise UsageError(
+                f"out = {str(out)!r} holds a study with {name} = {theirs[name]!r}, not {value!r}; choose another --out."
+            )
+
+
+def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine) -> TuneResult:
+    """Train what is not trained yet, then the best settings on seeds of their own, and write the results."""
+    record, out = study.record, study.record.directory
+    search = run_search(study, devices, progress)
+    best = search.best
+    if best is None:
+        raise UsageError(f"none of {plural(len(search.trials), 'trial')} got a finite score; check the environment.")
+    if best.rung < len(search.rungs.steps):
+        progress.warn(
+            f"the budget ended before any trial did: the best came to {search.rungs.steps[best.rung - 1]:,} steps"
+        )
+    progress.show(trials_table(search))
+    progress.say(f"training trial {best.number} on {plural(len(record.seeds), 'seed')} that no trial had")
+    how: Any = {"devices": devices, "options": HostOptions.of(record.options), "progress": progress}
+    final = run_experiment(best.config, record.seeds, out / "best", resume_or_start=True, **how)
+    columns = write_results(out, search, best, record.seeds, progress.warn)
+    trained = final.summary["env_steps"] * len(record.seeds)
+    return TuneResult(best.config, best.settings, final.summary, columns, search.env_steps, trained, out)
+
+
+def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) -> Search:
+    """All trials. Raises: as `tune`."""
+    record, journal = study.record, Journal(study.record.directory)
+    journal.read()
+    search = journal.replay(study.search, progress.warn)
+    if journal.entries:
+        progress.say(f"going on after lot {len(journal.entries):,}, {search.env_steps:,} steps")
+    file = StudyFile(record.directory, study.name)
+    seeds, numbers = study.options.search_seeds(record.seeds), numbers_of(record.config, study.space)
+    with Signals() as signals, progress:
+        make = partial(Trainer, seeds, numbers, study.lot_size, devices, record.prng, progress, signals)
+        trainer = make("nothing was trained yet: begin anew")
+        while (lot := search.next_lot()) is not None:
+            if journal.entries:
+                trainer.way_out = f"{plural(len(journal.entries), 'lot')} kept; --resume {record.directory} goes on"
+            file.update(search)
+            journal.forget(search)
+            states = [journal.states[trial.number] for trial in lot.trials] if lot.rung else None
+            progress.say(_of_lot(lot.trials, lot.rung, search))
+            done, until = (_updates(search, lot.trials[0], k) for k in (lot.rung - 1, lot.rung))
+            configs = [trial.config for trial in lot.trials]
+            trained = trainer.train(lot.trials[0].static, configs, done, until, states)
+            journal.add(search, lot, trained.returns, trained.evaluation_steps, trained.states)
+            if signals.received:
+                raise Stopped(signals.received, f"--resume {record.directory} goes on")
+        file.update(search)
+        journal.forget(search)
+    return search
+
+
+def _updates(search: Search, trial: Trial, rung: int) -> int:
+    return search.rungs.updates(rung, trial.config.steps_per_update) if rung >= 0 else 0
+
+
+def _of_lot(trials: list[Trial], rung: int, search: Search) -> str:
+    """A line of progress."""
+    numbers = ", ".join(str(trial.number) for trial in trials)
+    where = f"rung {rung + 1} of {len(search.rungs.steps)}, {search.rungs.steps[rung]:,} steps"
+    best = f"; best so far {search.best.score:,.1f}" if search.best else ""
+    spent = f"{search.env_steps / search.options.budget:.0%} of the budget"
+    return f"{spent}{best}: trials {numbers} to {where}"
+
+
+def _from_json(about: Any) -> Any:
+    """Infinities, which JSON lacks, and sizes, which it has as lists."""
+    if isinstance(about, dict):
+        return {key: _from_json(x) for key, x in about.items()}
+    if isinstance(about, list):
+        return [_from_json(x) for x in about]
+    return float(about) if about in ("inf", "-inf") else about

@@ -1,0 +1,486 @@
+"""Studies: what is searched, which trials go on, what they cost, and that stopped ones end as undisturbed ones do."""
+
+import csv
+import json
+import math
+import shutil
+import tomllib
+
+import jax
+import numpy as np
+import optuna
+import pytest
+
+from purejaxppo import A2C, PPO, Config, UsageError, make_train, tune
+from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.cli.flags import with_file
+from purejaxppo.cli.settings import NoOptions, parse_settings
+from purejaxppo.cli.tune import main
+from purejaxppo.experiment import loop, program
+from purejaxppo.experiment.progress import ProgressLine, plain_console
+from purejaxppo.experiment.signals import Signals
+from purejaxppo.presets import preset, settings_of
+from purejaxppo.rundir import checkpoint
+from purejaxppo.rundir.checkpoint import flatten
+from purejaxppo.tuning import results
+from purejaxppo.tuning import trainer as trainer_module
+from purejaxppo.tuning.journal import Journal
+from purejaxppo.tuning.options import StudyOptions
+from purejaxppo.tuning.rungs import Rungs
+from purejaxppo.tuning.search import FINISHED, RUNNING, STOPPED, Outcome, Search
+from purejaxppo.tuning.space import as_toml, combinations, default_space, parse_space, read_space
+from purejaxppo.tuning.trainer import Trainer
+from purejaxppo.tuning.tune import read_study
+
+TINY = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "eval_episodes": 2, "eval_max_steps": 20}
+CONFIG = Config(env="CartPole-v1", algo=A2C(), total_steps=128, num_epochs=1, num_minibatches=1, **TINY)
+SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-1, "scale": "log"}, "gamma": {"low": 0.9, "high": 1.0}}
+STUDY = {"trials": 6, "seeds_per_trial": 2, "rungs": 3, "halving_factor": 2, "places": 4}
+FINAL = {"seeds": 2, "options": {"final_episodes": 2, "checkpoint_interval": 10**6}}
+FLAGS = (
+    "--algo a2c --env CartPole-v1 --total-steps 128 --num-envs 2 --num-steps 8 --hidden-sizes 8 --trials 4 "
+    "--seeds-per-trial 2 --rungs 2 --budget 1e5"
+).split()
+
+
+def quiet():
+    return ProgressLine(plain_console(), quiet=True)
+
+
+def searched(objective, space=SPACE, config=CONFIG, lot_size=2, entries=None, **options):
+    """A search whose scores are an objective of the settings and of the rung; every evaluation takes 10 steps."""
+    options = StudyOptions(**{"budget": 10**6, **STUDY, **options})
+    parsed = parse_space(config, space)
+    search = Search(config, parsed, options, options.ladder(config, parsed), lot_size, seed=0)
+    lots = []
+    while lot := search.next_lot():
+        assert len(lot.trials) <= lot_size
+        assert sum(trial.status == RUNNING for trial in search.trials) <= options.places
+        scores = np.array([objective(trial.settings, lot.rung) for trial in lot.trials])
+        search.tell(lot, Outcome(scores, np.full(len(lot.trials), 10)))
+        lots.append((lot.rung, [trial.number for trial in lot.trials], [trial.static for trial in lot.trials]))
+    return search, lots
+
+
+def by_rate(settings, rung):
+    return -abs(math.log(settings["learning_rate"] / 1e-2)) + rung
+
+
+def test_rungs_divide_a_trial_geometrically_or_evenly():
+    assert Rungs.of("halving", 4, 3, 27_000, 100).steps == (1000, 3000, 9000, 27_000)
+    assert Rungs.of("median", 4, 3, 400, 100).steps == (100, 200, 300, 400)
+    assert Rungs.of("none", 4, 3, 400, 100).steps == (400,)
+    rungs = Rungs.of("halving", 2, 3, 300, 60)
+    assert [rungs.updates(k, 60) for k in (0, 1)] == [2, 5]  # whole updates, upwards
+    with pytest.raises(UsageError, match=r"first would be at 37 of 300 steps, and an update has 60"):
+        Rungs.of("halving", 2, 8, 300, 60)
+
+
+@pytest.mark.parametrize(
+    ("pruner", "scores", "kept"),
+    [
+        ("halving", [5, 1, 4, 2, 3, 0], [5, 4]),
+        ("halving", [1, 2], [2]),  # the best always goes on
+        ("halving", [math.nan, 2, 1, math.nan], [2]),
+        ("median", [1, 2, 3, 4], [3, 4]),
+        ("median", [3], [3]),
+    ],
+)
+def test_who_leaves_a_rung(pruner, scores, kept):
+    rungs = Rungs.of(pruner, 2, 3, 300, 10)
+    assert [x for x in scores if rungs.goes_on(x, scores)] == kept
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_has_a_space_of_numbers_within_what_its_settings_may_be(algo, tmp_path):
+    config = preset(algo, "CartPole-v1")
+    space = parse_space(config, default_space(config))
+    assert combinations(config, space) == [{}]  # one program
+    path = tmp_path / "space.toml"
+    path.write_text(as_toml(space, {"gamma": "a source"}))
+    assert parse_space(config, read_space(path)) == space
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "has no setting"),
+        ({"learning_rat": {"low": 1, "high": 2}}, "did you mean learning_rate"),
+        ({"max_kl": {"low": 0.1, "high": 0.2}}, "belongs to --algo"),
+        ({"num_steps": {"low": 8, "high": 16}}, r"num_steps is static.*choices = \[8, …\]"),
+        ({"gamma": {"low": 0.9, "high": 1.5}}, r"gamma = 1.5 must be a number in \[0, 1\]"),
+        ({"gamma": {"low": 0.99, "high": 0.9}}, "must have low < high"),
+        ({"gamma": {"low": 0.9, "high": 1.0, "scale": "one-minus-log"}}, "low < high < 1"),
+        ({"entropy_coef": {"low": 0.0, "high": 1.0, "scale": "log"}}, "0 < low < high"),
+        ({"gamma": {"low": 0.9, "high": 0.99, "scale": "logarithmic"}}, "not one of: linear, log"),
+        ({"gamma": {"low": 0.9, "hihg": 0.99}}, "must have low and high"),
+        ({"gamma": 0.9}, "must have low and high"),
+        ({"gamma": {"low": "a", "high": 0.99}}, "must be a number"),
+        ({"max_grad_norm": {"low": 0.5, "high": math.inf}}, "is no end of a range"),
+        ({"gamma": []}, "must be a list of values"),
+        ({"gamma": [0.9, 0.9]}, "has a value twice"),
+        ({"activation": ["tanh", "reluu"]}, "not one of"),
+        ({"num_minibatches": [1, 7]}, "with num_minibatches=7: num_envs × num_steps = 16 is not divisible"),
+        ({"total_steps": [100, 200]}, "measures a trial"),
+        ({"env": ["CartPole-v1"]}, "no setting of A2C"),
+        ({"num_steps": [*range(1, 20)], "num_envs": [1, 2, 3, 4]}, "combine to 76 programs"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(space, message):
+    with pytest.raises(UsageError, match=message) as error:
+        parse_space(CONFIG, space)
+    assert "\n" not in str(error.value)
+
+
+def test_drawn_values_become_settings_that_can_be_written_down():
+    space = parse_space(
+        CONFIG, {"gamma": {"low": 0.95, "high": 0.9999, "scale": "one-minus-log"}, "hidden_sizes": [[8], [8, 8]]}
+    )
+    gamma, sizes = space["gamma"], space["hidden_sizes"]
+    assert gamma.parameter("gamma") == "one_minus_gamma"
+    assert gamma.bounds == pytest.approx((0.0001, 0.05))
+    assert gamma.setting(0.00123456) == 0.998765
+    assert gamma.setting(gamma.bounds[0]) == 0.9999
+    assert sizes.setting("8x8") == (8, 8)
+    assert (gamma.drawn(0.99), sizes.drawn((8,))) == (pytest.approx(0.01), "8")
+
+
+def test_halving_gives_the_places_of_those_that_stop_to_new_trials():
+    search, lots = searched(by_rate, trials=16)
+    assert [trial.status for trial in search.trials].count(STOPPED) > 8
+    assert len(search.trials) == 16
+    assert lots[:4] == [(0, [0, 1], ["[]"] * 2), (0, [2, 3], ["[]"] * 2), *lots[2:4]]
+    assert any(rung == 0 and min(numbers) >= 4 for rung, numbers, _ in lots[2:])
+    finished = [trial for trial in search.trials if trial.status == FINISHED]
+    assert search.best in finished
+    assert search.best.score == max(trial.score for trial in finished)
+    top = [trial.number for trial in sorted(search.trials[:4], key=lambda x: -x.scores[0])[:2]]
+    assert sorted(i for rung, numbers, _ in lots[2:4] if rung == 1 for i in numbers) == sorted(top)
+
+
+def test_trials_and_the_study_say_the_same():
+    search, _ = searched(by_rate, trials=12)
+    for trial, theirs in zip(search.trials, search.study.get_trials(), strict=True):
+        assert theirs.state.name == {FINISHED: "COMPLETE", STOPPED: "PRUNED"}[trial.status]
+        assert [*theirs.intermediate_values.values()] == trial.scores[: len(theirs.intermediate_values)]
+    assert search.study.best_trial.number == search.best.number
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "sobol", "cmaes"])
+def test_the_same_scores_lead_to_the_same_trials(sampler):
+    if sampler == "cmaes":
+        pytest.importorskip("cmaes")
+    first, lots = searched(by_rate, sampler=sampler, trials=24, pruner="median")
+    again, same = searched(by_rate, sampler=sampler, trials=24, pruner="median")
+    assert lots == same
+    assert [trial.settings for trial in first.trials] == [trial.settings for trial in again.trials]
+    other, _ = searched(lambda own, rung: -by_rate(own, rung), sampler=sampler, trials=24, pruner="median")
+    learns = sampler in ("tpe", "cmaes")
+    differ = [trial.settings for trial in first.trials] != [trial.settings for trial in other.trials]
+    assert differ == learns  # random search and Sobol's points do not look at scores
+
+
+def test_tpe_comes_closer_to_an_optimum_than_random_search():
+    """The optimum is known, and the sampler really told what it drew: its last trials are closer than chance."""
+    distance = {}
+    for sampler in ("tpe", "random"):
+        search, _ = searched(by_rate, sampler=sampler, trials=60, pruner="none", budget=10**8)
+        distance[sampler] = np.mean([-trial.score for trial in search.trials[-20:]])
+    assert distance["tpe"] < 0.5 * distance["random"]
+
+
+def test_static_settings_group_the_lots():
+    space = SPACE | {"num_steps": [8, 16], "activation": ["tanh", "relu"]}
+    _, lots = searched(by_rate, space=space, trials=24, lot_size=4, sampler="random")
+    assert len({static for *_, statics in lots for static in statics}) > 2
+    assert all(len({*statics}) == 1 for *_, statics in lots)
+    full = [numbers for rung, numbers, _ in lots if rung == 0]
+    assert [len(numbers) for numbers in full[:1]] == [4]  # those asked together share a program
+
+
+@pytest.mark.parametrize("pruner", ["halving", "median", "none"])
+@pytest.mark.parametrize("budget", [300, 700, 1500, 4000])
+def test_the_budget_is_kept_and_one_trial_reaches_its_end(pruner, budget):
+    search, _ = searched(by_rate, budget=budget, trials=100, pruner=pruner)
+    assert search.env_steps == sum(trial.env_steps for trial in search.trials)
+    assert search.env_steps <= budget
+    assert search.best.status == FINISHED
+    assert all(trial.status in (FINISHED, STOPPED) and trial.scores for trial in search.trials)
+    whole = 2 * 128 + 10 * len(search.rungs.steps)
+    assert search.env_steps > budget - whole  # and it is spent
+
+
+def test_a_trial_of_numbers_that_are_none_fails_and_never_wins():
+    search, _ = searched(lambda own, rung: math.nan if own["gamma"] > 0.95 else by_rate(own, rung), trials=12)
+    failed = [trial for trial in search.trials if trial.status == "failed"]
+    assert failed
+    assert math.isfinite(search.best.score)
+    assert {search.study.trials[trial.number].state.name for trial in failed} == {"FAIL"}
+
+
+class KilledError(Exception):
+    """The end of a process, as far as what was written by then goes."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """Programs that one test has compiled serve the others: how often `compile_program` was asked, and how often new.
+
+    What a program is, beside shapes: the settings that its runs share, their number, and the log's interval.
+    """
+    known, asked = {}, []
+
+    def once(runs):
+        config = runs.config.replace(**dict.fromkeys(runs.differing, 0.5))
+        key = repr((config, runs.differing, len(runs.rows), runs.options, runs.devices))
+        asked.append(key)
+        if key not in known:
+            known[key] = program.compile_program(runs)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "compile_program", once)
+        patch.setattr(loop, "compile_program", once)
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, compiled):
+    """A study that nothing disturbed: its directory, its result, and how often something was compiled meanwhile."""
+    out, events, lots, add = tmp_path_factory.mktemp("study") / "out", [], [], Journal.add
+    listener = lambda name, *_, **__: events.append(name) if "backend_compile" in name else None  # noqa: E731
+
+    def counted(self, *args):
+        add(self, *args)
+        lots.append(len(events))
+
+    before = len(compiled)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "add", counted)
+        result = tune(CONFIG, SPACE, 10**5, out=out, **FINAL, **STUDY)
+    jax.monitoring.unregister_event_duration_listener(listener)
+    return out, result, len(compiled) - before - 1, lots  # one for the final run
+
+
+def test_nothing_is_compiled_anew_within_a_group(study):
+    _, result, programs, lots = study
+    assert programs == 1
+    assert len(lots) > 4
+    assert (result.trials["rung"] == 3).any()
+    assert len({*lots[2:]}) == 1  # the second lot that goes on from a state may compile how states are placed
+
+
+def test_the_results_are_files_that_others_read(study):
+    out, result, *_ = study
+    with (out / "trials.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [float(row["learning_rate"]) for row in rows] == result.trials["learning_rate"].tolist()
+    assert sum(int(row["env_steps"]) for row in rows) == result.env_steps
+    loaded = optuna.load_study(study_name="a2c on CartPole-v1", storage=f"sqlite:///{out / 'study.db'}")
+    assert [trial.params["gamma"] for trial in loaded.trials] == pytest.approx(result.trials["gamma"], rel=1e-3)
+    assert loaded.best_value == np.max(result.trials["score"][result.trials["status"] == FINISHED])
+    assert {path.name for path in out.iterdir()} >= {"importance.png", "slices.png", "best", "best.toml", "tune.json"}
+    assert not [*(out / "states").iterdir()]  # no trial goes on
+
+
+def test_the_best_settings_are_judged_on_seeds_that_no_trial_had(study):
+    out, result, *_ = study
+    assert result.summary["seeds"] == [0, 1]
+    assert StudyOptions(**STUDY).search_seeds([0, 1]) == [2, 3]
+    assert (
+        json.loads((out / "best" / "config.json").read_text())["settings"]["learning_rate"]
+        == result.settings["learning_rate"]
+    )
+    assert result.final_env_steps == 2 * 128
+
+
+def test_run_takes_the_best_settings_from_a_file(study):
+    out, result, *_ = study
+    config, options, *_ = parse_settings(with_file(["--config", str(out / "best.toml")]), "", "", NoOptions())
+    assert settings_of(config) == settings_of(result.config)
+    assert options.seeds == [0, 1]
+
+
+def test_a_trial_learns_what_a_run_of_its_settings_learns():
+    """In three parts, beside another one, as alone and in one go."""
+    configs = [CONFIG.replace(learning_rate=rate) for rate in (1e-2, 3e-2)]
+    with Signals() as signals:
+        prng = str(jax.random.key_impl(jax.random.key(0)))
+        made = Trainer([5, 6], ("learning_rate",), 2, jax.devices()[:1], prng, quiet(), signals, "")
+        states = None
+        for done, until in ((0, 2), (2, 5), (5, 8)):
+            trained = made.train("", configs, done, until, states)
+            states = trained.states
+        at_once = made.train("", configs, 0, 8, None)
+    for part, whole in zip(trained.states, at_once.states, strict=True):
+        assert all(part[path].tobytes() == whole[path].tobytes() for path in whole)
+    assert np.array_equal(trained.returns, at_once.returns)
+    assert trained.evaluation_steps.max() <= 2 * 2 * 20
+    for config, own in zip(configs, states, strict=True):
+        for i, seed in enumerate((5, 6)):
+            alone = flatten(jax.jit(make_train(config))(jax.random.key(seed))[0])
+            for path in (path for path in alone if path.startswith(("policy", "critic."))):
+                np.testing.assert_allclose(own[path][i], alone[path], rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("stopped_in", "lot"),
+    [
+        ("scores", 3),
+        ("training", 3),
+        pytest.param("scores", 0, marks=pytest.mark.slow),
+        pytest.param("states", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_study_that_was_stopped_ends_in_the_same_one(study, tmp_path, monkeypatch, stopped_in, lot):
+    out, result, *_ = study
+
+    count = 0
+
+    def stops(owner, name):
+        real = getattr(owner, name)
+
+        def stopping(*args, **options):
+            nonlocal count
+            count += 1
+            if count > lot:
+                raise KilledError
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, stopping)
+
+    own = tmp_path / "own"
+    stops(*{"scores": (Journal, "_write"), "states": (checkpoint, "save"), "training": (Trainer, "train")}[stopped_in])
+    with pytest.raises(KilledError):
+        tune(CONFIG, SPACE, 10**5, out=own, **FINAL, **STUDY)
+    monkeypatch.undo()
+    monkeypatch.setattr(results, "draw", lambda *_: None)
+    again = tune(CONFIG, SPACE, 10**5, out=own, resume_or_start=True, **FINAL, **STUDY)
+    same_directories(own, out)
+    assert again.settings == result.settings
+
+
+def same_directories(a, b):
+    """All that a study is: its lots, its table, its file, and the states of its best run, bit for bit."""
+    for name in ("scores.json", "trials.csv", "best.toml"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    ours, theirs = (
+        optuna.load_study(study_name=None, storage=f"sqlite:///{path / 'study.db'}").trials for path in (a, b)
+    )
+    for x, y in zip(ours, theirs, strict=True):
+        for part in ("number", "state", "values", "params", "intermediate_values", "distributions", "user_attrs"):
+            assert getattr(x, part) == getattr(y, part)
+    (ours, *_), (theirs, *_) = (
+        [checkpoint.read(path).arrays for path in sorted((x / "best" / "checkpoints").iterdir())[-1:]] for x in (a, b)
+    )
+    assert all(ours[path].tobytes() == theirs[path].tobytes() for path in theirs)
+
+
+def test_states_that_are_damaged_are_trained_again(study, tmp_path, monkeypatch):
+    out, *_ = study
+    own, train, lots = tmp_path / "own", Trainer.train, []
+
+    def stopping(self, *args):
+        lots.append(args)
+        if len(lots) > 3:
+            raise KeyboardInterrupt
+        return train(self, *args)
+
+    monkeypatch.setattr(Trainer, "train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tune(CONFIG, SPACE, 10**5, out=own, **FINAL, **STUDY)
+    monkeypatch.undo()
+    monkeypatch.setattr(results, "draw", lambda *_: None)
+    (manifest, *_) = sorted((own / "states").glob("*/manifest.json"))
+    manifest.write_text("{}")
+    tune(CONFIG, SPACE, 10**5, out=own, resume_or_start=True, **FINAL, **STUDY)
+    same_directories(own, out)
+
+
+def test_another_study_is_not_gone_on_with(study, tmp_path):
+    out, *_ = study
+    for config, space, options, message in (
+        (CONFIG.replace(num_steps=16), SPACE, STUDY, "holds a run with num_steps = 8, not 16"),
+        (CONFIG.replace(env="Acrobot-v1"), SPACE, STUDY, "not the one that this run was trained on, 'CartPole-v1'"),
+        (CONFIG, {"gamma": [0.9, 0.99]}, STUDY, "of another space"),
+        (CONFIG, SPACE, STUDY | {"places": 3}, "places = 4, not 3"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            tune(config, space, 10**5, out=out, resume_or_start=True, **FINAL, **options)
+    with pytest.raises(UsageError, match="already holds files"):
+        tune(CONFIG, SPACE, 10**5, out=out, **FINAL, **STUDY)
+
+
+def test_files_of_a_study_are_not_believed(study, tmp_path):
+    out, *_ = study
+    own = tmp_path / "own"
+    shutil.copytree(out, own)
+    scores = own / "scores.json"
+    whole = scores.read_text()
+    scores.write_text(whole.replace('"rung": 0', '"rung": 1', 1))
+    with pytest.raises(UsageError, match="SHA-256"):
+        Journal(own).read()
+    about = json.loads((own / "tune.json").read_text())
+    for change, message in (
+        ({"lot_size": 10**9}, "lot_size"),
+        ({"options": about["tune"]["options"] | {"trials": "many"}}, "trials"),
+        ({"options": about["tune"]["options"] | {"other": 1}}, "is not what a run leaves"),
+        ({"space": {"gamma": {"low": 2, "high": 3}}}, "gamma"),
+        ({"space": 3}, "is not what a run leaves"),
+    ):
+        (own / "tune.json").write_text(json.dumps(about | {"tune": about["tune"] | change}))
+        with pytest.raises(UsageError, match=message):
+            read_study(own, quiet())
+    (own / "tune.json").write_text(json.dumps(about))
+    (own / "study.db").write_text("no database")
+    scores.write_text(whole)
+    with pytest.raises(UsageError, match=r"study\.db is not this study's file"):
+        tune(CONFIG, SPACE, 10**5, out=own, resume_or_start=True, **FINAL, **STUDY)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--budget", "200"],
+            "budget = 200 is too small: one trial of 2 seeds takes 96 steps to its first rung and 256",
+        ),
+        (["--rungs", "5"], "rungs = 5: the first would be at 1 of 128 steps, and an update has 16"),
+        (["--sampler", "grid"], "invalid choice"),
+        (["--trials", "0"], "trials = 0 must be a whole number in [1, 1e5]"),
+        (["--space", "missing.toml"], "space = 'missing.toml' cannot be read"),
+        (["--mesh", "env=2"], "trials lie side by side"),
+        (["--trails", "3"], "did you mean --trials"),
+        (["--env", "gymnasium/CartPole-v1"], ""),
+        (["--resume", "nowhere"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(flags, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main([*FLAGS, "--out", str(tmp_path / "out"), *flags] if flags[0] != "--resume" else flags) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_of_another_environment_is_not_resumed(study, capfd):
+    out, *_ = study
+    assert main(["--resume", str(out), "--env", "Acrobot-v1"]) == 2
+    assert "env = 'Acrobot-v1' is not the one that this run was trained on" in capfd.readouterr().err
+
+
+def test_without_optuna_one_line_says_what_to_install(monkeypatch, capfd):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(FLAGS) == 2
+    assert "pip install 'purejaxppo[tune]'" in capfd.readouterr().err
+
+
+def test_the_space_is_shown_with_its_sources(capsys):
+    assert main(["--algo", "ppo", "--show-space"]) == 0
+    shown = capsys.readouterr().out
+    assert "# rl-zoo" in shown
+    assert tomllib.loads(shown)["clip_eps"] == {"low": 0.1, "high": 0.5}
+    assert parse_space(Config(algo=PPO()), tomllib.loads(shown))
