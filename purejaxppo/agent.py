@@ -30,13 +30,15 @@ class Agent(NamedTuple):
         for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
         shape = {
             name: getattr(config, name)
-            for name in ("hidden_sizes", "activation", "layer_norm", "recurrent", "recurrent_size")
+            for name in ("hidden_sizes", "activation", "layer_norm", "recurrent", "recurrent_size", "initialization")
         }
         acting = shape | {"action_space": env.action_space, "action_distribution": config.action_distribution}
         if config.shared_torso:
             shared = SharedNetwork(for_policy, **acting)
             return cls(config, env, shared, shared.clone(returns_value=True))
         policy = PolicyNetwork(for_policy, network=config.policy_network, **acting)
+        if config.critic_hidden_sizes is not None:
+            shape["hidden_sizes"] = config.critic_hidden_sizes
         return cls(config, env, policy, ValueNetwork(for_critic, network=config.critic_network, **shape))
 
     def clip(self, obs: Observation) -> Observation:

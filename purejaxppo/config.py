@@ -2,27 +2,25 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
 from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, PPO, hyperparameters
-from purejaxppo.algorithms.members import check_members, check_members_mesh
+from purejaxppo.algorithms.members import check_members
+from purejaxppo.consistency import check_agent, check_mesh, check_minibatches
 from purejaxppo.envs.base import BaseEnv, adapt
-from purejaxppo.envs.check import check_env, warn_of_bounds
+from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_field, meant, number, static
 from purejaxppo.kernels.choice import KERNELS, check_kernels
-from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS, check_network, num_parameters, visible
+from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
-from purejaxppo.networks.torso import ACTIVATIONS, select
+from purejaxppo.networks.torso import ACTIVATIONS, INITIALIZATIONS
+from purejaxppo.optimize.optimizers import OPTIMIZERS
 from purejaxppo.precision import PRECISIONS, single_precision
-from purejaxppo.spaces import Box
 from purejaxppo.types import traits_of
 
 DEFAULTS: dict[str, Any] = {  # for algorithms of the user's own, too, which may publish nothing
@@ -83,13 +81,23 @@ class Config(struct.PyTreeNode):
         math.inf, "(0, inf]", "after an update whose KL is not within a factor of 2 of this, change Adam's step by 1.5"
     )
     max_grad_norm: float = number(None, "(0, inf]", "clip gradients to this global norm; inf does not")
+    optimizer: str = static("adam", "what moves policy and critic along their gradients", choices=OPTIMIZERS)
+    optimizer_eps: float = number(1e-5, "(0, inf)", "ε in the denominator of Adam's or RMSprop's step")
+    weight_decay: float = number(0.0, "[0, inf)", "λ of decoupled weight decay: with Adam it is AdamW")
     num_epochs: int = static(None, "passes of Adam over each rollout", interval="[1, 1e6]")
     num_minibatches: int = static(None, "minibatches per pass", interval="[1, 1e9]")
+    minibatch_size: int | None = static(
+        None, "samples per minibatch: decides num_minibatches", interval="[1, 1e9]", usual="by num_minibatches"
+    )
     value_clip_eps: float = number(None, "(0, inf]", "clip the critic's change per update, as PPO does; inf does not")
 
     hidden_sizes: tuple[int, ...] = static((64, 64), "widths of the hidden layers", interval="[1, 1e5]")
+    critic_hidden_sizes: tuple[int, ...] | None = static(
+        None, "widths of the critic's hidden layers", interval="[1, 1e5]", usual="those of hidden_sizes"
+    )
     activation: str = static("tanh", "activation of the hidden layers", choices=tuple(ACTIVATIONS))
     layer_norm: bool = static(False, "normalise what goes into each activation (Ba et al., 2016)")
+    initialization: str = static("orthogonal", "how dense layers begin", choices=INITIALIZATIONS)
     shared_torso: bool = static(False, "policy and critic share all layers but the last; not in NPG and TRPO")
     joint_update: bool = static(False, "one loss and Adam for policy and critic, as in CleanRL, SB3; not in NPG, TRPO")
     value_coef: float = number(0.5, "[0, inf)", "weight of ½ (V - target)² in the loss of shared_torso or joint_update")
@@ -105,6 +113,7 @@ class Config(struct.PyTreeNode):
         choices=PRECISIONS,
     )
     action_distribution: str = static("gaussian", "distribution of continuous actions", choices=ACTION_DISTRIBUTIONS)
+    log_std_init: float = number(0.0, "[-20, 20]", "log σ of a Gaussian policy before training")
     normalize_observations: bool = static(False, "standardise observations with running statistics")
     normalize_rewards: bool = static(False, "divide rewards by the running std of the discounted return")
 
@@ -125,7 +134,7 @@ class Config(struct.PyTreeNode):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_sizes", "policy_obs", "critic_obs", "anneal"):
+        for name in ("hidden_sizes", "critic_hidden_sizes", "policy_obs", "critic_obs", "anneal"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if not hasattr(self.algo, "init"):
@@ -136,6 +145,8 @@ class Config(struct.PyTreeNode):
             object.__setattr__(self, name, usual[name])
         if "num_minibatches" in unset:
             object.__setattr__(self, "num_minibatches", self.adapted_minibatches)
+        if self.minibatch_size and isinstance(self.num_envs, int) and isinstance(self.num_steps, int):
+            object.__setattr__(self, "num_minibatches", max(1, self.steps_per_update // self.minibatch_size))
 
     @property
     def environment(self) -> BaseEnv:
@@ -204,91 +215,13 @@ class Config(struct.PyTreeNode):
                 check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
         if self.num_updates >= 2**31:
             raise UsageError(f"total_steps = {self.total_steps} takes 2³¹ updates or more; raise num_steps.")
-        batch = self.steps_per_update
-        what, parts = ("num_envs × num_steps", batch)
-        if self.is_recurrent:
-            what, parts = "recurrent networks learn from whole sequences: num_envs", self.num_envs
-        if parts % self.num_minibatches:
-            near = sorted(_divisors(parts), key=lambda n: abs(n - self.num_minibatches))
-            raise UsageError(
-                f"{what} = {parts} is not divisible by num_minibatches = {self.num_minibatches}; "
-                f"the nearest that are: {', '.join(map(str, sorted(near[:3])))}."
-            )
-        if batch == self.num_minibatches and getattr(self.algo, "normalize_advantages", "") == "minibatch":
-            raise UsageError(f"num_minibatches = {batch} leaves one sample each, with an advantage of 0; halve it.")
+        check_minibatches(self)
         if traits_of(self.algo).evolves:
             check_members(self, {field.name: field.default for field in dataclasses.fields(self)} | usual)
         check_kernels(self.kernels)
         check_env(self.environment, repr(self.env))
-        self._check_agent(self.environment)
+        check_agent(self, self.environment)
 
     def check_mesh(self, env: int, net: int) -> None:
         """Refuse `env` × `net` devices, on the axes of those names, if they cannot share a run. Raises as `check`."""
-        mesh = ",".join(f"{name}={size}" for name, size in (("env", env), ("net", net)) if size > 1)
-        if not mesh:
-            return
-        if self.on_host:
-            raise UsageError(f"mesh = {mesh!r}: env and net must be 1 for {self.env!r}, on the host; leave them out.")
-        if net > 1 and self.is_joint:
-            raise UsageError(
-                f"mesh = {mesh!r}: net must be 1 with shared_torso or joint_update, of one loss; leave it out."
-            )
-        if traits_of(self.algo).evolves:
-            check_members_mesh(self, mesh, env, net)
-        kind, length = ("sequences", 1) if self.is_recurrent else ("samples", self.num_steps)
-        part, rest = divmod(self.num_envs, env)
-        if rest or part * length % self.num_minibatches:
-            raise UsageError(
-                f"mesh = {mesh!r}: env = {env} must divide num_envs = {self.num_envs}, and num_minibatches = "
-                f"{self.num_minibatches} each part's {kind}; pass another mesh or num_envs."
-            )
-
-    def _check_agent(self, env: BaseEnv) -> None:
-        """What `check` does, of settings that must fit the environment's spaces."""
-        seen, acted, kind = env.observation_space, env.action_space, self.action_distribution
-        if not isinstance(acted, Box):
-            if kind != "gaussian":
-                raise UsageError(f"action_distribution = {kind!r} is for Box actions, not {acted!r}; leave it out.")
-        elif kind in ("tanh-gaussian", "beta") and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
-            raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
-        if kind.startswith("gaussian") and self.policy_network is None:
-            warn_of_bounds(acted)
-        annealable = [field.name for field in dataclasses.fields(self.algo) if field.metadata.get("type") is float]
-        if not isinstance(self.anneal, tuple) or not {*self.anneal} <= {*annealable}:
-            raise UsageError(
-                f"anneal = {self.anneal!r} must name numbers of {type(self.algo).__name__}: {', '.join(annealable)}."
-            )
-        adapts = not isinstance(self.desired_kl, jax.Array) and self.desired_kl < math.inf  # traced numbers may be inf
-        if adapts and not traits_of(self.algo).first_order:
-            raise UsageError(
-                f"desired_kl = {self.desired_kl} is for first-order methods: the step of {type(self.algo).__name__} "
-                "comes from max_kl; leave it out."
-            )
-        for name in ("shared_torso", "joint_update"):
-            if getattr(self, name) and not traits_of(self.algo).first_order:
-                raise UsageError(
-                    f"{name} = True is for first-order methods: the Fisher matrix of {type(self.algo).__name__} is "
-                    "that of the policy's own parameters; leave it at False."
-                )
-        apart = (self.policy_network, self.critic_network) != (None, None) or self.policy_obs != self.critic_obs
-        if self.shared_torso and apart:
-            raise UsageError(
-                "shared_torso = True, but policy and critic have own networks or observations; leave it out."
-            )
-        known = sorted(visible(seen, ())) if isinstance(seen, Mapping) else []
-        for name in ("policy_obs", "critic_obs"):
-            entries = getattr(self, name)
-            if not isinstance(entries, tuple) or not {*entries} <= {*known}:
-                has = f"its entries are {', '.join(known)}" if known else "it is no dictionary"
-                raise UsageError(f"{name} = {entries!r} must name entries of the observation; {has}.")
-        _, obs = jax.eval_shape(env.reset, jax.random.key(0))
-        for name, shape, entries in (
-            ("policy_network", (num_parameters(acted, kind),), self.policy_obs),
-            ("critic_network", (), self.critic_obs),
-        ):
-            check_network(name, getattr(self, name), select(visible(seen, entries), obs), shape)
-
-
-def _divisors(n: int) -> set[int]:
-    small = [d for d in range(1, min(math.isqrt(n), 2**20) + 1) if n % d == 0]
-    return {*small, *(n // d for d in small)}
+        check_mesh(self, env, net)

@@ -21,7 +21,9 @@ _ELSEWHERE = {  # what Stable-Baselines3, CleanRL, rejax, brax and purejaxrl cal
     "num_steps": "n_steps unroll_length rollout_length rollout_steps horizon steps_per_env num_rollout_steps",
     "total_steps": "total_timesteps num_timesteps n_timesteps timesteps max_steps total_env_steps num_env_steps",
     "num_epochs": "n_epochs update_epochs num_updates_per_batch epochs ppo_epochs n_critic_updates num_sgd_iter",
-    "num_minibatches": "batch_size minibatch_size n_minibatch n_minibatches num_mini_batch mini_batch_size",
+    "num_minibatches": "n_minibatch n_minibatches num_mini_batch num_mini_batches",
+    "minibatch_size": "batch_size mini_batch_size",
+    "optimizer_eps": "adam_eps rms_prop_eps",
     "gamma": "discount discounting discount_factor",
     "gae_lambda": "lambda lam gae_lam td_lambda",
     "clip_eps": "clip_range clip_coef clip_epsilon clip_ratio clipping_epsilon clip_param eps_clip",
@@ -42,7 +44,9 @@ _ELSEWHERE = {  # what Stable-Baselines3, CleanRL, rejax, brax and purejaxrl cal
     "normalize_rewards": "norm_reward normalize_reward",
     "reward_scale": "reward_scaling",
     "hidden_sizes": "net_arch hidden_layer_sizes hidden_size layers policy_hidden_layer_sizes",
+    "critic_hidden_sizes": "value_hidden_layer_sizes critic_hidden_dims",
     "activation": "activation_fn act_fn",
+    "log_std_init": "init_log_std log_std",
     "frame_stack": "n_stack num_stack stack",
     "action_repeat": "frame_skip frameskip",
     "eval_interval": "eval_freq",
@@ -145,6 +149,4 @@ def meant(name: str, known: Iterable[str], spelling: bool = True) -> str:
 def did_you_mean(name: str, known: Iterable[str], spelling: bool = True) -> str:
     """`meant`, as a question."""
     ours = meant(name, known, spelling)
-    other_number = ours.endswith("minibatches") and name.endswith(("batch_size", "batch-size"))
-    note = " (= num_envs × num_steps / batch_size)" if other_number else ""
-    return f"did you mean {ours}{note}?" if ours else ""
+    return f"did you mean {ours}?" if ours else ""

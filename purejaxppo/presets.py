@@ -147,6 +147,11 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
     except TypeError as error:  # one of the user's own
         raise UsageError(f"algo = {algo!r}: {error}; give each of its fields a default.") from error
     config = Config(env=env, algo=algorithm, **{name: value for name, value in chosen.items() if name in known})
+    if config.num_minibatches != settings.get("num_minibatches", config.num_minibatches):
+        raise UsageError(
+            f"num_minibatches = {settings['num_minibatches']}, but minibatch_size = {config.minibatch_size} makes "
+            f"{config.num_minibatches} of a rollout; leave one of them out."
+        )
     return config if "num_minibatches" in settings else config.replace(num_minibatches=config.adapted_minibatches)
 
 

@@ -20,10 +20,12 @@ from purejaxppo.fields import limitless
 from purejaxppo.health import cause_of_failure, freeze
 from purejaxppo.improvement import improvement
 from purejaxppo.keys import as_key
+from purejaxppo.networks.heads import with_log_std
 from purejaxppo.networks.recurrent import swap
 from purejaxppo.networks.torso import orthogonalize
 from purejaxppo.normalize import RewardNormalizer, observation_statistics
 from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.optimize.optimizers import with_moments_of
 from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, shards, sum_over_shards
 from purejaxppo.parallel.packing import packed_scan
 from purejaxppo.parallel.vmapping import in_chunks, opaque
@@ -113,11 +115,16 @@ def init(config: Config, key: jax.Array) -> TrainState:
     if config.shared_torso or traits_of(config.algo).evolves:
         critic_params = ()  # they are the policy's own, or there is no critic
     params, critic_params = orthogonalize(kernel_key, (params, critic_params))
+    if config.policy_network is None:
+        params = with_log_std(params, config.action_distribution, config.log_std_init)
+    algorithm = config.algo.init(agent.join(params, critic_params) if config.is_joint else params)
+    moments = MinibatchAdam.init(() if config.is_joint else critic_params)
+    algorithm, moments = with_moments_of(config.optimizer, (algorithm, moments))
     return TrainState(
         policy=params,
         critic=critic_params,
-        algorithm=config.algo.init(agent.join(params, critic_params) if config.is_joint else params),
-        critic_optimizer=MinibatchAdam.init(() if config.is_joint else critic_params),
+        algorithm=algorithm,
+        critic_optimizer=moments,
         observation_statistics=observation_statistics(agent.env.observation_space),
         reward_normalizer=RewardNormalizer.init(num_envs),
         rollout=episodes._replace(hidden=hidden, critic_hidden=critic_hidden),
@@ -149,7 +156,15 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     rate = learning_rate(config, state.update)
     if adapts := not isinstance(state.step_factor, tuple):  # `init` has decided
         rate = rate * state.step_factor
-    adam = MinibatchAdam(rate, config.max_grad_norm, config.num_epochs, config.num_minibatches, config.kernels)
+    adam = MinibatchAdam(
+        rate,
+        config.max_grad_norm,
+        config.num_epochs,
+        config.num_minibatches,
+        config.kernels,
+        config.optimizer_eps,
+        config.weight_decay,
+    )
     moved, metrics = improvement(config)(agent, state, adam, minibatch_key, batch)
     metrics |= sums.metrics() | {
         "entropy": mean_over_shards(jnp.mean(batch.distribution.entropy())),

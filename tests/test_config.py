@@ -40,7 +40,7 @@ UPDATES = {"learning_rate": 0.02, "gae_lambda": 0.9, "num_epochs": 2, "anneal_le
 NETWORK = (  # what `init` depends on
     *("env", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
     *("action_distribution", "recurrent", "recurrent_size", "shared_torso", "joint_update", "frame_stack"),
-    "desired_kl",
+    *("desired_kl", "optimizer", "critic_hidden_sizes", "initialization", "log_std_init"),
 )
 
 
@@ -92,10 +92,16 @@ SHARED = {
     "desired_kl": {"desired_kl": 1.0},
     "truncation_as_termination": {"truncation_as_termination": True},
     "max_grad_norm": {"max_grad_norm": 1e-4},
+    "optimizer": {"optimizer": "rmsprop"},
+    "optimizer_eps": {"optimizer_eps": 0.1},
+    "weight_decay": {"weight_decay": 0.5},
+    "minibatch_size": {"minibatch_size": 16},
     "num_epochs": {"num_epochs": 3},
     "num_minibatches": {"num_minibatches": 2},
     "value_clip_eps": {"value_clip_eps": 1e-3},
     "hidden_sizes": {"hidden_sizes": (8, 8)},
+    "critic_hidden_sizes": {"critic_hidden_sizes": (4,)},
+    "initialization": {"initialization": "pytorch"},
     "activation": {"activation": "relu"},
     "layer_norm": {"layer_norm": True},
     "shared_torso": {"shared_torso": True},
@@ -108,6 +114,7 @@ SHARED = {
     "policy_obs": ({"env": Entries()}, {"policy_obs": ("x",)}),
     "critic_obs": ({"env": Entries()}, {"critic_obs": ("x",)}),
     "action_distribution": ({"env": Walk(continuous=True)}, {"action_distribution": "beta"}),
+    "log_std_init": ({"env": Walk(continuous=True)}, {"log_std_init": -1.0}),
     "normalize_observations": {"normalize_observations": True},
     "normalize_rewards": {"normalize_rewards": True},
     "eval_interval": ({"eval_episodes": 3}, {"eval_interval": 2}),

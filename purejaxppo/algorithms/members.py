@@ -11,7 +11,8 @@ OF_GRADIENTS = (  # and of the critic: what would do nothing
     *("gamma", "gae_lambda", "advantage_estimator", "value_target", "truncation_as_termination", "entropy_reward_coef"),
     *("reward_scale", "reward_clip", "normalize_rewards", "learning_rate", "anneal_learning_rate", "desired_kl"),
     *("max_grad_norm", "num_epochs", "num_minibatches", "value_clip_eps", "value_coef", "shared_torso", "joint_update"),
-    *("critic_network", "critic_obs"),
+    *("optimizer", "optimizer_eps", "weight_decay", "minibatch_size"),
+    *("critic_network", "critic_hidden_sizes", "critic_obs"),
 )
 
 

@@ -23,6 +23,7 @@ from purejaxppo.rundir.record import read_config
 
 Options = TypeVar("Options")
 _LARGEST_FILE = 2**20  # bytes
+_MOST_TOLD = 8  # flags that are not known
 _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("INT", whole_number),
     float: ("FLOAT", float),
@@ -115,8 +116,10 @@ def flags_class(group: Group) -> type:
 
 def _reader(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     """How a value is read where tyro would do less: `1e6` as a whole number, `64,64` as sizes."""
-    several, optional = kind == tuple[int, ...], NoneType in typing.get_args(kind)
-    base = typing.get_args(kind)[0] if several or optional else kind
+    optional = NoneType in typing.get_args(kind)
+    kind = typing.get_args(kind)[0] if optional else kind
+    several = kind == tuple[int, ...]
+    base = typing.get_args(kind)[0] if several else kind
     if base not in _READERS:
         return None
     metavar, read = _READERS[base]
@@ -129,7 +132,7 @@ def _reader(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
         metavar=f"{metavar} ..." if several else metavar,
         instance_from_str=sizes if several else lambda words: read(words[0]),
         is_instance=lambda x: True,
-        str_from_instance=lambda x: [*map(str, x)] if several else [str(x)],
+        str_from_instance=lambda x: [*map(str, x)] if several and x is not None else [str(x)],
     )
 
 
@@ -168,13 +171,17 @@ def value_of(argv: Sequence[str], flag: str, default: str = "") -> str:
 def refuse_unknown(
     argv: Sequence[str], known: Collection[str], where: str, owners: Mapping[str, Sequence[str]] = MappingProxyType({})
 ) -> None:
-    """Refuse a flag that is not known: say which one was meant, or which algorithms are the `owners` of it."""
-    for token in argv:
-        if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
-            algos = " or ".join(owners.get(name.replace("-", "_"), ()))
-            hint = did_you_mean(name, known, spelling=False) or (f"it belongs to --algo {algos}." if algos else "")
-            hint = hint or did_you_mean(name, known) or "--help shows all."
-            raise UsageError(f"{token.partition('=')[0]:.80} is not a flag of {where}; {hint}")
+    """Refuse flags that are not known: say which ones were meant, or which algorithms are the `owners` of them."""
+    unknown = [token for token in argv if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}]
+    told = []
+    for token in unknown[:_MOST_TOLD]:
+        name = flag_name(token)
+        algos = " or ".join(owners.get(name.replace("-", "_"), ()))
+        hint = did_you_mean(name, known, spelling=False) or (f"it belongs to --algo {algos}." if algos else "")
+        hint = hint or did_you_mean(name, known) or "--help shows all."
+        told.append(f"{token.partition('=')[0]:.80} is not a flag of {where}; {hint}")
+    if told:
+        raise UsageError(" ".join(told))
 
 
 def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:

@@ -149,7 +149,9 @@ def _user_env(name: str, path: str, params: dict[str, Any]) -> Env:
         kind = getattr(importlib.import_module(module), attribute)
         return kind(**params)
     except OTHERS_ERRORS as error:
+        registered = re.fullmatch(r".+-v\d+", attribute)
+        way_out = f"if {module} registers it with Gymnasium: --env gymnasium/{path}." if registered else ""
         raise UsageError(
-            f"env = {name!r} cannot be made ({reason(error)}); give module:Class,key=value, "
-            "with the module on PYTHONPATH."
+            f"env = {name!r} cannot be made ({reason(error)}); "
+            + (way_out or "give module:Class,key=value, with the module on PYTHONPATH.")
         ) from error

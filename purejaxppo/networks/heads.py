@@ -16,7 +16,7 @@ from purejaxppo.networks.torso import Torso, head, orthogonal, select
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, ObservationSpace, Space
 from purejaxppo.types import Observation, Sequences
 
-ACTION_DISTRIBUTIONS = ("gaussian", "gaussian-state-std", "tanh-gaussian", "beta")
+ACTION_DISTRIBUTIONS = ("gaussian", "gaussian-state-std", "tanh-gaussian", "tanh-gaussian-state-std", "beta")
 LOG_STD_RANGE = (-5.0, 2.0)  # of log σ where it depends on the state
 
 
@@ -44,6 +44,7 @@ class Network(nn.Module):
     network: Any = None  # a flax module
     recurrent: str = "none"
     recurrent_size: int = 64
+    initialization: str = "orthogonal"  # of the dense layers
 
     @nn.nowrap  # it needs no parameters, and is called of a module that has none
     def initial_hidden(self, obs: Observation) -> Any:
@@ -68,7 +69,7 @@ class Network(nn.Module):
 
     def _features(self, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
         """What comes before the last layer, and the hidden state."""
-        x = Torso(self.space, self.hidden_sizes, self.activation, self.layer_norm)(obs)
+        x = Torso(self.space, self.hidden_sizes, self.activation, self.layer_norm, self.initialization)(obs)
         if self.recurrent == "none":
             return x, hidden
         weights = {name: orthogonal(1.0) for name in ("kernel_init", "recurrent_kernel_init")}
@@ -78,7 +79,7 @@ class Network(nn.Module):
         """What the last layer or the user's module returns, and the hidden state."""
         if self.network is None:
             x, hidden = self._features(obs, hidden, start)
-            return head(size, gain)(x), hidden
+            return head(x, size, gain, self.initialization), hidden
         seen = select(self.space, obs)
         if isinstance(self.network, nn.RNNCellBase):
             return unroll(self.network, seen, hidden, start)
@@ -123,11 +124,11 @@ class PolicyNetwork(Network, kw_only=True):
         kind = self.action_distribution
         if kind == "beta":
             return distributions.Beta(*jnp.split(1.0 + nn.softplus(x), 2, axis=-1))
-        if kind == "gaussian-state-std":
+        gaussian = distributions.TanhGaussian if kind.startswith("tanh") else distributions.DiagonalGaussian
+        if kind.endswith("state-std"):
             mean, log_std = jnp.split(x, 2, axis=-1)
-            return distributions.DiagonalGaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
-        log_std = jnp.broadcast_to(self.param("log_std", nn.initializers.zeros, x.shape[-1:]), x.shape)
-        return (distributions.TanhGaussian if kind == "tanh-gaussian" else distributions.DiagonalGaussian)(x, log_std)
+            return gaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
+        return gaussian(x, jnp.broadcast_to(self.param("log_std", nn.initializers.zeros, x.shape[-1:]), x.shape))
 
 
 class SharedNetwork(PolicyNetwork, kw_only=True):
@@ -138,8 +139,9 @@ class SharedNetwork(PolicyNetwork, kw_only=True):
     @nn.compact
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
         x, hidden = self._features(obs, hidden, start)
-        parameters = head(num_parameters(self.action_space, self.action_distribution), 0.01)(x)
-        distribution, value = self._distribution(parameters, obs), head(1, 1.0)(x)[..., 0]
+        size = num_parameters(self.action_space, self.action_distribution)
+        distribution = self._distribution(head(x, size, 0.01, self.initialization), obs)
+        value = head(x, 1, 1.0, self.initialization)[..., 0]
         return value if self.returns_value else distribution, hidden
 
 
@@ -147,12 +149,26 @@ def num_parameters(space: Space, action_distribution: str) -> int:
     """How many numbers a network must give for π(·|s).
 
     n logits for Discrete and MultiBinary, Σ nvec for MultiDiscrete. For a Box of k numbers k means, with log σ a
-    parameter beside the network; 2k, means and then log σ, for `gaussian-state-std`; 2k for `beta`, x and then y, of
-    which α = 1 + softplus(x) and β = 1 + softplus(y).
+    parameter beside the network; 2k, means and then log σ, where the distribution's name ends in `state-std`; 2k for
+    `beta`, x and then y, of which α = 1 + softplus(x) and β = 1 + softplus(y).
     """
     if isinstance(space, Box):
-        return math.prod(space.shape) * (2 if action_distribution in ("gaussian-state-std", "beta") else 1)
+        return math.prod(space.shape) * (2 if action_distribution.endswith(("state-std", "beta")) else 1)
     return sum(space.nvec) if isinstance(space, MultiDiscrete) else space.n
+
+
+def with_log_std(params: Any, action_distribution: str, log_std: jax.Array | float) -> Any:
+    """Parameters of a policy that has just been made, its log σ raised by so much from 0; others stay as they are.
+
+    Where σ depends on the state, log σ is raised by the bias of the last layer, `Dense_0` of the module.
+    """
+    own = params["params"]
+    if "log_std" in own:
+        return {**params, "params": {**own, "log_std": own["log_std"] + log_std}}
+    if not action_distribution.endswith("state-std"):
+        return params
+    bias = own["Dense_0"]["bias"]
+    return {**params, "params": {**own, "Dense_0": {**own["Dense_0"], "bias": bias.at[bias.size // 2 :].add(log_std)}}}
 
 
 def masked(logits: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -32,7 +32,16 @@ def _tanh_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
     return y, (1.0 - y) * (1.0 + y) * tangents[0]
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": tanh, "relu": nn.relu, "swish": nn.swish}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": tanh,
+    "relu": nn.relu,
+    "swish": nn.swish,
+    "silu": nn.swish,  # another name of it
+    "elu": nn.elu,
+    "gelu": nn.gelu,
+    "leaky_relu": nn.leaky_relu,
+}
+INITIALIZATIONS = ("orthogonal", "lecun-uniform", "pytorch")
 
 
 class Orthogonal(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
@@ -98,13 +107,34 @@ def gram_schmidt(vectors: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, vectors.shape[1], orthonormalize, jnp.zeros_like(vectors))
 
 
-def dense(features: int, gain: float) -> nn.Dense:
-    return nn.Dense(features, kernel_init=orthogonal(gain), dot_general=matmul)
+def initializers(initialization: str, gain: float, inputs: int) -> dict[str, Any]:
+    """How a dense layer of so many inputs begins.
+
+    `orthogonal`: kernels of that gain, biases 0 (Saxe et al., 2014; with gains as in OpenAI Baselines).
+    `lecun-uniform`: kernels U(±√(3/inputs)), biases 0, as brax has it. `pytorch`: both U(±√(1/inputs)), as PyTorch's
+    linear layers begin, and with them rsl_rl's.
+    """
+    if initialization == "orthogonal":
+        return {"kernel_init": orthogonal(gain)}
+    if initialization == "lecun-uniform":
+        return {"kernel_init": nn.initializers.lecun_uniform()}
+    return dict.fromkeys(("kernel_init", "bias_init"), partial(_uniform, inputs**-0.5))
 
 
-def head(features: int, gain: float) -> nn.Dense:
-    """A last layer, of few outputs."""
-    return nn.Dense(features, kernel_init=orthogonal(gain), dot_general=narrow_matmul)
+def _uniform(bound: float, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def dense(x: jax.Array, features: int, gain: float, initialization: str = "orthogonal") -> jax.Array:
+    """A hidden layer of x [..., I], before its activation."""
+    begins = initializers(initialization, gain, x.shape[-1])
+    return nn.Dense(features, dot_general=matmul, **begins)(x)
+
+
+def head(x: jax.Array, features: int, gain: float, initialization: str = "orthogonal") -> jax.Array:
+    """A last layer of x [..., I], of few outputs."""
+    begins = initializers(initialization, gain, x.shape[-1])
+    return nn.Dense(features, dot_general=narrow_matmul, **begins)(x)
 
 
 def convolution(x: jax.Array, features: int, size: int, stride: int = 1) -> jax.Array:
@@ -134,6 +164,7 @@ class Torso(nn.Module):
     hidden_sizes: tuple[int, ...]
     activation: str
     layer_norm: bool = False
+    initialization: str = "orthogonal"  # of the dense layers
 
     @nn.compact
     def __call__(self, obs: Observation) -> jax.Array:  # [..., O] -> [..., features]
@@ -143,7 +174,7 @@ class Torso(nn.Module):
         else:
             x = self._encode(self.space, entries)
         for size in self.hidden_sizes:
-            x = dense(size, 2**0.5)(x)
+            x = dense(x, size, 2**0.5, self.initialization)
             x = ACTIVATIONS[self.activation](nn.LayerNorm()(x) if self.layer_norm else x)
         return x
 
@@ -160,7 +191,7 @@ class Torso(nn.Module):
                 x = jnp.moveaxis(x, -3, -1)
             if min(x.shape[-3:-1]) >= 36:
                 x = convolution(convolution(convolution(x, 32, 8, 4), 64, 4, 2), 64, 3)
-                return nn.relu(dense(512, 2**0.5)(x.reshape(*batch_shape, -1)))
+                return nn.relu(dense(x.reshape(*batch_shape, -1), 512, 2**0.5, self.initialization))
             x = convolution(x, 16, 3)
         return x.reshape(*batch_shape, -1)
 

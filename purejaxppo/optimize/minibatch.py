@@ -1,4 +1,4 @@
-"""Adam over shuffled minibatches."""
+"""Adam, or RMSprop, over shuffled minibatches."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from purejaxppo.kernels.choice import kernel_or_xla
 from purejaxppo.kernels.epochs import minimize_in_kernel
+from purejaxppo.optimize.optimizers import direction, is_moments
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
 from purejaxppo.parallel.packing import packed_scan
@@ -29,7 +30,7 @@ class Pair(NamedTuple):
 
 def pair_moments(state: Any, moments: Any) -> Any:
     """An algorithm's state, Adam's moments in it paired with others."""
-    return jax.tree.map(lambda x: Pair(x, moments) if _is_moments(x) else x, state, is_leaf=_is_moments)
+    return jax.tree.map(lambda x: Pair(x, moments) if is_moments(x) else x, state, is_leaf=is_moments)
 
 
 def split_moments(state: Any) -> tuple[Any, Any]:
@@ -38,22 +39,24 @@ def split_moments(state: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x.first if _is_pair(x) else x, state, is_leaf=_is_pair), moments
 
 
-def _is_moments(x: Any) -> bool:
-    return isinstance(x, optax.ScaleByAdamState)
-
-
 def _is_pair(x: Any) -> bool:
     return isinstance(x, Pair)
 
 
 class MinibatchAdam(struct.PyTreeNode):
-    """Adam (Kingma and Ba, 2015; ε = 1e-5 as in OpenAI Baselines) on gradients clipped by their global norm."""
+    """Adam (Kingma and Ba, 2015; ε = 1e-5 as in OpenAI Baselines) on gradients clipped by their global norm.
+
+    Or another optimiser, if the moments are another's: see `optimizers.direction`. `weight_decay` λ is decoupled
+    (Loshchilov and Hutter, 2019, arXiv:1711.05101): a step of size α is α (direction + λ parameters).
+    """
 
     learning_rate: jax.Array | float
     max_grad_norm: jax.Array | float
     num_epochs: int = struct.field(pytree_node=False)
     num_minibatches: int = struct.field(pytree_node=False)
     kernels: str = struct.field(pytree_node=False, default="xla")
+    eps: jax.Array | float = 1e-5
+    weight_decay: jax.Array | float = 0.0
     extra_loss: Loss | None = struct.field(pytree_node=False, default=None)  # added to each loss that is minimised
     # two fits in one loop: parameters are a pair, and moments a `Pair`; the loss depends on the first, `extra_loss` on
     # the second, and each is clipped and moved by itself
@@ -160,8 +163,10 @@ class MinibatchAdam(struct.PyTreeNode):
     ) -> tuple[Params, Any]:
         """Parameters and moments after one step along a gradient of that norm, unless it is to `halt`."""
         clipped = optax.tree.scale(jnp.minimum(1.0, self.max_grad_norm / norm), gradient)
-        direction, new_moments = optax.scale_by_adam(eps=1e-5).update(clipped, moments)
-        moved = jax.tree.map(lambda p, d: p - self.learning_rate * d, params, direction)
+        step, new_moments = direction(moments, clipped, self.eps)
+        if isinstance(self.weight_decay, jax.Array) or self.weight_decay:
+            step = jax.tree.map(lambda d, p: d + self.weight_decay * p, step, params)
+        moved = jax.tree.map(lambda p, d: p - self.learning_rate * d, params, step)
         if halt is not None:
             moved, new_moments = jax.tree.map(
                 lambda new, old: jnp.where(halt, old, new), (moved, new_moments), (params, moments)

@@ -1,0 +1,131 @@
+"""Which settings of a config do not go together: refused before anything is compiled."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxppo.algorithms.members import check_members_mesh
+from purejaxppo.envs.base import BaseEnv
+from purejaxppo.envs.check import warn_of_bounds
+from purejaxppo.errors import UsageError
+from purejaxppo.networks.heads import check_network, num_parameters, visible
+from purejaxppo.networks.torso import select
+from purejaxppo.spaces import Box
+from purejaxppo.types import traits_of
+
+
+def check_minibatches(config: Any) -> None:
+    """Refuse minibatches that do not divide a rollout, or are of one sample. Raises: UsageError."""
+    batch = config.steps_per_update
+    what, parts = ("num_envs × num_steps", batch)
+    if config.is_recurrent:
+        what, parts = "recurrent networks learn from whole sequences: num_envs", config.num_envs
+    if config.minibatch_size and batch % config.minibatch_size:
+        near = sorted(sorted(_divisors(batch), key=lambda n: abs(n - config.minibatch_size))[:3])
+        raise UsageError(
+            f"minibatch_size = {config.minibatch_size} does not divide num_envs × num_steps = {batch}; "
+            f"the nearest that do: {', '.join(map(str, near))}."
+        )
+    if parts % config.num_minibatches:
+        near = sorted(_divisors(parts), key=lambda n: abs(n - config.num_minibatches))
+        raise UsageError(
+            f"{what} = {parts} is not divisible by num_minibatches = {config.num_minibatches}; "
+            f"the nearest that are: {', '.join(map(str, sorted(near[:3])))}."
+        )
+    if batch == config.num_minibatches and getattr(config.algo, "normalize_advantages", "") == "minibatch":
+        raise UsageError(f"num_minibatches = {batch} leaves one sample each, with an advantage of 0; halve it.")
+
+
+def check_mesh(config: Any, env: int, net: int) -> None:
+    """Refuse `env` × `net` devices, on the axes of those names, if they cannot share a run. Raises as `check`."""
+    mesh = ",".join(f"{name}={size}" for name, size in (("env", env), ("net", net)) if size > 1)
+    if not mesh:
+        return
+    if config.on_host:
+        raise UsageError(f"mesh = {mesh!r}: env and net must be 1 for {config.env!r}, on the host; leave them out.")
+    if net > 1 and config.is_joint:
+        raise UsageError(
+            f"mesh = {mesh!r}: net must be 1 with shared_torso or joint_update, of one loss; leave it out."
+        )
+    if traits_of(config.algo).evolves:
+        check_members_mesh(config, mesh, env, net)
+    kind, length = ("sequences", 1) if config.is_recurrent else ("samples", config.num_steps)
+    part, rest = divmod(config.num_envs, env)
+    if rest or part * length % config.num_minibatches:
+        raise UsageError(
+            f"mesh = {mesh!r}: env = {env} must divide num_envs = {config.num_envs}, and num_minibatches = "
+            f"{config.num_minibatches} each part's {kind}; pass another mesh or num_envs."
+        )
+
+
+def check_agent(config: Any, env: BaseEnv) -> None:
+    """Refuse settings that do not fit the environment's spaces, the method or each other. Raises: UsageError."""
+    seen, acted, kind = env.observation_space, env.action_space, config.action_distribution
+    if not isinstance(acted, Box):
+        if kind != "gaussian":
+            raise UsageError(f"action_distribution = {kind!r} is for Box actions, not {acted!r}; leave it out.")
+    elif kind.startswith(("tanh", "beta")) and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
+        raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
+    if kind.startswith("gaussian") and config.policy_network is None:
+        warn_of_bounds(acted)
+    _check_method(config)
+    _check_networks(config, kind, isinstance(acted, Box))
+    known = sorted(visible(seen, ())) if isinstance(seen, Mapping) else []
+    for name in ("policy_obs", "critic_obs"):
+        entries = getattr(config, name)
+        if not isinstance(entries, tuple) or not {*entries} <= {*known}:
+            has = f"its entries are {', '.join(known)}" if known else "it is no dictionary"
+            raise UsageError(f"{name} = {entries!r} must name entries of the observation; {has}.")
+    _, obs = jax.eval_shape(env.reset, jax.random.key(0))
+    for name, shape, entries in (
+        ("policy_network", (num_parameters(acted, kind),), config.policy_obs),
+        ("critic_network", (), config.critic_obs),
+    ):
+        check_network(name, getattr(config, name), select(visible(seen, entries), obs), shape)
+
+
+def _check_method(config: Any) -> None:
+    """Refuse settings that do not fit the method. Raises: UsageError."""
+    annealable = [field.name for field in dataclasses.fields(config.algo) if field.metadata.get("type") is float]
+    if not isinstance(config.anneal, tuple) or not {*config.anneal} <= {*annealable}:
+        raise UsageError(
+            f"anneal = {config.anneal!r} must name numbers of {type(config.algo).__name__}: {', '.join(annealable)}."
+        )
+    adapts = not isinstance(config.desired_kl, jax.Array) and config.desired_kl < math.inf  # traced numbers may be inf
+    if adapts and not traits_of(config.algo).first_order:
+        raise UsageError(
+            f"desired_kl = {config.desired_kl} is for first-order methods: the step of {type(config.algo).__name__} "
+            "comes from max_kl; leave it out."
+        )
+    for name in ("shared_torso", "joint_update"):
+        if getattr(config, name) and not traits_of(config.algo).first_order:
+            raise UsageError(
+                f"{name} = True is for first-order methods: the Fisher matrix of {type(config.algo).__name__} is "
+                "that of the policy's own parameters; leave it at False."
+            )
+
+
+def _check_networks(config: Any, kind: str, box: bool) -> None:
+    """Refuse settings of networks that would do nothing. `box`: whether actions are real numbers."""
+    gaussian = box and "gaussian" in kind and config.policy_network is None
+    if not isinstance(config.log_std_init, jax.Array) and config.log_std_init and not gaussian:
+        raise UsageError(
+            f"log_std_init = {config.log_std_init} is for Gaussian policies over Box actions; leave it out."
+        )
+    if config.critic_hidden_sizes is not None and (config.shared_torso or config.critic_network is not None):
+        raise UsageError(
+            f"critic_hidden_sizes = {config.critic_hidden_sizes}, but the critic shares the policy's layers or is a "
+            "network of your own; leave it out."
+        )
+    apart = (config.policy_network, config.critic_network) != (None, None) or config.policy_obs != config.critic_obs
+    if config.shared_torso and apart:
+        raise UsageError("shared_torso = True, but policy and critic have own networks or observations; leave it out.")
+
+
+def _divisors(n: int) -> set[int]:
+    small = [d for d in range(1, min(math.isqrt(n), 2**20) + 1) if n % d == 0]
+    return {*small, *(n // d for d in small)}

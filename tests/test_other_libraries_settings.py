@@ -1,0 +1,129 @@
+"""Settings that other libraries' configurations need: each against its own formula, in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from environments import Walk
+
+from purejaxppo import PPO, TRPO, Config, init
+from purejaxppo.agent import Agent
+from purejaxppo.errors import UsageError
+from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.optimize.optimizers import with_moments_of
+
+SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 64, "hidden_sizes": (8,), "num_minibatches": 1}
+KEY = jax.random.key(0)
+
+
+def quadratic(params, batch):
+    """A loss whose gradient is w - x."""
+    return 0.5 * jnp.sum((params["w"] - batch[0]) ** 2), {}
+
+
+def minimized(optimizer, steps, **numbers):
+    start = {"w": jnp.asarray([1.0, -2.0, 3.0])}
+    moments = with_moments_of(optimizer, MinibatchAdam.init(start))
+    adam = MinibatchAdam(0.05, jnp.inf, steps, 1, "xla", **numbers)
+    params, moments, _ = adam.minimize(KEY, quadratic, start, moments, jnp.asarray([[0.5, 0.5, 0.5]]))
+    return params["w"], moments
+
+
+def test_rmsprop_in_float64():
+    """Stable-Baselines3's and OpenAI Baselines' RMSprop: v begins at 1, ε is within the root."""
+    w, v = np.array([1.0, -2.0, 3.0]), np.ones(3)
+    for _ in range(7):
+        g = w - 0.5
+        v = 0.99 * v + 0.01 * g**2
+        w = w - 0.05 * g / np.sqrt(v + 1e-3)
+    found, moments = minimized("rmsprop", 7, eps=1e-3)
+    np.testing.assert_allclose(found, w, rtol=1e-6)
+    np.testing.assert_allclose(moments.state.nu["w"], v, rtol=1e-6)
+
+
+def test_adam_with_weight_decay_is_adamw():
+    w, m, v = np.array([1.0, -2.0, 3.0]), np.zeros(3), np.zeros(3)
+    for t in range(1, 8):
+        g = w - 0.5
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        w = w - 0.05 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.1 * w)
+    found, _ = minimized("adam", 7, eps=1e-8, weight_decay=0.1)
+    np.testing.assert_allclose(found, w, rtol=1e-5)
+    params, tx = {"w": jnp.asarray([1.0, -2.0, 3.0])}, optax.adamw(0.05, eps=1e-8, weight_decay=0.1)
+    state = tx.init(params)
+    for _ in range(7):
+        step, state = tx.update({"w": params["w"] - 0.5}, state, params)
+        params = optax.apply_updates(params, step)
+    np.testing.assert_allclose(found, params["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "tanh-gaussian", "gaussian-state-std", "tanh-gaussian-state-std"])
+def test_log_std_init(kind):
+    """log σ before training; the means do not change."""
+    env = Walk(continuous=True)
+    base = Config(env=env, algo=PPO(), action_distribution=kind, **SMALL)
+    states = [init(base.replace(log_std_init=x), KEY) for x in (0.0, -1.5)]
+    obs = states[0].rollout.obs
+    before, after = (Agent.of(base).make_policy(state)(obs)[0] for state in states)
+    np.testing.assert_allclose(after.log_std, before.log_std - 1.5, rtol=1e-6)
+    np.testing.assert_array_equal(after.mean, before.mean)
+    assert np.ptp(before.log_std) == 0 or kind.endswith("state-std")
+
+
+def test_a_sigma_that_depends_on_the_state():
+    env = Walk(continuous=True)
+    config = Config(env=env, algo=TRPO(), action_distribution="tanh-gaussian-state-std", **SMALL)
+    state = init(config, KEY)
+    policy = Agent.of(config).make_policy(state)(state.rollout.obs * 100.0 + jnp.arange(2.0)[:, None])[0]
+    assert type(policy).__name__ == "TanhGaussian"
+    assert np.ptp(policy.log_std) > 0
+
+
+def kernels(config):
+    return {
+        "/".join(str(k.key) for k in path): np.asarray(x)
+        for path, x in jax.tree.leaves_with_path(init(config, KEY).policy["params"])
+    }
+
+
+def test_initializations():
+    """Of 100 inputs: U(±√(3/100)) and zero biases as brax has it, U(±1/√100) for both as PyTorch."""
+    base = Config(env=Walk(), algo=PPO(), **SMALL | {"hidden_sizes": (100, 90)})
+    for name, bound, bias in (("lecun-uniform", 0.03**0.5, 0.0), ("pytorch", 0.1, 0.1)):
+        found = kernels(base.replace(initialization=name))
+        kernel, biases = found["Torso_0/Dense_1/kernel"], found["Torso_0/Dense_1/bias"]
+        assert 0.99 * bound < np.abs(kernel).max() <= bound
+        assert kernel.std() == pytest.approx(bound / 3**0.5, rel=0.03)
+        assert 0.9 * bias <= np.abs(biases).max() <= bias
+        assert np.abs(found["Dense_0/kernel"]).max() > 0.05  # the last layer, too
+
+
+def test_the_critics_own_layers():
+    config = Config(env=Walk(), algo=PPO(), critic_hidden_sizes=[5, 4], **SMALL)
+    critic = init(config, KEY).critic["params"]["Torso_0"]
+    assert [critic[f"Dense_{i}"]["kernel"].shape[1] for i in range(2)] == [5, 4]
+    assert init(config, KEY).policy["params"]["Torso_0"]["Dense_0"]["kernel"].shape[1] == 8
+    assert config.replace(hidden_sizes=(3,)).critic_hidden_sizes == (5, 4)
+
+
+def test_minibatch_size_decides_num_minibatches():
+    config = Config(env=Walk(), algo=PPO(), minibatch_size=8, num_envs=2, num_steps=16)
+    assert config.num_minibatches == 4
+    assert config.replace(num_steps=32).num_minibatches == 8
+    config.check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"minibatch_size": 5}, "minibatch_size = 5 does not divide num_envs × num_steps = 32"),
+        ({"log_std_init": -1.0}, "is for Gaussian policies over Box actions"),
+        ({"critic_hidden_sizes": (4,), "shared_torso": True}, "the critic shares the policy's layers"),
+        ({"optimizer": "sgd"}, "is not one of: adam, rmsprop"),
+        ({"activation": "mish"}, "is not one of"),
+    ],
+)
+def test_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        Config(env=Walk(), algo=PPO(), **SMALL | settings).check()
