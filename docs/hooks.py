@@ -19,6 +19,7 @@ from purejaxppo.cli.settings import ResumeOptions, RunOptions
 from purejaxppo.cli.sweep import SweepOptions
 from purejaxppo.cli.tune import TuneOptions
 from purejaxppo.config import DEFAULTS, Config
+from purejaxppo.diagnosis.rules import read_rules
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.presets import PRESETS, SOURCES, as_flags
 
@@ -54,7 +55,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Formulas between dollars as MathML, which browsers draw themselves; what is code stays."""
+    """Formulas between dollars as MathML, which browsers draw themselves; what is code stays. And what rules say."""
+    markdown = markdown.replace("<!-- the rules of diagnose -->", rules_sections())
 
     def drawn(match: "re.Match[str]") -> str:
         code, block, inline = match.groups()
@@ -63,6 +65,18 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return convert(block.strip(), display="block") if block else convert(inline)
 
     return re.sub(r"(^```.*?^```|`[^`\n]*`)|\$\$(.+?)\$\$|\$([^$\n]+)\$", drawn, markdown, flags=re.M | re.S)
+
+
+def rules_sections() -> str:
+    """Of each rule of `purejaxppo diagnose`: what it means, what to try, and when it is told."""
+    lines = []
+    for rule in read_rules():
+        limits = ", ".join(f"{name} {x:g}" for name, x in rule.thresholds.items())
+        told = "It is told of seeds that have learnt, too." if rule.always else "It is told of seeds that do not learn."
+        lines += ["", f"### {rule.title} {{#{rule.name}}}", "", rule.means, ""]
+        lines += [f"- {words(attempt)}" for attempt in rule.tries]
+        lines += ["", f"{f'Thresholds: {limits}. ' if limits else ''}{told} Source: {rule.source}."]
+    return "\n".join(lines)
 
 
 def repository_links(path: Path) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from purejaxppo.algorithms import A2CTrustRegion as A2CTrustRegion
     from purejaxppo.algorithms import PPOPenalty as PPOPenalty
     from purejaxppo.config import Config as Config
+    from purejaxppo.diagnosis.diagnose import diagnose as diagnose
     from purejaxppo.envs.gymnax import GymnaxEnv as GymnaxEnv
     from purejaxppo.errors import UsageError as UsageError
     from purejaxppo.evaluation import evaluate as evaluate
@@ -53,6 +54,7 @@ _MODULES = {
         "PPOPenalty",
     ),
     "config": ("Config",),
+    "diagnosis.diagnose": ("diagnose",),
     "envs.gymnax": ("GymnaxEnv",),
     "errors": ("UsageError",),
     "evaluation": ("evaluate",),

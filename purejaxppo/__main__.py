@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "evaluate what a run has learnt, here and in Gymnasium",
     "render": "film what a run has learnt, as .gif or .mp4",
     "report": "compare runs on one page of HTML",
+    "diagnose": "say what is probably wrong with a run, and what to try",
     "export": "write a trained policy as one file, ONNX or jax.export",
     "envs": "list the environments",
     "presets": "list the settings that come with an algorithm and an environment",

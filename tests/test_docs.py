@@ -197,7 +197,10 @@ def test_python_is_executed(page: Path, somewhere: Path, capsys: pytest.CaptureF
         write_file(block)
         if block.kind == "bash" and not block.why and name_of(page) not in CHEAP:
             for words in commands(block.code):
-                if words[0] in ("run", "sweep", "export", "evaluate", "render", "report") and "--help" not in words:
+                if (
+                    words[0] in ("run", "sweep", "export", "evaluate", "render", "report", "diagnose")
+                    and "--help" not in words
+                ):
                     ensure_runs(words)
                     with_settings_of_the_test = [*words, "--quiet"] if words[0] in ("run", "sweep") else words
                     code = front(with_settings_of_the_test)

@@ -203,6 +203,7 @@ def test_results_come_before_settings(page):
         "Probability of improvement",
         "Settings",
         "Update diagnostics",
+        "Diagnosis",
         "Throughput",
         "Failed seeds",
         "How the numbers are made",

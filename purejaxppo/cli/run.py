@@ -13,6 +13,7 @@ from rich.table import Table
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import value_of, with_file
 from purejaxppo.cli.settings import NoOptions, parse_resume, parse_settings
+from purejaxppo.diagnosis.diagnose import diagnose, in_short
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import ExperimentResult, resume_experiment, run_experiment
@@ -30,7 +31,10 @@ def main(argv: list[str]) -> int:
 
     def command() -> None:
         progress, result = (resume_run if value_of(argv, "resume") else start_run)(argv, console)
-        progress.show(table(result.summary, Path(result.out or "")))
+        out = Path(result.out or "")
+        progress.show(table(result.summary, out))
+        for line in in_short(diagnose(out), out):
+            progress.say(line)
 
     return exit_code(command)
 

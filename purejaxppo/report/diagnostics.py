@@ -1,12 +1,13 @@
-"""The report's section on what the updates did."""
+"""The report's sections on what the updates did, and on what is probably wrong."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from purejaxppo import statistics
+from purejaxppo.diagnosis.diagnose import findings
 from purejaxppo.report import figures
-from purejaxppo.report.html import Markup, escape, figure, listed, paragraph
+from purejaxppo.report.html import Markup, escape, figure, listed, paragraph, table
 from purejaxppo.report.sections import POINTS, Entry, seeds_of, series_of
 
 
@@ -70,3 +71,15 @@ def calibration(env: str, entries: list[Entry]) -> str:
     image = figures.calibration(series, "predicted KL, ½ sᵀFs", "actual KL", size=(3.6, 2.4))
     caption = Markup("<b>Predicted and actual KL.</b> One point per log interval, IQM over seeds; dashed, equality.")
     return figure(image, f"Actual against predicted KL on {env}: {listed(line.label for line in series)}.", caption)
+
+
+def diagnosis(entries: list[Entry]) -> str:
+    """What `purejaxppo diagnose` says of each run, worst first."""
+    rows = [
+        [e.name, found.title, found.evidence, found.where(len(e.run.seeds)), "; ".join(found.tries)]
+        for e in entries
+        for found in findings(e.run)
+    ]
+    about = paragraph("Rules with thresholds; more by purejaxppo diagnose DIR --probe.", "note")
+    head = ["", "what is probably wrong", "evidence", "where", "what to try"]
+    return (table(head, rows, "") if rows else paragraph("No rule finds anything wrong.")) + about

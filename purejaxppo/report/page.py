@@ -10,7 +10,7 @@ from pathlib import Path
 from purejaxppo._version import __version__
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.report import sections
-from purejaxppo.report.diagnostics import diagnostics
+from purejaxppo.report.diagnostics import diagnosis, diagnostics
 from purejaxppo.report.figures import looks
 from purejaxppo.report.html import breakable, decimals, escape, fixed, interval, listed, paragraph
 from purejaxppo.report.labels import labels, seed_range
@@ -87,6 +87,7 @@ def page(runs: list[RunContents]) -> str:
         "Probability of improvement": each(sections.improvements),
         "Settings": sections.settings(entries),
         "Update diagnostics": each(diagnostics),
+        "Diagnosis": diagnosis(entries),
         "Throughput": sections.throughput(entries),
         "Failed seeds": sections.failed_seeds(entries),
         "How the numbers are made": sections.methods(),

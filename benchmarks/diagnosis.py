@@ -1,0 +1,324 @@
+"""How often `purejaxppo diagnose` names a planted fault, and how often it warns of a healthy run.
+
+    python benchmarks/diagnosis.py
+    python benchmarks/diagnosis.py --again      # the rules anew, on the runs that --work holds
+
+A fault stands in the environment, in the settings or in patched code, and what may be said of it was written down
+before: it is found if one of these names is among the first two findings. A healthy run passes if there is no finding.
+Each run has four seeds, and is diagnosed with `--probe`. Rows are written one by one; the same command continues.
+Those marked `apart` were not looked at while thresholds were chosen.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+# most of the time is compilation
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purejaxppo import Box, preset, run_experiment
+from purejaxppo.diagnosis.diagnose import findings, probe_run
+from purejaxppo.diagnosis.probe import ProbeResult
+from purejaxppo.envs.registry import make_env
+from purejaxppo.rundir.contents import read_contents
+
+HERE = Path(__file__).parent
+SEEDS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Faulty:
+    """A registered environment in which something is wrong."""
+
+    base: str
+    fault: str
+
+    def __repr__(self) -> str:
+        return f"{self.fault} {self.base}"
+
+    @property
+    def env(self) -> Any:
+        return make_env(self.base)
+
+    @property
+    def observation_space(self) -> Any:
+        space = self.env.observation_space
+        if self.fault == "one-valid-action":
+            return {"obs": space, "action_mask": Box(0, 1, (self.env.action_space.n,))}
+        wide = self.fault in ("large-observations", "noise-observed")
+        return Box(-np.inf, np.inf, space.shape) if wide else space
+
+    @property
+    def action_space(self) -> Any:
+        return self.env.action_space
+
+    def reset(self, key: jax.Array) -> Any:
+        state, obs = self.env.reset(key)
+        return state, self.observed(key, obs)
+
+    def observed(self, key: jax.Array, obs: Any) -> Any:
+        if self.fault == "one-valid-action":
+            return {"obs": obs, "action_mask": jnp.arange(self.env.action_space.n) == 0}
+        changed = {
+            "large-observations": lambda: 1e4 * obs,
+            "constant-observations": lambda: jnp.zeros_like(obs),
+            "noise-observed": lambda: jax.random.normal(key, obs.shape),
+        }
+        return changed.get(self.fault, lambda: obs)()
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> Any:
+        if self.fault == "actions-ignored":
+            action = jnp.zeros_like(action)
+        state, obs, reward, terminated, truncated = self.env.step(key, state, action)
+        if self.fault == "never-ends":
+            terminated, truncated = terminated & False, truncated & False
+        if self.fault == "limit-as-termination":
+            terminated, truncated = terminated | truncated, truncated & False
+        rewards = {
+            "no-reward": lambda: 0.0 * reward,
+            "large-rewards": lambda: 1e4 * reward,
+            "nan-reward": lambda: jnp.where(jax.random.uniform(key) < 1e-3, jnp.nan, reward),
+        }
+        return state, self.observed(key, obs), rewards.get(self.fault, lambda: reward)(), terminated, truncated
+
+
+class Run(NamedTuple):
+    """What is trained."""
+
+    name: str
+    expected: tuple[str, ...]  # rules, one of which should be among the first two; () of a healthy run
+    algo: str
+    env: Any
+    settings: dict[str, Any]
+    patch: str = ""
+    apart: bool = False  # not looked at while thresholds were chosen
+    first_seed: int = 0
+
+
+def faults() -> list[Run]:
+    """What is wrong, and what may be said of it."""
+    cart, pendulum = {"total_steps": 40_000}, {"total_steps": 60_000}
+    short = {"num_envs": 1, "num_steps": 8, "num_minibatches": 1, "total_steps": 20_000}
+
+    def env(fault: str, *expected: str, algo: str = "ppo", base: str = "CartPole-v1", apart: bool = False) -> Run:
+        return Run(fault, expected, algo, Faulty(base, fault), pendulum if base.startswith("P") else cart, "", apart)
+
+    def settings(
+        name: str, *expected: str, algo: str, base: str = "CartPole-v1", apart: bool = False, **own: Any
+    ) -> Run:
+        usual = pendulum if base.startswith("P") else cart
+        return Run(name, expected, algo, base, {**usual, **own}, "", apart)
+
+    def code(name: str, *expected: str, algo: str, base: str = "CartPole-v1", apart: bool = False) -> Run:
+        return Run(name, expected, algo, base, pendulum if base.startswith("P") else cart, name, apart)
+
+    return [
+        env("no-reward", "return-never-changes"),
+        env("large-rewards", "reward-scale", base="Pendulum-v1", algo="a2c"),
+        env("large-observations", "observation-scale"),
+        env("never-ends", "no-episode-ends"),
+        env("actions-ignored", "actions-do-nothing"),
+        env("nan-reward", "not-finite", "failed-seeds", apart=True),
+        env("one-valid-action", "one-action"),
+        env("constant-observations", "observations-constant"),
+        env("limit-as-termination", "time-limit-as-termination", base="Pendulum-v1"),
+        env("noise-observed", "critic-explains-nothing", "entropy-never-falls", apart=True),
+        settings("reward-never-found", "return-never-changes", algo="ppo", base="MountainCar-v0"),
+        settings("learning-rate-1", "steps-too-large", "entropy-collapsed", algo="ppo", learning_rate=1.0),
+        settings("learning-rate-1e-9", "policy-does-not-move", "steps-too-small", algo="ppo", learning_rate=1e-9),
+        settings("max-kl-1e-7", "steps-too-small", algo="trpo", max_kl=1e-7),
+        settings("gamma-0.3", "short-sighted", algo="a2c", gamma=0.3),
+        settings("gamma-0", "short-sighted", algo="ppo", base="Pendulum-v1", gamma=0.0, apart=True),
+        settings("entropy-coef-5", "entropy-never-falls", algo="ppo", entropy_coef=5.0),
+        settings("cg-1", "cg-does-not-converge", algo="trpo", base="Pendulum-v1", cg_iterations=1),
+        settings("damping-1e4", "damping-dominates", algo="trpo", damping=1e4),
+        settings("annealed-over-3000", "annealed-too-soon", algo="ppo", num_steps=32, total_steps=3000),
+        settings(
+            "truncation-as-termination",
+            "time-limit-as-termination",
+            algo="trpo",
+            base="Pendulum-v1",
+            truncation_as_termination=True,
+        ),
+        settings("max-kl-10", "line-search-fails", algo="trpo", max_kl=10.0, max_backtracks=1),
+        settings("epochs-100", "steps-too-large", algo="ppo", num_epochs=100, learning_rate=0.01, apart=True),
+        settings(
+            "at-bounds",
+            "actions-at-bounds",
+            "steps-too-large",
+            algo="a2c",
+            base="Pendulum-v1",
+            learning_rate=0.1,
+            max_grad_norm=np.inf,
+        ),
+        settings("short-rollouts", "too-few-episodes", algo="ppo", base="Pendulum-v1", **short),
+        settings(
+            "no-value-loss",
+            "critic-explains-nothing",
+            algo="ppo",
+            base="Pendulum-v1",
+            joint_update=True,
+            value_coef=0.0,
+        ),
+        settings(
+            "tiny-rewards",
+            "reward-scale",
+            "steps-too-small",
+            algo="a2c",
+            reward_scale=1e-6,
+            normalize_advantages=False,
+            entropy_coef=0.0,
+        ),
+        settings("tiny-observations", "observations-constant", algo="ppo", observation_clip=1e-7, apart=True),
+        code("advantage-negated", "returns-fall", algo="ppo"),
+        code("advantage-constant", "advantage-of-a-constant", algo="ppo"),
+        code("critic-not-fitted", "critic-explains-nothing", algo="ppo", base="Pendulum-v1", apart=True),
+        code("evaluation-of-others", "evaluation-below-training", algo="ppo"),
+        code("gradient-lost", "policy-does-not-move", algo="a2c", apart=True),
+    ]
+
+
+def healthy() -> list[Run]:
+    """Presets, as they come."""
+    found = []
+    for algo in ("reinforce", "a2c", "a2c-tr", "npg", "trpo", "ppo-penalty", "ppo", "cem", "cma-es"):
+        found += [(algo, "CartPole-v1", {}, seed) for seed in (0, 100)]
+    for algo in ("trpo", "npg", "ppo", "ppo-penalty"):
+        found += [(algo, "Acrobot-v1", {"total_steps": 100_000}, seed) for seed in (0, 100)]
+    for algo in ("trpo", "ppo"):
+        found += [(algo, "Pendulum-v1", {}, seed) for seed in (0, 100, 200)]
+        found += [(algo, "gymnasium/CartPole-v1", {"total_steps": 60_000}, seed) for seed in (0, 100)]
+        found += [(algo, "MountainCarContinuous-v0", {}, 0)]
+    for name in ("Breakout", "Asterix", "Freeway", "SpaceInvaders"):
+        found += [("ppo", f"{name}-MinAtar", {"total_steps": 1_000_000}, 0)]
+    runs = [Run(f"{algo} {env} {seed}", (), algo, env, own, "", False, seed) for algo, env, own, seed in found]
+    return [run._replace(apart=run.first_seed == 100) for run in runs]
+
+
+def in_turn() -> list[Run]:
+    """A fault, a healthy run, and so on: a part of it says something of both."""
+    some, others = faults(), healthy()
+    return [run for pair in itertools.zip_longest(some, others) for run in pair if run]
+
+
+@contextlib.contextmanager
+def patched(fault: str) -> Iterator[None]:
+    """Code in which something is wrong."""
+    from purejaxppo import evaluation, improvement, train
+    from purejaxppo.optimize.minibatch import MinibatchAdam
+
+    def advantages(change: Callable[[jax.Array], jax.Array]) -> Any:
+        right = train.gae
+        return mock.patch.object(train, "gae", lambda *arguments: change(right(*arguments)))
+
+    def nothing_learnt(agent: Any) -> Any:
+        right = value_loss(agent)
+        return lambda params, batch: jax.tree.map(lambda x: 0.0 * x, right(params, batch))
+
+    def others(agent: Any, state: Any, *arguments: Any) -> Any:
+        return play(agent, state.replace(policy=jax.tree.map(lambda x: -x, state.policy)), *arguments)
+
+    value_loss, play = improvement.value_loss, evaluation._play
+    patches: dict[str, Any] = {
+        "advantage-negated": lambda: advantages(lambda x: -x),
+        "advantage-constant": lambda: advantages(lambda x: 0.0 * x + 1.0),
+        "critic-not-fitted": lambda: mock.patch.object(improvement, "value_loss", nothing_learnt),
+        "evaluation-of-others": lambda: mock.patch.object(evaluation, "_play", others),
+        "gradient-lost": lambda: mock.patch.object(
+            MinibatchAdam, "__post_init__", lambda self: object.__setattr__(self, "learning_rate", 0.0), create=True
+        ),
+    }
+    with patches[fault]() if fault else contextlib.nullcontext():
+        yield
+
+
+def train_and_probe(run: Run, out: Path) -> None:
+    """Leave a run directory, and what a probe of its environment found."""
+    config = preset(run.algo, run.env, **run.settings)
+    if not (out / "summary.json").exists():
+        with patched(run.patch):
+            try:
+                run_experiment(
+                    config, range(run.first_seed, run.first_seed + SEEDS), out, options={"final_episodes": 20}
+                )
+            except ValueError as error:  # all seeds have failed
+                print(f"  {error}", flush=True)
+    seen = probe_run(out, run.env if isinstance(run.env, Faulty) else None)._asdict()
+    plain = {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in seen.items()}
+    (out / "probe.json").write_text(json.dumps(plain))
+
+
+def diagnosed(out: Path) -> list[dict[str, str]]:
+    """What is found in what `train_and_probe` has left."""
+    kept = json.loads((out / "probe.json").read_text())
+    std = kept["observation_std"]
+    kept |= {"returns": np.array(kept["returns"]), "observation_std": None if std is None else np.array(std)}
+    found = findings(read_contents(out), ProbeResult(**kept))
+    return [{"name": x.name, "evidence": x.evidence, "seeds": len(x.seeds)} for x in found]
+
+
+def row_of(run: Run, work: Path, again: bool) -> dict[str, Any]:
+    """Train, probe, diagnose."""
+    out, began = work / run.name.replace("/", "-").replace(" ", "_"), time.monotonic()
+    if not (again and (out / "probe.json").exists()):
+        train_and_probe(run, out)
+    found = diagnosed(out)
+    first = [x["name"] for x in found[:2]]
+    right = bool({*first} & {*run.expected}) if run.expected else not found
+    row = {"name": run.name, "algo": run.algo, "env": repr(run.env), "apart": run.apart, "right": right}
+    return row | {"expected": run.expected, "found": found, "seconds": round(time.monotonic() - began, 1)}
+
+
+def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many of how many."""
+    counted = {}
+    for kind, some in (
+        ("faults found", [row for row in rows if row["expected"]]),
+        ("healthy runs without a warning", [row for row in rows if not row["expected"]]),
+    ):
+        for which, these in (("all", some), ("apart", [row for row in some if row["apart"]])):
+            counted[f"{kind}, {which}"] = f"{sum(row['right'] for row in these)} of {len(these)}"
+    return counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "diagnosis.json")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "diagnosis")
+    parser.add_argument("--only", default="", help="runs whose name holds this")
+    parser.add_argument("--again", action="store_true", help="apply the rules anew to the runs that are there")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    by_name = {row["name"]: row for row in rows}
+    for run in in_turn():
+        there = (options.work / run.name.replace("/", "-").replace(" ", "_") / "probe.json").exists()
+        if options.only not in run.name or (run.name in by_name and not (options.again and there)):
+            continue
+        if options.again and not there:
+            continue
+        by_name[run.name] = row = row_of(run, options.work, options.again)
+        names = [x["name"] for x in row["found"]]
+        print(f"{'  ' if row['right'] else '✗ '}{run.name}: {names}, {row['seconds']} s", flush=True)
+        order = {run.name: i for i, run in enumerate([*faults(), *healthy()])}
+        rows = sorted(by_name.values(), key=lambda row: order.get(row["name"], 0))
+        content = {"command": "python benchmarks/diagnosis.py", "total": total(rows), "rows": rows}
+        options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(total(list(by_name.values())), indent=1))
+
+
+if __name__ == "__main__":
+    main()

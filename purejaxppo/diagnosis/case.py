@@ -1,0 +1,128 @@
+"""What the rules look at: a run's numbers, condensed to one for each seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from purejaxppo.diagnosis.probe import ProbeResult
+from purejaxppo.rundir.contents import RunContents
+
+FEWEST_ROWS = 8  # of metrics.csv: with fewer, nothing is said of how numbers develop
+LEARNT = 2.0  # standard deviations of a row by which the late returns exceed the early ones
+
+
+class Symptom(NamedTuple):
+    """What speaks for one rule."""
+
+    seeds: np.ndarray  # [seeds] bool: where it is seen
+    evidence: str  # the metric and its values
+    update: int | None = None  # from when on, or when
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    run: RunContents
+    probe: ProbeResult | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.run.metrics.update)
+
+    def metric(self, name: str) -> np.ndarray | None:
+        """[seeds, rows]; None if it was not logged, or too rarely."""
+        values = self.run.metrics.columns.get(name)
+        return values if values is not None and self.rows >= FEWEST_ROWS else None
+
+    def number(self, name: str, otherwise: float = np.nan) -> float:
+        """A setting."""
+        try:
+            return float(self.run.settings.get(name, otherwise))
+        except ValueError:
+            return otherwise
+
+    def is_set(self, name: str) -> bool:
+        return self.run.settings.get(name) == "true"
+
+    def median(self, name: str, begin: float = 0.0, end: float = 1.0) -> np.ndarray:
+        """[seeds] The median over the rows of a part of the run; NaN where there is none."""
+        values = self.metric(name)
+        if values is None:
+            return np.full(len(self.run.seeds), np.nan)
+        return over_rows(np.nanmedian, values[:, int(begin * self.rows) : max(int(end * self.rows), 1)])
+
+    @cached_property
+    def returns(self) -> np.ndarray:
+        """[seeds, rows] of training."""
+        return self.run.metrics.metric("episode_return")
+
+    @cached_property
+    def early(self) -> np.ndarray:
+        """[seeds] The mean return of the first tenth of the rows in which episodes ended, of at least two."""
+        return self._part(lambda known: known[: max(2, known.size // 10)])
+
+    @cached_property
+    def late(self) -> np.ndarray:
+        """[seeds] That of the last fifth."""
+        return self._part(lambda known: known[-max(2, known.size // 5) :])
+
+    @cached_property
+    def gain(self) -> np.ndarray:
+        """[seeds] `late` - `early`, in standard deviations of one row within these parts; NaN if nothing is known."""
+        noise = np.full(len(self.run.seeds), np.nan)
+        for i, row in enumerate(self.returns):
+            known = row[~np.isnan(row)]
+            if known.size >= FEWEST_ROWS:
+                parts = known[: max(2, known.size // 10)], known[-max(2, known.size // 5) :]
+                noise[i] = np.sqrt(np.mean([part.var() for part in parts]))
+        change = self.late - self.early
+        scale = 1e-3 * np.maximum(np.abs(self.early), np.abs(self.late))
+        return change / np.maximum(np.maximum(noise, scale), 1e-12)
+
+    @cached_property
+    def learnt(self) -> np.ndarray:
+        """[seeds] Whether the returns have risen beyond their noise."""
+        return np.nan_to_num(self.gain) > LEARNT
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """[seeds] The median length of episodes."""
+        return over_rows(np.nanmedian, self.run.metrics.metric("episode_length"))
+
+    @property
+    def batch(self) -> float:
+        """Environment steps per update."""
+        return self.number("num_envs") * self.number("num_steps")
+
+    def none(self) -> np.ndarray:
+        return np.zeros(len(self.run.seeds), bool)
+
+    def all(self) -> np.ndarray:
+        return ~self.none()
+
+    def update_of(self, rows: np.ndarray) -> int | None:
+        """The update of the first of rows [rows] bool."""
+        found = np.flatnonzero(rows)
+        return int(self.run.metrics.update[found[0]]) if found.size else None
+
+    def _part(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        found = [row[~np.isnan(row)] for row in self.returns]
+        return np.array([of(known).mean() if known.size >= 2 else np.nan for known in found])
+
+
+def over_rows(statistic: Callable[..., np.ndarray], values: np.ndarray) -> np.ndarray:
+    """A statistic of each row that is not all NaN; of others NaN."""
+    return np.array([statistic(row) if not np.isnan(row).all() else np.nan for row in values])
+
+
+def span(values: np.ndarray) -> str:
+    """ "0.02", "0.02 … 0.3": the known ones of some numbers."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return "–"
+    low, high = f"{known.min():.3g}", f"{known.max():.3g}"
+    return low if low == high else f"{low} … {high}"
