@@ -32,7 +32,7 @@ from purejaxppo.parallel.vmapping import in_chunks, opaque
 from purejaxppo.precision import at_its_precision, single_precision
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.target import on_cpu
-from purejaxppo.types import Batch, Failure, Metrics, Sequences, TrainState, Transition, traits_of
+from purejaxppo.types import Batch, Failure, Learnt, Metrics, Sequences, TrainState, Transition, traits_of
 
 LOT_SAMPLES = (
     2**21
@@ -98,8 +98,8 @@ def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[
 
 
 @single_precision
-def init(config: Config, key: jax.Array) -> TrainState:
-    """The state before the first update.
+def init(config: Config, key: jax.Array, learnt: Learnt | None = None) -> TrainState:
+    """The state before the first update; with `learnt`, networks and statistics are those of another run.
 
     Raises:
         UsageError: `key` is not one PRNG key, or devices cannot share a run, see `Config.check_mesh`.
@@ -117,6 +117,10 @@ def init(config: Config, key: jax.Array) -> TrainState:
     params, critic_params = orthogonalize(kernel_key, (params, critic_params))
     if config.policy_network is None:
         params = with_log_std(params, config.action_distribution, config.log_std_init)
+    statistics, rewards = observation_statistics(agent.env.observation_space), RewardNormalizer.init(num_envs)
+    if learnt is not None:
+        params, critic_params, statistics = learnt[:3]
+        rewards = rewards.replace(statistics=learnt.reward_statistics)
     algorithm = config.algo.init(agent.join(params, critic_params) if config.is_joint else params)
     moments = MinibatchAdam.init(() if config.is_joint else critic_params)
     algorithm, moments = with_moments_of(config.optimizer, (algorithm, moments))
@@ -125,8 +129,8 @@ def init(config: Config, key: jax.Array) -> TrainState:
         critic=critic_params,
         algorithm=algorithm,
         critic_optimizer=moments,
-        observation_statistics=observation_statistics(agent.env.observation_space),
-        reward_normalizer=RewardNormalizer.init(num_envs),
+        observation_statistics=statistics,
+        reward_normalizer=rewards,
         rollout=episodes._replace(hidden=hidden, critic_hidden=critic_hidden),
         key=key,
         update=jnp.zeros((), jnp.int32),

@@ -106,6 +106,15 @@ class Failure(NamedTuple):
     cause: jax.Array  # [] int32, see health.CAUSES; 0 is none
 
 
+class Learnt(NamedTuple):
+    """What a new run may begin with: what another has learnt of the same spaces."""
+
+    policy: Params
+    critic: Params
+    observation_statistics: Any
+    reward_statistics: Any
+
+
 class TrainState(struct.PyTreeNode):
     """Everything about a run: save it, and the run can go on bit for bit."""
 

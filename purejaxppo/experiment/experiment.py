@@ -24,6 +24,7 @@ from purejaxppo.parallel.machine import fingerprint
 from purejaxppo.policy.load import Trained, best_index, trained
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import shown, to_json
+from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord, read_record, versions, write_record
@@ -106,6 +107,8 @@ def run_experiment(
     options = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
     config.check()
     options.check()
+    if options.init_from:  # refused before anything is made
+        read_learnt(Path(options.init_from), config)
     keep = out is not None
     if not keep and (options.tensorboard or options.wandb):
         raise UsageError("tensorboard and wandb log into a run directory, and there is none; pass out=DIR.")

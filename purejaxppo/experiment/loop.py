@@ -134,7 +134,7 @@ class Loop:
         keys = runs.keys
         if config.on_host and self.done:  # other episodes than at the beginning
             keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, RESUMED), self.done))(keys)
-        self.state = self.signals.wait(lambda: program.init(keys, runs.swept), patience=0.0)
+        self.state = self.signals.wait(lambda: program.init(keys, runs.swept, runs.learnt), patience=0.0)
         self.totals = np.zeros((len(runs.rows), len(program.metrics)), np.float32)
         if snapshot:
             self.state, self.totals = runs.restored(snapshot, self.state, len(program.metrics))

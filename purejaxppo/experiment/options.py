@@ -56,6 +56,7 @@ class HostOptions:
     tensorboard: bool = static(False, "log for TensorBoard, too, in OUT/tensorboard; viewer: pip install tensorboard")
     wandb: bool = static(False, "log to Weights & Biases, too; needs the extra of that name")
     wandb_project: str = static("purejaxppo", "project in Weights & Biases")
+    init_from: str = static("", "begin with the networks and statistics of this run", metavar="DIR")
     run_per_seed: bool = static(False, "in TensorBoard and W&B, a run for each seed instead of one of their IQM")
 
     mesh: str = static(

@@ -33,7 +33,7 @@ class Program(NamedTuple):
     metrics: list[str]  # the columns of totals; the last, "updates", counts updates
     compile_seconds: float
     device_bytes: int  # that a device needs at the worst moment, by XLA's account
-    init: Callable[..., Any]  # keys, swept -> state
+    init: Callable[..., Any]  # keys, swept, what they begin with -> state
     # state, swept, totals [runs, columns], done, count -> state, rows [runs, ROWS, columns]
     advance: Callable[..., Any]
     evaluate: Callable[..., Any]  # state -> Evaluation, at intervals
@@ -55,10 +55,11 @@ def compile_program(runs: RunBatch) -> Program:
     vmap_size = options.vmap_size(config, devices)
     lay = partial(over_runs, devices=devices, env_shards=env, net_shards=net, vmap_size=vmap_size)
     place = partial(abstract_args, devices=devices, env_shards=env, net_shards=net)
-    start = lay(lambda key, own: init(with_settings(config, own), key))
+    start = lay(lambda key, own, learnt: init(with_settings(config, own), key, learnt))
     keys = place(runs.keys)
     own = place({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in runs.swept.items()})
-    state = place(jax.eval_shape(start, keys, own))
+    learnt = place(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), runs.learnt))
+    state = place(jax.eval_shape(start, keys, own, learnt))
 
     @jax.jit  # traced once, as its names are asked for where its work is done, on the same mesh
     def update(state: TrainState, own: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
@@ -88,7 +89,7 @@ def compile_program(runs: RunBatch) -> Program:
     number = jax.ShapeDtypeStruct((), jnp.int32)
     jobs: list[tuple[Any, tuple[Any, ...]]] = [
         (lay(advance, shared=2, donate=True), (state, own, totals, number, number)),
-        (start, (keys, own)),
+        (start, (keys, own, learnt)),
         (lay(evaluation(options.final_episodes)), (state,)),
     ]
     if config.eval_interval:

@@ -16,13 +16,14 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.checkpoint import Snapshot
+from purejaxppo.rundir.learnt import learnt_shapes, read_learnt
 from purejaxppo.rundir.lock import check_claim
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord
 from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
 from purejaxppo.statistics import iqm
 from purejaxppo.train import init
-from purejaxppo.types import TrainState
+from purejaxppo.types import Learnt, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,21 @@ class RunBatch:
         """The settings `differing`, each [runs]."""
         seeds, values = len(self.records[0].seeds), self._differing_values
         return {name: np.repeat(np.float32(x), seeds)[self.rows] for name, x in values.items()}
+
+    @cached_property
+    def learnt(self) -> Learnt | None:
+        """What each run [runs] begins with, if it begins with another's: seed by seed, and again from the first.
+
+        Once there is a checkpoint, it is of no account, and the other run may be gone. Raises: UsageError.
+        """
+        if not self.options.init_from:
+            return None
+        if checkpoint.steps_saved(self.directory / "checkpoints"):
+            shapes = learnt_shapes(self.config)
+            return jax.tree.map(lambda x: np.zeros((len(self.rows), *x.shape), x.dtype), shapes)
+        learnt = read_learnt(Path(self.options.init_from), self.config)
+        position = self.rows % len(self.records[0].seeds)
+        return jax.tree.map(lambda x: x[position % len(x)], learnt)
 
     @cached_property
     def full_config(self) -> Config:

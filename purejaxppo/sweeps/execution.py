@@ -21,6 +21,7 @@ from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.rundir.files import SWEEP, UNFINISHED, json_text, malformed, read_json, refuse_links, refusing, to_json
+from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
 from purejaxppo.rundir.summary import Summary, failed_summary, read_summary
 from purejaxppo.sweeps.axes import Settings, checked, label, traced
@@ -100,6 +101,8 @@ def begin_sweep(
     options.check()
     sweep = Sweep(start_record(config, seeds, out, devices, options), settings)
     devices = max((options.place(one, runs, devices) for one, runs in sweep.programs), key=len)
+    for one, _ in sweep.programs if options.init_from else ():  # refused before anything is made
+        read_learnt(Path(options.init_from), one)
     return Sweep(sweep.record._replace(devices=len(devices)), settings, at_once), devices
 
 

@@ -66,7 +66,9 @@ class Trainer:
         runs = self._batch(configs)
         program = self._program(static, runs)
         began = time.monotonic()
-        state = self.signals.wait(lambda: program.init(runs.keys, runs.swept), patience=0.0, left=self.way_out)
+        state = self.signals.wait(
+            lambda: program.init(runs.keys, runs.swept, runs.learnt), patience=0.0, left=self.way_out
+        )
         if states is not None:
             together = {path: np.concatenate([own[path] for own in states])[runs.rows] for path in states[0]}
             state = _restored(together, state)

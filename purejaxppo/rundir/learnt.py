@@ -1,0 +1,80 @@
+"""What another run has learnt, for a new run to begin with."""
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
+from purejaxppo.normalize import RunningStatistics
+from purejaxppo.presets import settings_of
+from purejaxppo.rundir.checkpoint import leaves_by_path, newest_whole, steps_saved
+from purejaxppo.rundir.files import to_json
+from purejaxppo.train import init
+from purejaxppo.types import Learnt, TrainState
+
+# Settings that change what a network computes from the same parameters.
+_SAME = ("normalize_observations", "observation_clip", "activation", "action_distribution", "policy_obs", "critic_obs")
+
+
+def learnt_shapes(config: Config) -> Learnt:
+    """The shapes of what a run of this config could begin with."""
+    return _learnt(jax.eval_shape(partial(init, config), jax.random.key(0)))
+
+
+def read_learnt(directory: Path, config: Config) -> Learnt:
+    """Networks and statistics [seeds, ...] of the newest whole checkpoint of a run.
+
+    Reward statistics are taken over where both runs divide rewards by them; else they begin anew.
+
+    Raises:
+        UsageError: there is none, or it does not fit: the message names the first array, or the setting.
+    """
+    saved = steps_saved(directory / "checkpoints")
+    if not saved:
+        raise UsageError(f"init_from = {str(directory)!r} has no checkpoint; name the directory of a run.")
+    snapshot = newest_whole(saved, lambda found: None, lambda text: warnings.warn(text, stacklevel=4))
+    theirs, ours = snapshot.about["settings"], to_json(settings_of(config))
+    for name in _SAME:
+        if theirs.get(name) != ours[name]:
+            raise UsageError(
+                f"init_from = {str(directory)!r}: its policy was trained with {name} = {theirs.get(name)!r:.80}, and "
+                f"here it is {ours[name]!r:.80}; set it as there."
+            )
+    shapes, count = {"state": _saved_as(learnt_shapes(config))}, len(snapshot.about["seeds"])
+    arrays = {}
+    for path, wanted in leaves_by_path(shapes).items():
+        found = snapshot.arrays.get(path)
+        if found is None or (found.shape[1:], found.dtype) != (wanted.shape, wanted.dtype):
+            what = "missing" if found is None else f"{found.dtype}{list(found.shape[1:])}"
+            raise UsageError(
+                f"init_from = {str(directory)!r}: {path.removeprefix('state.')} is {what} there and "
+                f"{wanted.dtype}{list(wanted.shape)} here; observations, actions and networks must be the same."
+            )
+        arrays[path] = found
+    tree = jax.tree.unflatten(jax.tree.structure(shapes), arrays.values())["state"]
+    learnt = Learnt(
+        tree["policy"], tree["critic"], tree["observation_statistics"], tree["reward_normalizer"]["statistics"]
+    )
+    if theirs.get("normalize_rewards") and config.normalize_rewards:
+        return learnt
+    fresh = jax.tree.map(lambda x: np.repeat(x[None], count, axis=0), RunningStatistics.init(()))
+    return learnt._replace(reward_statistics=fresh)
+
+
+def _learnt(state: TrainState) -> Learnt:
+    return Learnt(state.policy, state.critic, state.observation_statistics, state.reward_normalizer.statistics)
+
+
+def _saved_as(learnt: Learnt) -> dict[str, Any]:
+    """As a checkpoint has it."""
+    return {
+        "policy": learnt.policy,
+        "critic": learnt.critic,
+        "observation_statistics": learnt.observation_statistics,
+        "reward_normalizer": {"statistics": learnt.reward_statistics},
+    }

@@ -1,0 +1,73 @@
+"""Runs that begin with what another has learnt."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from purejaxppo import PPO, A2CTrustRegion, Config, run_experiment
+from purejaxppo.cli.run import main
+from purejaxppo.errors import UsageError
+from purejaxppo.policy.load import load
+
+SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 64, "hidden_sizes": (8,), "num_minibatches": 1}
+OPTIONS = {"final_episodes": 1, "checkpoint_interval": 1}
+STILL = {"learning_rate": 1e-30, "anneal_learning_rate": False}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    out = tmp_path_factory.mktemp("init_from") / "source"
+    config = Config(env="Pendulum-v1", algo=PPO(), normalize_observations=True, normalize_rewards=True, **SMALL)
+    return run_experiment(config, seeds=2, out=out, options=OPTIONS)
+
+
+def test_networks_and_statistics_are_the_others(source, tmp_path):
+    """Seed by seed, then from the first again; another method, whose own state is made of the parameters."""
+    config = source.config.replace(algo=A2CTrustRegion(), **STILL)
+    begun = run_experiment(config, seeds=3, out=tmp_path / "run", options=OPTIONS | {"init_from": str(source.out)})
+    for part in ("policy", "critic"):
+        for new, old in zip(*(jax.tree.leaves(getattr(x.state, part)) for x in (begun, source)), strict=True):
+            np.testing.assert_array_equal(np.asarray(new)[:3], np.asarray(old)[[0, 1, 0]])
+    for new, old in zip(
+        *(jax.tree.leaves(x) for x in (begun.state.algorithm.average, begun.state.policy)), strict=True
+    ):
+        np.testing.assert_allclose(new, old, rtol=1e-6)
+    before, after = source.state.observation_statistics.count, begun.state.observation_statistics.count
+    np.testing.assert_array_equal(np.asarray(after)[:3], np.asarray(before)[[0, 1, 0]] + 64)
+    assert np.all(np.asarray(begun.state.reward_normalizer.statistics.count)[:3] == 128)
+
+    shutil.copytree(source.out, tmp_path / "copy")
+    gone = run_experiment(
+        config, seeds=2, out=tmp_path / "gone", options=OPTIONS | {"init_from": str(tmp_path / "copy")}
+    )
+    shutil.rmtree(tmp_path / "copy")
+    assert main(["--resume", str(gone.out), "--total-steps", "96", "--quiet"]) == 0
+    assert load(gone.out, seed=0).env_steps == 96
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_sizes": (9,)}, r"params.Dense_0.kernel is float32\[8, 1\] there and float32\[9, 1\] here"),
+        ({"normalize_observations": False}, "normalize_observations = True, and here it is False; set it as there"),
+        ({"activation": "relu"}, "activation = 'tanh', and here it is 'relu'"),
+        ({"env": "MountainCarContinuous-v0"}, r"is float32\[3, 8\] there and float32\[2, 8\] here"),
+    ],
+)
+def test_what_does_not_fit_is_named(source, tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        run_experiment(
+            source.config.replace(**changes),
+            seeds=2,
+            out=tmp_path / "run",
+            options=OPTIONS | {"init_from": str(source.out)},
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_run_to_begin_with(tmp_path, capfd):
+    assert main(["--init-from", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
+    assert "has no checkpoint; name the directory of a run." in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
