@@ -31,12 +31,12 @@ def minimized(optimizer, steps, **numbers):
 
 
 def test_rmsprop_in_float64():
-    """Stable-Baselines3's and OpenAI Baselines' RMSprop: v begins at 1, ε is within the root."""
-    w, v = np.array([1.0, -2.0, 3.0]), np.ones(3)
+    """PyTorch's, which Stable-Baselines3's A2C uses: v begins at 0, ε is outside of the root."""
+    w, v = np.array([1.0, -2.0, 3.0]), np.zeros(3)
     for _ in range(7):
         g = w - 0.5
         v = 0.99 * v + 0.01 * g**2
-        w = w - 0.05 * g / np.sqrt(v + 1e-3)
+        w = w - 0.05 * g / (np.sqrt(v) + 1e-3)
     found, moments = minimized("rmsprop", 7, eps=1e-3)
     np.testing.assert_allclose(found, w, rtol=1e-6)
     np.testing.assert_allclose(moments.state.nu["w"], v, rtol=1e-6)

@@ -60,6 +60,18 @@ CASES = {
         ),
         {"use_rms_prop": False, "ent_coef": 0.01},
     ),
+    "a2c rmsprop": (
+        Config(
+            algo=A2C(entropy_coef=0.01),
+            joint_update=True,
+            value_coef=1.0,
+            max_grad_norm=0.5,
+            learning_rate=1e-3,
+            optimizer="rmsprop",
+            **COMMON,
+        ),
+        {"use_rms_prop": True, "ent_coef": 0.01},
+    ),
     "trpo": (
         Config(
             algo=TRPO(normalize_advantages=False, cg_iterations=5),
@@ -181,7 +193,7 @@ def test_three_updates_are_stable_baselines3s(algo, env, tmp_path):
         )
     state, found = batches(config)
     keys = jax.random.split(jax.random.key(2), UPDATES)
-    theirs = sb3_updates(tmp_path, algo, config, settings, torch_names(state), found, keys)
+    theirs = sb3_updates(tmp_path, algo.split()[0], config, settings, torch_names(state), found, keys)
     with jax.enable_x64(True):
         ours, metrics = our_updates(config, state, found, keys)
     if algo == "trpo":

@@ -30,8 +30,8 @@ def with_moments_of(optimizer: str, state: Any) -> Any:
 def direction(moments: Any, gradient: Any, eps: jax.Array | float) -> tuple[Any, Any]:
     """What Adam or RMSprop make of a gradient, and their moments after it.
 
-    Adam: m̂ / (√v̂ + ε), with β = 0.9 and 0.999 (Kingma and Ba, 2015). RMSprop: g / √(v + ε), v = 0.99 v + 0.01 g², which
-    begins at 1, as in the A2C of OpenAI Baselines and Stable-Baselines3.
+    Adam: m̂ / (√v̂ + ε), with β = 0.9 and 0.999 (Kingma and Ba, 2015). RMSprop: g / (√v + ε) with
+    v = 0.99 v + 0.01 g² from 0, as PyTorch has it and with it the A2C of Stable-Baselines3.
     """
     if isinstance(moments, Moments):
         step, state = _rmsprop(eps).update(gradient, moments.state)
@@ -40,4 +40,4 @@ def direction(moments: Any, gradient: Any, eps: jax.Array | float) -> tuple[Any,
 
 
 def _rmsprop(eps: jax.Array | float) -> optax.GradientTransformation:
-    return optax.scale_by_rms(decay=0.99, eps=eps, initial_scale=1.0, eps_in_sqrt=True)
+    return optax.scale_by_rms(decay=0.99, eps=eps, initial_scale=0.0, eps_in_sqrt=False)
