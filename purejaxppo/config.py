@@ -21,6 +21,7 @@ from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, INITIALIZATIONS
 from purejaxppo.optimize.optimizers import OPTIMIZERS
 from purejaxppo.precision import PRECISIONS, single_precision
+from purejaxppo.stages import check_stages
 from purejaxppo.types import traits_of
 
 DEFAULTS: dict[str, Any] = {  # for algorithms of the user's own, too, which may publish nothing
@@ -77,6 +78,7 @@ class Config(struct.PyTreeNode):
     learning_rate: float = number(None, "(0, inf)", "Adam's step size")
     anneal_learning_rate: bool = static(None, "anneal the learning rate linearly towards 0")
     anneal: tuple[str, ...] = static((), "the algorithm's own numbers that are annealed so, such as clip_eps")
+    stages: tuple[str, ...] = static((), "numbers that change at a step of each seed: '20480 learning_rate=1e-4', say")
     desired_kl: float = number(
         math.inf, "(0, inf]", "after an update whose KL is not within a factor of 2 of this, change Adam's step by 1.5"
     )
@@ -134,7 +136,7 @@ class Config(struct.PyTreeNode):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_sizes", "critic_hidden_sizes", "policy_obs", "critic_obs", "anneal"):
+        for name in ("hidden_sizes", "critic_hidden_sizes", "policy_obs", "critic_obs", "anneal", "stages"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if not hasattr(self.algo, "init"):
@@ -213,6 +215,7 @@ class Config(struct.PyTreeNode):
         for owner in (self, self.algo):
             for field in dataclasses.fields(owner):
                 check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
+        check_stages(self.stages, (self.algo,) if traits_of(self.algo).evolves else (self, self.algo))
         if self.num_updates >= 2**31:
             raise UsageError(f"total_steps = {self.total_steps} takes 2³¹ updates or more; raise num_steps.")
         check_minibatches(self)

@@ -30,7 +30,9 @@ from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, s
 from purejaxppo.parallel.packing import packed_scan
 from purejaxppo.parallel.vmapping import in_chunks, opaque
 from purejaxppo.precision import at_its_precision, single_precision
+from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.rollout import begin_episodes, rollout
+from purejaxppo.stages import parse_stages
 from purejaxppo.target import on_cpu
 from purejaxppo.types import Batch, Failure, Learnt, Metrics, Sequences, TrainState, Transition, traits_of
 
@@ -147,6 +149,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
     If a number turns non-finite, the state stays as it was, but for `failure`, which says so. `jax.grad` goes through
     it in the first-order methods; TRPO's line search is a loop that only forward mode goes through.
     """
+    config = staged(config, state.update)
     agent = Agent.of(annealed(config, state.update))
     if traits_of(config.algo).evolves:
         return evolve(agent, state)
@@ -237,6 +240,22 @@ def learning_batch(agent: Agent, state: TrainState, transitions: Transition) -> 
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), normalizer, ()
     sequences = Sequences(swap(obs), swap(start), state.rollout.hidden, state.rollout.critic_hidden)
     return swap(batch)._replace(obs=sequences), normalizer, jax.tree.map(lambda x: x[-1], hidden)
+
+
+def staged(config: Config, update: jax.Array) -> Config:
+    """`config` with its numbers as `config.stages` has them in update u: each stage holds from the first update on
+    that begins at its step or later."""
+    stages = parse_stages(config.stages)
+    if not stages:
+        return config
+    begun = jnp.sum(update >= jnp.asarray([-(-stage.step // config.steps_per_update) for stage in stages]))
+    numbers = {}
+    for name in dict.fromkeys(name for stage in stages for name in stage.numbers):
+        values = [settings_of(config)[name]]
+        for stage in stages:
+            values.append(stage.numbers.get(name, values[-1]))
+        numbers[name] = jnp.stack([jnp.asarray(x, jnp.float32) for x in values])[begun]
+    return with_settings(config, numbers)
 
 
 def learning_rate(config: Config, update: jax.Array) -> jax.Array:

@@ -89,6 +89,7 @@ SHARED = {
     "learning_rate": {"learning_rate": 0.005},
     "anneal_learning_rate": {"anneal_learning_rate": True},
     "anneal": {"anneal": ("entropy_coef",)},
+    "stages": {"stages": ("1 learning_rate=0.005",)},
     "desired_kl": {"desired_kl": 1.0},
     "truncation_as_termination": {"truncation_as_termination": True},
     "max_grad_norm": {"max_grad_norm": 1e-4},

@@ -28,7 +28,8 @@ from purejaxppo.cli.settings import NoOptions, parse_resume, parse_settings
 from purejaxppo.cli.sweep import SweepOptions
 from purejaxppo.cli.tune import TuneOptions
 from purejaxppo.config import Config
-from purejaxppo.tuning.space import default_space, parse_space, read_space
+from purejaxppo.rundir.files import read_toml
+from purejaxppo.tuning.space import default_space, parse_space
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -102,7 +103,7 @@ def parse(words: list[str]) -> None:
         if name == "sweep":
             own.settings(config, 0)
         if name == "tune":
-            own.ladder(config, parse_space(config, read_space(Path(own.space)) if own.space else default_space(config)))
+            own.ladder(config, parse_space(config, read_toml(Path(own.space)) if own.space else default_space(config)))
 
 
 @pytest.fixture
@@ -283,7 +284,16 @@ def test_every_setting_says_what_it_does_and_what_it_may_be(owner: type) -> None
     for field in dataclasses.fields(owner):
         told = field.metadata
         assert len(told.get("help", "")) > 5, field.name
-        free = field.name in ("env", "algo", "policy_network", "critic_network", "policy_obs", "critic_obs", "anneal")
+        free = field.name in (
+            "env",
+            "algo",
+            "policy_network",
+            "critic_network",
+            "policy_obs",
+            "critic_obs",
+            "anneal",
+            "stages",
+        )
         boolean = field.type in (bool, "bool")
         assert free or boolean or told.get("interval") or told.get("choices"), field.name
 

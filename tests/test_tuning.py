@@ -11,9 +11,10 @@ import numpy as np
 import optuna
 import pytest
 
-from purejaxppo import A2C, PPO, Config, UsageError, make_train, tune
+from purejaxppo import A2C, PPO, Config, UsageError, init, make_train, tune, update_step
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.flags import with_file
+from purejaxppo.cli.run import main as run
 from purejaxppo.cli.settings import NoOptions, parse_settings
 from purejaxppo.cli.tune import main
 from purejaxppo.experiment import loop, program
@@ -22,13 +23,15 @@ from purejaxppo.experiment.signals import Signals
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.checkpoint import flatten
+from purejaxppo.rundir.files import read_toml
 from purejaxppo.tuning import results
 from purejaxppo.tuning import trainer as trainer_module
 from purejaxppo.tuning.journal import Journal
 from purejaxppo.tuning.options import StudyOptions
+from purejaxppo.tuning.population import Population, exploit_and_explore, inherited, scheduled
 from purejaxppo.tuning.rungs import Rungs
 from purejaxppo.tuning.search import FINISHED, RUNNING, STOPPED, Outcome, Search
-from purejaxppo.tuning.space import as_toml, combinations, default_space, parse_space, read_space
+from purejaxppo.tuning.space import as_toml, combinations, default_space, parse_space
 from purejaxppo.tuning.trainer import Trainer
 from purejaxppo.tuning.tune import read_study
 
@@ -51,11 +54,12 @@ def searched(objective, space=SPACE, config=CONFIG, lot_size=2, entries=None, **
     """A search whose scores are an objective of the settings and of the rung; every evaluation takes 10 steps."""
     options = StudyOptions(**{"budget": 10**6, **STUDY, **options})
     parsed = parse_space(config, space)
-    search = Search(config, parsed, options, options.ladder(config, parsed), lot_size, seed=0)
+    kind = Population if options.method == "pbt" else Search
+    search = kind(config, parsed, options, options.ladder(config, parsed), lot_size, seed=0)
     lots = []
     while lot := search.next_lot():
         assert len(lot.trials) <= lot_size
-        assert sum(trial.status == RUNNING for trial in search.trials) <= options.places
+        assert sum(trial.status == RUNNING for trial in search.trials) <= options.places or kind is Population
         scores = np.array([objective(trial.settings, lot.rung) for trial in lot.trials])
         search.tell(lot, Outcome(scores, np.full(len(lot.trials), 10)))
         lots.append((lot.rung, [trial.number for trial in lot.trials], [trial.static for trial in lot.trials]))
@@ -98,7 +102,7 @@ def test_every_algorithm_has_a_space_of_numbers_within_what_its_settings_may_be(
     assert combinations(config, space) == [{}]  # one program
     path = tmp_path / "space.toml"
     path.write_text(as_toml(space, {"gamma": "a source"}))
-    assert parse_space(config, read_space(path)) == space
+    assert parse_space(config, read_toml(path)) == space
 
 
 @pytest.mark.parametrize(
@@ -449,7 +453,7 @@ def test_files_of_a_study_are_not_believed(study, tmp_path):
         (["--rungs", "5"], "rungs = 5: the first would be at 1 of 128 steps, and an update has 16"),
         (["--sampler", "grid"], "invalid choice"),
         (["--trials", "0"], "trials = 0 must be a whole number in [1, 1e5]"),
-        (["--space", "missing.toml"], "space = 'missing.toml' cannot be read"),
+        (["--space", "missing.toml"], "'missing.toml' cannot be read"),
         (["--mesh", "env=2"], "trials lie side by side"),
         (["--trails", "3"], "did you mean --trials"),
         (["--env", "gymnasium/CartPole-v1"], ""),
@@ -484,3 +488,144 @@ def test_the_space_is_shown_with_its_sources(capsys):
     assert "# rl-zoo" in shown
     assert tomllib.loads(shown)["clip_eps"] == {"low": 0.1, "high": 0.5}
     assert parse_space(Config(algo=PPO()), tomllib.loads(shown))
+
+
+POPULATION = {"method": "pbt", "trials": 4, "seeds_per_trial": 2, "rungs": 3}
+
+
+def test_the_worst_copy_the_best_and_change_their_numbers():
+    space = parse_space(CONFIG, SPACE | {"max_grad_norm": [0.5, 1.0, 2.0]})
+    settings = [{"learning_rate": 1e-3 * (i + 1), "gamma": 0.95, "max_grad_norm": 1.0} for i in range(10)]
+    scores = np.array([3.0, 9.0, math.nan, 5.0, 1.0, 8.0, 2.0, 4.0, 6.0, 7.0])
+    parents, new = exploit_and_explore(np.random.default_rng(0), scores, settings, space)
+    assert {i for i in range(10) if parents[i] != i} == {2, 4}  # a fifth, the one without a score among them
+    assert {parents[2], parents[4]} <= {1, 5}
+    for i, parent in enumerate(parents):
+        ratio = new[i]["learning_rate"] / settings[parent]["learning_rate"]
+        assert ratio == pytest.approx(1) if parent == i else ratio in (pytest.approx(0.8), pytest.approx(1.2))
+        assert 0.9 <= new[i]["gamma"] <= 1.0
+    again = exploit_and_explore(np.random.default_rng(0), scores, settings, space)
+    assert again[0].tolist() == parents.tolist()
+    assert again[1] == new
+    assert settings[2]["learning_rate"] == 3e-3  # a pure function
+
+
+def test_a_member_takes_over_what_was_learnt_and_keeps_its_own_episodes():
+    keys = (
+        "key",
+        "rollout.obs",
+        "reward_normalizer.discounted_return",
+        "reward_normalizer.statistics.mean",
+        "policy.w",
+    )
+    own, parent = ({path: (who, path) for path in keys} for who in ("own", "parent"))
+    assert [who for who, _ in inherited(own, parent).values()] == ["own", "own", "own", "parent", "parent"]
+
+
+@pytest.fixture(scope="module")
+def population(tmp_path_factory, compiled):
+    out, before = tmp_path_factory.mktemp("population") / "out", len(compiled)
+    result = tune(CONFIG, SPACE, 10**5, out=out, **FINAL, **POPULATION)
+    return out, result, len(compiled) - before - 1
+
+
+def test_a_population_is_one_program_and_its_schedule_can_be_replayed(population):
+    out, result, programs = population
+    assert programs == 1
+    assert len(result.trials["trial"]) == 4 * 3  # members, at each rung
+    assert result.trials["rung"].tolist() == [1] * 4 + [2] * 4 + [3] * 4
+    assert result.env_steps == result.trials["env_steps"].sum()
+    own = json.loads((out / "best" / "config.json").read_text())["settings"]
+    assert tuple(own["stages"]) == result.config.stages
+    config, *_ = parse_settings(with_file(["--config", str(out / "best.toml")]), "", "", NoOptions())
+    assert settings_of(config) == settings_of(result.config)
+
+
+def test_run_takes_a_schedule_from_a_file(tmp_path, capsys):
+    path, staged = tmp_path / "schedule.toml", CONFIG.replace(stages=("32 gamma=0.5", "64 learning_rate=0.001"))
+    path.write_text(results.schedule_toml(staged, SPACE))
+    config, *_ = parse_settings([*FLAGS[:10], "--schedule", str(path)], "", "", NoOptions())
+    assert config.stages == (f"0 learning_rate={CONFIG.learning_rate} gamma=0.99", *staged.stages)
+    config.check()
+    path.write_text("gamma = 0.9")
+    assert run([*FLAGS[:10], "--schedule", str(path)]) == 2
+    assert "has no stages" in capsys.readouterr().err
+
+
+def test_a_population_that_was_stopped_ends_as_an_undisturbed_one(population, tmp_path, monkeypatch):
+    out, *_ = population
+    own, train, lots = tmp_path / "own", Trainer.train, []
+
+    def stopping(self, *args):
+        lots.append(args)
+        if len(lots) == 3:
+            raise KilledError
+        return train(self, *args)
+
+    monkeypatch.setattr(Trainer, "train", stopping)
+    monkeypatch.setattr(results, "draw", lambda *_: None)
+    with pytest.raises(KilledError):
+        tune(CONFIG, SPACE, 10**5, out=own, **FINAL, **POPULATION)
+    tune(CONFIG, SPACE, 10**5, out=own, resume_or_start=True, **FINAL, **POPULATION)
+    same_directories(own, out)
+
+
+def test_the_schedule_of_a_line_is_that_of_its_ancestors():
+    search, _ = searched(by_rate, method="pbt", trials=5, pruner="none", budget=10**5, lot_size=5)
+    copied = [trial for trial in search.trials if trial.parent is not trial.own]
+    assert copied
+    assert all(trial.parent.score >= trial.own.score for trial in copied)
+    last = [trial for trial in copied if trial.rung == 3][-1]
+    config = scheduled(CONFIG, last, search.rungs)
+    steps, *changes = config.stages[-1].split()
+    assert int(steps) == 16 * search.rungs.updates(1, 16)
+    assert f"learning_rate={last.settings['learning_rate']!r}" in changes
+    assert config.learning_rate == last.parent.settings["learning_rate"] or len(config.stages) > 1
+
+
+def test_stages_are_numbers_that_change_at_their_steps():
+    """As the same run in two parts, each with its numbers; and a stage between two updates waits for the next."""
+    after = CONFIG.replace(learning_rate=1e-4, gamma=0.5)
+    state = init(CONFIG, jax.random.key(0))
+    for config in [CONFIG] * 3 + [after] * 2:
+        state, metrics = jax.jit(update_step)(config, state)
+    staged = CONFIG.replace(stages=("33 learning_rate=1e-4 gamma=0.5",))
+    whole = init(staged, jax.random.key(0))
+    for _ in range(5):
+        whole, last = jax.jit(update_step)(staged, whole)
+    assert last["learning_rate"] == metrics["learning_rate"] == np.float32(1e-4)
+    for a, b in zip(jax.tree.leaves(whole.policy), jax.tree.leaves(state.policy), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (("learning_rate=1",), "is not STEP field=value"),
+        (("5 learning_rate",), "is not STEP field=value"),
+        (("5",), "nothing changes at step 5"),
+        (("5 gamma=0.5", "5 gamma=0.6"), "put them in order"),
+        (("5 num_envs=3",), "'num_envs' is no number that can change"),
+        (("5 gama=0.5",), "did you mean gamma"),
+        (("5 gamma=2",), r"gamma = 2.0 must be a number in \[0, 1\]"),
+        (("5 gamma=nan",), "gamma = nan"),
+        ("5 gamma=0.5", "must be a tuple"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(stages, message):
+    with pytest.raises(UsageError, match=message):
+        CONFIG.replace(stages=stages).check()
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "message"),
+    [
+        (SPACE | {"num_steps": [8, 16]}, {}, "num_steps is static: it cannot change while a run learns"),
+        ({"observation_clip": {"low": 1, "high": 2}}, {}, "observation_clip cannot change"),
+        (SPACE, {"trials": 1}, "at least 2 members"),
+        (SPACE, {"trials": 64}, "budget = 10,000 is too small: 64 members of 2 seeds take 16,384 steps"),
+    ],
+)
+def test_a_population_that_cannot_be_is_refused(space, options, message):
+    with pytest.raises(UsageError, match=message):
+        tune(CONFIG, space, 10**4, **FINAL, **(POPULATION | options))

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import tomllib
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +18,10 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, did_you_mean, whole_number
 from purejaxppo.presets import as_flags
+from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.record import read_config
 
 Options = TypeVar("Options")
-_LARGEST_FILE = 2**20  # bytes
 _MOST_TOLD = 8  # flags that are not known
 _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("INT", whole_number),
@@ -191,18 +190,8 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
     path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
     if path.suffix == ".json":
         return [*_flags_of_run(path, value_of(argv, "env")), *argv]
-    try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE).decode()
-            if file.read(1):
-                raise ValueError(f"it is larger than {_LARGEST_FILE:,} bytes")
-            content = tomllib.loads(text)
-    except OSError as error:
-        raise UsageError(f"config = {name!r} cannot be read ({error.strerror or error}); pass another.") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML ({error!s:.80}); see --help for what it holds.") from error
     flags = []
-    for key, value in content.items():
+    for key, value in read_toml(path).items():
         if key in ("config", "resume"):
             raise UsageError(f"{path}: {key} is for the command line; take it out.")
         if not isinstance(value, dict):

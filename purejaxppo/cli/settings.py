@@ -12,6 +12,7 @@ from purejaxppo.experiment.experiment import seed_list
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.fields import check_fields, static
 from purejaxppo.presets import preset, preset_of
+from purejaxppo.rundir.files import read_toml
 
 More = TypeVar("More")
 DEBUG = "say which parts run as kernels of ours, and stop when a seed's numbers turn non-finite"
@@ -25,6 +26,7 @@ class RunOptions:
     algo: str = static("ppo", "update rule", choices=ALGORITHMS)
     env: str = static("CartPole-v1", "environment, or ENV,key=value, or module:Class of your own; see purejaxppo envs")
     config: str | None = static(None, "TOML of flags, or another run's config.json; flags here win", metavar="FILE")
+    schedule: str | None = static(None, "TOML with stages, as tune --method pbt writes it", metavar="FILE")
     seed: int = static(
         0, "the first seed; runs of one setting whose seeds overlap share results", interval="[0, 4294967295]"
     )
@@ -103,7 +105,17 @@ def parse_settings(argv: list[str], prog: str, about: str, more: More) -> tuple[
     if options.resume_or_start and not options.out:
         raise UsageError("--resume-or-start needs a run directory to look into; pass --out DIR.")
     settings = {name: value for name, value in {**config, **algorithm}.items() if name in given}
+    if options.schedule:
+        settings["stages"] = read_schedule(Path(options.schedule))
     return preset(algo, env, **settings), options, HostOptions(**host), type(more)(**own)
+
+
+def read_schedule(path: Path) -> tuple[str, ...]:
+    """The `stages` of a TOML file. Raises: UsageError: it has none."""
+    stages = read_toml(path).get("stages")
+    if not isinstance(stages, list) or not stages:
+        raise UsageError(f"schedule = {str(path)!r} has no stages; give stages = ['20480 learning_rate=1e-4'], say.")
+    return tuple(map(str, stages))
 
 
 def parse_resume(argv: list[str], prog: str) -> ResumeOptions:

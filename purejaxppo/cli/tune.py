@@ -12,12 +12,13 @@ from purejaxppo.cli.settings import parse_resume, parse_settings
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.fields import static
+from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.lock import lock
 from purejaxppo.sweeps.results import run_command
 from purejaxppo.tuning.default_spaces import SPACES
 from purejaxppo.tuning.options import StudyOptions, as_dict
 from purejaxppo.tuning.results import final_table
-from purejaxppo.tuning.space import as_toml, default_space, parse_space, read_space
+from purejaxppo.tuning.space import as_toml, default_space, parse_space
 from purejaxppo.tuning.tune import TuneResult, read_study, run_study, tune
 
 _PROG = "purejaxppo tune"
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
                 _show(run_study(study, devices, progress), progress)
             return
         config, run, host, own = parse_settings(with_file(argv), _PROG, _ABOUT, TuneOptions())
-        space = read_space(Path(own.space)) if own.space else default_space(config)
+        space = read_toml(Path(own.space)) if own.space else default_space(config)
         if own.show_space:
             sources = {} if own.space else {name: x["source"] for name, x in SPACES[config.algo_name].items()}
             print(as_toml(parse_space(config, space), sources))

@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import stat
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from purejaxppo.errors import UsageError, reason
 SWEEP = "sweep.json"  # beside the run directories of a sweep
 UNFINISHED = ".unfinished"  # likewise: a directory for each batch of settings under way
 SCORES = "scores.json"  # of a study's trials, in its directory
-LARGEST_FILE = {".json": 2**26, ".csv": 2**29}  # bytes that are read
+LARGEST_FILE = {".json": 2**26, ".csv": 2**29, ".toml": 2**20}  # bytes that are read
 LARGEST_NUMBER = 1e100  # no float32 comes near it; what is beyond counts as missing, so that sums stay finite
 
 
@@ -96,6 +97,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise malformed(path, "it is empty, or no JSON object")
     return content
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A file of the user's own. Raises: UsageError: it cannot be read, or is not TOML."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE[".toml"] + 1)
+        if len(data) > LARGEST_FILE[".toml"]:
+            raise ValueError(f"it is larger than {LARGEST_FILE['.toml']:,} bytes")
+        return tomllib.loads(data.decode())
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be read ({error.strerror or error}); pass another file.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not TOML ({error!s:.80}); see --help for what it holds.") from error
 
 
 def read_text(path: Path) -> str:

@@ -20,7 +20,7 @@ from purejaxppo.rundir.checkpoint import Arrays
 from purejaxppo.rundir.files import SCORES, malformed, read_json, refusing, to_float, to_json, write_json
 from purejaxppo.rundir.lock import check_claim
 from purejaxppo.rundir.manifest import digest
-from purejaxppo.tuning.search import RUNNING, Lot, Outcome, Search
+from purejaxppo.tuning.search import Lot, Outcome, Search
 
 TUNE = "tune.json"
 
@@ -86,8 +86,7 @@ class Journal:
 
     def forget(self, search: Search) -> None:
         """Delete the states of trials that have ended."""
-        running = {trial.number for trial in search.trials if trial.status == RUNNING}
-        self.states = {number: own for number, own in self.states.items() if number in running}
+        self.states = {number: own for number, own in self.states.items() if number in search.needed}
         needed = {str(self._lots[number]) for number in self.states}
         for path in (self.directory / "states").glob("*"):
             if path.name not in needed and not path.is_symlink():
@@ -109,10 +108,7 @@ class Journal:
     def _read_states(self, search: Search) -> dict[int, Arrays]:
         """Of trials that go on. Raises: UsageError: one is damaged; lots from it on are forgotten."""
         states: dict[int, Arrays] = {}
-        going = [
-            trial for trial in search.trials if trial.status == RUNNING and 0 < trial.rung < len(search.rungs.steps)
-        ]
-        for i in sorted({self._lots[trial.number] for trial in going}):
+        for i in sorted({self._lots[number] for number in search.needed}):
             try:
                 found = checkpoint.read(self.directory / "states" / str(i)).arrays
             except UsageError:
@@ -121,7 +117,7 @@ class Journal:
             for name, x in found.items():
                 trial, _, path = name.partition(".")
                 states.setdefault(int(trial.removeprefix("trial")), {})[path] = x
-        return {trial.number: states[trial.number] for trial in going}
+        return {number: states[number] for number in search.needed}
 
     def _write(self) -> None:
         lots = to_json(self.entries)

@@ -11,10 +11,12 @@ from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, static
 from purejaxppo.parallel.runs import best_vmap_size
 from purejaxppo.presets import with_settings
+from purejaxppo.stages import FIXED
 from purejaxppo.sweeps.axes import traced
 from purejaxppo.tuning.rungs import PRUNERS, Rungs
 from purejaxppo.tuning.space import Space, combinations
 
+METHODS = ("search", "pbt")
 SAMPLERS = ("tpe", "random", "cmaes", "sobol")
 
 
@@ -22,7 +24,10 @@ SAMPLERS = ("tpe", "random", "cmaes", "sobol")
 class StudyOptions:
     """How many trials, how they are drawn, and when they stop."""
 
-    trials: int = static(64, "settings that are tried at most", interval="[1, 1e5]")
+    method: str = static(
+        "search", "search for constant settings, or pbt: a population whose settings change", choices=METHODS
+    )
+    trials: int = static(64, "settings that are tried at most; in pbt, members", interval="[1, 1e5]")
     seeds_per_trial: int = static(4, "seeds of each trial; its score is their mean return", interval="[1, 1e5]")
     budget: int = static(
         20_000_000,
@@ -54,8 +59,11 @@ class StudyOptions:
     def ladder(self, config: Config, space: Space) -> Rungs:
         """The rungs of the study. Raises: UsageError: they do not fit the updates, or the budget does not fit them."""
         widest = self.widest_update(config, space)
-        rungs = Rungs.of(self.pruner, self.rungs, self.halving_factor, config.total_steps, widest)
+        pruner = "median" if self.method == "pbt" else self.pruner  # whose rungs are evenly spaced
+        rungs = Rungs.of(pruner, self.rungs, self.halving_factor, config.total_steps, widest)
         first, whole = (self.seeds_per_trial * widest * rungs.updates(k, widest) for k in (0, -1))
+        if self.method == "pbt":
+            check_population(config, space, self.trials, self.seeds_per_trial, self.budget)
         if self.budget < whole:
             raise UsageError(
                 f"budget = {self.budget:,} is too small: one trial of {self.seeds_per_trial} seeds takes {first:,} "
@@ -72,7 +80,7 @@ class StudyOptions:
     def lot_size(self, config: Config, devices: list[jax.Device]) -> int:
         """Trials that one program trains: on a CPU as many as keep its cores busy, elsewhere all places."""
         at_once = best_vmap_size(config.on_host, devices)
-        most = min(self.places, self.trials)
+        most = self.trials if self.method == "pbt" else min(self.places, self.trials)
         return most if at_once is None else max(1, min(most, -(-at_once * len(devices) // self.seeds_per_trial)))
 
     def search_seeds(self, seeds: list[int]) -> list[int]:
@@ -81,6 +89,21 @@ class StudyOptions:
         if first + self.seeds_per_trial > 2**32:
             raise UsageError(f"seed: those of the trials come after {first - 1:,} and must be below 2³²; lower --seed.")
         return list(range(first, first + self.seeds_per_trial))
+
+
+def check_population(config: Config, space: Space, members: int, seeds: int, budget: int) -> None:
+    """Raises: UsageError: a static setting in the space, one member alone, or a budget that is too small for all."""
+    for name in space:
+        if not traced(config, name) or name in FIXED:
+            why = "cannot change" if traced(config, name) else "is static: it cannot change"
+            raise UsageError(f"space: {name} {why} while a run learns; take it out, or leave --method at search.")
+    if members < 2:
+        raise UsageError(f"trials = {members}: a population has at least 2 members; pass --trials 16, say.")
+    if budget < (need := members * seeds * config.env_steps):
+        raise UsageError(
+            f"budget = {budget:,} is too small: {members} members of {seeds} seeds take {need:,} steps to their last "
+            "rung; raise --budget, or lower --trials or --total-steps."
+        )
 
 
 def check_study(config: Config) -> None:

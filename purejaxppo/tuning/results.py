@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from rich.table import Table
 
 from purejaxppo.config import Config
 from purejaxppo.errors import plural, reason
+from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import replacing
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
 from purejaxppo.sweeps.axes import show
 from purejaxppo.sweeps.results import beyond_preset
-from purejaxppo.tuning.search import Search, Trial, quiet_optuna
+from purejaxppo.tuning.search import Search, quiet_optuna
 from purejaxppo.tuning.space import toml_value
 
 
@@ -48,9 +49,12 @@ def final_table(summary: Summary, search_steps: int, final_steps: int) -> Table:
 
 
 def write_results(
-    out: Path, search: Search, best: Trial, seeds: list[int], warn: Callable[[str], None]
+    out: Path, search: Search, config: Config, seeds: list[int], warn: Callable[[str], None]
 ) -> dict[str, np.ndarray]:
-    """trials.csv, best.toml, importance.png and slices.png; the columns of the first."""
+    """trials.csv, best.toml, importance.png and slices.png; the columns of the first. `config` is the best.
+
+    And schedule.toml, where its settings change.
+    """
     names = [*search.space, "rung", "steps_per_seed", "score", "status", "env_steps"]
     rows = [
         [
@@ -70,7 +74,10 @@ def write_results(
             [i, *("" if isinstance(x, float) and math.isnan(x) else show(x) for x in row)] for i, row in enumerate(rows)
         )
     with replacing(out / "best.toml") as draft:
-        draft.write_text(best_toml(best.config, len(seeds), seeds[0]), encoding="utf-8")
+        draft.write_text(best_toml(config, len(seeds), seeds[0]), encoding="utf-8")
+    if config.stages:
+        with replacing(out / "schedule.toml") as draft:
+            draft.write_text(schedule_toml(config, search.space), encoding="utf-8")
     draw(out, search, warn)
     columns = {
         name: np.asarray([show(x) if isinstance(x, tuple) else x for x in column])
@@ -84,6 +91,13 @@ def best_toml(config: Config, num_seeds: int, first_seed: int) -> str:
     same = {"algo": config.algo_name, "env": config.env_name}
     flags = same | beyond_preset(config) | {"num_seeds": num_seeds, "seed": first_seed}
     return "".join(f"{name} = {toml_value(value)}\n" for name, value in flags.items())
+
+
+def schedule_toml(config: Config, space: Iterable[str]) -> str:
+    """A file for `run --schedule`: the numbers of a space from step 0 on, and as they change."""
+    settings = settings_of(config)
+    first = " ".join(["0", *(f"{name}={settings[name]!r}" for name in space)])
+    return f"stages = [\n{''.join(f'  {toml_value(x)},{chr(10)}' for x in (first, *config.stages))}]\n"
 
 
 def draw(out: Path, search: Search, warn: Callable[[str], None]) -> None:

@@ -35,6 +35,8 @@ class Trial:
     status: str = RUNNING
     scores: list[float] = dataclasses.field(default_factory=list)  # at each rung: mean return over seeds
     env_steps: int = 0  # of all seeds, evaluations included
+    own: "Trial | None" = None  # in a population: the same member in the generation before
+    parent: "Trial | None" = None  # likewise: whose networks it goes on with, which is `own` if it was good enough
 
     @property
     def rung(self) -> int:
@@ -69,7 +71,8 @@ class Search:
     ) -> None:
         import optuna
 
-        self.config, self.space, self.options, self.rungs, self.lot_size = config, space, options, rungs, lot_size
+        self.config, self.space, self.options, self.rungs = config, space, options, rungs
+        self.lot_size, self.seed = lot_size, seed
         with quiet_optuna():
             self.study = optuna.create_study(direction="maximize", sampler=_sampler(options, seed))
         self.trials: list[Trial] = []
@@ -85,6 +88,17 @@ class Search:
         """Of the trials that came furthest, the one with the highest score; None if none has one."""
         scored = [trial for trial in self.trials if math.isfinite(trial.score)]
         return max(scored, key=lambda trial: (trial.rung, trial.score, -trial.number), default=None)
+
+    def sources(self, trial: Trial) -> tuple[int, int]:
+        """The trials whose states a trial goes on from: episodes and key from the first, all else from the second."""
+        own, parent = trial.own or trial, trial.parent or trial
+        return own.number, parent.number
+
+    @property
+    def needed(self) -> set[int]:
+        """The trials whose states are still to be gone on from."""
+        last = len(self.rungs.steps)
+        return {trial.number for trial in self.trials if trial.status == RUNNING and 0 < trial.rung < last}
 
     def next_lot(self) -> Lot | None:
         """What is to be trained now; None when all trials have ended, or the budget is spent."""

@@ -2,9 +2,7 @@
 
 import itertools
 import math
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +16,6 @@ from purejaxppo.tuning.default_spaces import SPACES
 
 SCALES = ("linear", "log", "one-minus-log")
 MOST_PROGRAMS = 64  # combinations of static values, each of which is compiled
-_MOST_BYTES = 2**20
 _JUDGES = ("total_steps", "eval_interval", "eval_episodes", "eval_max_steps", "eval_greedy")  # they measure a trial
 
 
@@ -59,20 +56,6 @@ class Dimension(NamedTuple):
 
 
 Space = dict[str, Dimension]
-
-
-def read_space(path: Path) -> dict[str, Any]:
-    """A TOML file: `[setting]` with `low`, `high`, `scale`, or with `choices`. Raises: UsageError: it is none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise ValueError(f"it is larger than {_MOST_BYTES:,} bytes")
-        return tomllib.loads(data.decode())
-    except OSError as error:
-        raise UsageError(f"space = {str(path)!r} cannot be read ({error.strerror or error}); pass another.") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"space = {str(path)!r} is not TOML ({error!s:.80}); --show-space prints one.") from error
 
 
 def default_space(config: Config) -> dict[str, Any]:

@@ -18,16 +18,17 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.parallel.devices import choose_devices
-from purejaxppo.rundir.files import malformed, read_json, refusing
+from purejaxppo.rundir.files import malformed, read_json, read_toml, refusing
 from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.rundir.record import RunRecord, read_record, write_record
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.axes import Settings
 from purejaxppo.tuning.journal import TUNE, Journal
 from purejaxppo.tuning.options import StudyOptions, as_dict, check_study, numbers_of
+from purejaxppo.tuning.population import Population, inherited, scheduled
 from purejaxppo.tuning.results import trials_table, write_results
 from purejaxppo.tuning.search import Search, Trial
-from purejaxppo.tuning.space import Space, default_space, parse_space, plain, read_space
+from purejaxppo.tuning.space import Space, default_space, parse_space, plain
 from purejaxppo.tuning.study_file import StudyFile
 from purejaxppo.tuning.trainer import Trainer
 
@@ -49,7 +50,8 @@ class Study:
         """The study before its first trial. Raises: UsageError: the budget or the rungs cannot work."""
         config = self.record.config
         rungs = self.options.ladder(config, self.space)
-        return Search(config, self.space, self.options, rungs, self.lot_size, self.record.seeds[0])
+        kind = Population if self.options.method == "pbt" else Search
+        return kind(config, self.space, self.options, rungs, self.lot_size, self.record.seeds[0])
 
     def write(self) -> None:
         study = {"space": plain(self.space), "options": as_dict(self.options), "lot_size": self.lot_size}
@@ -61,7 +63,7 @@ class TuneResult:
     """What came of a study."""
 
     config: Config  # with the best settings
-    settings: Settings  # these alone, as far as they were searched
+    settings: Settings  # these alone, as far as they were searched; of `pbt` the last
     summary: Summary  # of their final run, on seeds that no trial had
     trials: dict[str, np.ndarray]  # a row per trial, as trials.csv
     env_steps: int  # that the search took, evaluations included
@@ -100,7 +102,7 @@ def tune(
         options: `HostOptions` of the final run.
         quiet: print warnings only.
         resume_or_start: if `out` holds this study already, go on with it.
-        study: the other fields of `StudyOptions`: `trials`, `seeds_per_trial`, `sampler`, `pruner`, `rungs`,
+        study: the other fields of `StudyOptions`: `method`, `trials`, `seeds_per_trial`, `sampler`, `pruner`, `rungs`,
             `halving_factor`, `places`.
 
     Raises:
@@ -115,7 +117,7 @@ def tune(
             f"{unknown!r:.80} is not an argument of tune; beside its own there are {', '.join(sorted(known))}."
         )
     chosen = StudyOptions(budget=int(budget) if float(budget).is_integer() else budget, **study)  # type: ignore[arg-type]
-    given = read_space(Path(space)) if isinstance(space, str | Path) else space
+    given = read_toml(Path(space)) if isinstance(space, str | Path) else space
     final = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
     if resume_or_start and out is None:
         raise UsageError("resume_or_start needs a directory to look into; pass out=DIR.")
@@ -208,10 +210,11 @@ def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine) -
     progress.show(trials_table(search))
     progress.say(f"training trial {best.number} on {plural(len(record.seeds), 'seed')} that no trial had")
     how: Any = {"devices": devices, "options": HostOptions.of(record.options), "progress": progress}
-    final = run_experiment(best.config, record.seeds, out / "best", resume_or_start=True, **how)
-    columns = write_results(out, search, best, record.seeds, progress.warn)
+    config = scheduled(record.config, best, search.rungs)
+    final = run_experiment(config, record.seeds, out / "best", resume_or_start=True, **how)
+    columns = write_results(out, search, config, record.seeds, progress.warn)
     trained = final.summary["env_steps"] * len(record.seeds)
-    return TuneResult(best.config, best.settings, final.summary, columns, search.env_steps, trained, out)
+    return TuneResult(config, best.settings, final.summary, columns, search.env_steps, trained, out)
 
 
 def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) -> Search:
@@ -231,11 +234,12 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
                 trainer.way_out = f"{plural(len(journal.entries), 'lot')} kept; --resume {record.directory} goes on"
             file.update(search)
             journal.forget(search)
-            states = [journal.states[trial.number] for trial in lot.trials] if lot.rung else None
+            sources = [search.sources(trial) for trial in lot.trials]
+            before = [inherited(journal.states[own], journal.states[parent]) for own, parent in sources if lot.rung]
             progress.say(_of_lot(lot.trials, lot.rung, search))
             done, until = (_updates(search, lot.trials[0], k) for k in (lot.rung - 1, lot.rung))
             configs = [trial.config for trial in lot.trials]
-            trained = trainer.train(lot.trials[0].static, configs, done, until, states)
+            trained = trainer.train(lot.trials[0].static, configs, done, until, before or None)
             journal.add(search, lot, trained.returns, trained.evaluation_steps, trained.states)
             if signals.received:
                 raise Stopped(signals.received, f"--resume {record.directory} goes on")
