@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_field, did_you_mean, whole_number
 
-FIXED = ("observation_clip", "desired_kl", "kl_coef")  # read before the first update, or part of the policy
+FIXED = (
+    "observation_clip",
+    "desired_kl",
+    "kl_coef",
+    "log_std_init",
+    "initial_std",
+    "initial_sigma",
+)  # read before the first update, or part of the policy
 
 
 class Stage(NamedTuple):

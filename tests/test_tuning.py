@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import tomllib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from purejaxppo.cli.run import main as run
 from purejaxppo.cli.settings import NoOptions, parse_settings
 from purejaxppo.cli.tune import main
 from purejaxppo.experiment import loop, program
+from purejaxppo.experiment.experiment import start_record
+from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.signals import Signals
 from purejaxppo.presets import preset, settings_of
@@ -310,8 +313,8 @@ def test_a_trial_learns_what_a_run_of_its_settings_learns():
     """In three parts, beside another one, as alone and in one go."""
     configs = [CONFIG.replace(learning_rate=rate) for rate in (1e-2, 3e-2)]
     with Signals() as signals:
-        prng = str(jax.random.key_impl(jax.random.key(0)))
-        made = Trainer([5, 6], ("learning_rate",), 2, jax.devices()[:1], prng, quiet(), signals, "")
+        record = start_record(CONFIG, [0], Path("nowhere"), jax.devices()[:1], HostOptions())
+        made = Trainer([5, 6], ("learning_rate",), 2, jax.devices()[:1], record, quiet(), signals, "")
         states = None
         for done, until in ((0, 2), (2, 5), (5, 8)):
             trained = made.train("", configs, done, until, states)
@@ -629,3 +632,20 @@ def test_stages_that_cannot_be_are_refused(stages, message):
 def test_a_population_that_cannot_be_is_refused(space, options, message):
     with pytest.raises(UsageError, match=message):
         tune(CONFIG, space, 10**4, **FINAL, **(POPULATION | options))
+
+
+def test_trials_begin_with_what_another_run_has_learnt(study, tmp_path, monkeypatch):
+    out, *_ = study
+    monkeypatch.setattr(results, "draw", lambda *_: None)
+    options = FINAL["options"] | {"init_from": str(out / "best")}
+    how = STUDY | {"trials": 2, "pruner": "none", "seeds": 2, "options": options}
+    same = tune(CONFIG, {"learning_rate": [1e-30, 2e-30]}, 10**5, out=tmp_path / "own", **how)
+    (trained, *_) = checkpoint.steps_saved(out / "best" / "checkpoints")[-1:]
+    (kept, *_) = checkpoint.steps_saved(tmp_path / "own" / "best" / "checkpoints")[-1:]
+    ours, theirs = (checkpoint.read(path).arrays for path in (kept, trained))
+    policies = [path for path in theirs if path.startswith("state.policy")]
+    assert policies
+    assert all(np.array_equal(ours[path], theirs[path]) for path in policies)  # nothing is learnt at such a rate
+    assert len({*same.trials["score"]}) == 1
+    with pytest.raises(UsageError, match="init_from"):
+        tune(CONFIG.replace(hidden_sizes=(4,)), SPACE, 10**5, **how)

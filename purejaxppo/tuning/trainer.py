@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -41,13 +40,13 @@ class Trainer:
         numbers: tuple[str, ...],
         size: int,
         devices: list[jax.Device],
-        prng: str,
+        record: RunRecord,
         progress: ProgressLine,
         signals: Signals,
         way_out: str,
     ) -> None:
-        """`way_out` is said where a signal ends it."""
-        self.seeds, self.numbers, self.devices, self.prng = seeds, numbers, devices, prng
+        """`record` is the study's; `way_out` is said where a signal ends it."""
+        self.seeds, self.numbers, self.devices, self.record = seeds, numbers, devices, record
         self.progress, self.signals, self.way_out, self.size = progress, signals, way_out, size
         self.programs: dict[str, Program] = {}
         self.seconds = {"compile": 0.0, "run": 0.0}
@@ -107,13 +106,12 @@ class Trainer:
         return state
 
     def _batch(self, configs: list[Config]) -> RunBatch:
-        options = HostOptions(log_interval=_NEVER, final_episodes=configs[0].eval_episodes)
-        records = [
-            RunRecord(
-                Path(), config.replace(eval_interval=0), self.seeds, dataclasses.asdict(options), self.prng, 0, {}
-            )
-            for config in configs
-        ]
+        episodes, begin = configs[0].eval_episodes, self.record.options.get("init_from", "")
+        options = HostOptions(log_interval=_NEVER, final_episodes=episodes, init_from=begin)
+        own = self.record._replace(
+            directory=self.record.directory / "states", seeds=self.seeds, options=dataclasses.asdict(options)
+        )
+        records = [own._replace(config=config.replace(eval_interval=0)) for config in configs]
         size = options.padded(configs[0], self.size * len(self.seeds), self.devices)
         return RunBatch(records, self.devices, self.numbers, size)
 

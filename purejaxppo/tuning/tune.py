@@ -18,7 +18,9 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.parallel.devices import choose_devices
+from purejaxppo.presets import with_settings
 from purejaxppo.rundir.files import malformed, read_json, read_toml, refusing
+from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.rundir.record import RunRecord, read_record, write_record
 from purejaxppo.rundir.summary import Summary
@@ -28,7 +30,7 @@ from purejaxppo.tuning.options import StudyOptions, as_dict, check_study, number
 from purejaxppo.tuning.population import Population, inherited, scheduled
 from purejaxppo.tuning.results import trials_table, write_results
 from purejaxppo.tuning.search import Search, Trial
-from purejaxppo.tuning.space import Space, default_space, parse_space, plain
+from purejaxppo.tuning.space import Space, combinations, default_space, parse_space, plain
 from purejaxppo.tuning.study_file import StudyFile
 from purejaxppo.tuning.trainer import Trainer
 
@@ -154,6 +156,8 @@ def plan_study(
     parsed = parse_space(config, default_space(config) if space is None else space)
     options.ladder(config, parsed)
     options.search_seeds(seeds)
+    for own in combinations(config, parsed) if final.init_from else ():  # refused before anything is made
+        read_learnt(Path(final.init_from), with_settings(config, own))
     everything = choose_devices(devices)
     size = options.lot_size(config, everything)
     chosen = final.place(config, size * options.seeds_per_trial, everything)
@@ -227,7 +231,7 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
     file = StudyFile(record.directory, study.name)
     seeds, numbers = study.options.search_seeds(record.seeds), numbers_of(record.config, study.space)
     with Signals() as signals, progress:
-        make = partial(Trainer, seeds, numbers, study.lot_size, devices, record.prng, progress, signals)
+        make = partial(Trainer, seeds, numbers, study.lot_size, devices, record, progress, signals)
         trainer = make("nothing was trained yet: begin anew")
         while (lot := search.next_lot()) is not None:
             if journal.entries:
