@@ -8,14 +8,8 @@ from typing import Any, NamedTuple
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_field, did_you_mean, whole_number
 
-FIXED = (
-    "observation_clip",
-    "desired_kl",
-    "kl_coef",
-    "log_std_init",
-    "initial_std",
-    "initial_sigma",
-)  # read before the first update, or part of the policy
+# read before the first update, or part of the policy
+FIXED = ("observation_clip", "desired_kl", "kl_coef", "log_std_init", "initial_std", "initial_sigma")
 
 
 class Stage(NamedTuple):
