@@ -14,32 +14,56 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+# workers are many processes of few cores, and most of a start is compilation
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+import jax
+from survival import wait
+
+from purejaxppo.__main__ import front
+from purejaxppo.cli import sweep  # noqa: F401 - imported here, it need not be in each fork
+from purejaxppo.cli.command import run_process
+
 HERE = Path(__file__).parent
 WORKERS = 4
 FLAGS = (
-    "--algo ppo --env CartPole-v1 --num-seeds 2 --total-steps 20480 --num-envs 2 --num-steps 32 --num-epochs 1 "
-    "--num-minibatches 1 --hidden-sizes 8 --final-episodes 2 --checkpoint-interval 20 --devices 1 --at-once 2 "
+    "--algo ppo --env CartPole-v1 --num-seeds 2 --total-steps 10240 --num-envs 2 --num-steps 32 --num-epochs 1 "
+    "--num-minibatches 1 --hidden-sizes 8 --final-episodes 2 --checkpoint-interval 40 --devices 1 --at-once 2 "
     "--grid gamma=0.9,0.95,0.98,0.99 --grid clip_eps=0.1,0.2,0.3 --grid hidden_sizes=8,4"
 ).split()
-LIMIT = 600.0  # seconds of a trial
+LIMIT = 900.0  # seconds of a trial
 
 
 class Worker:
-    """A process, and what it says."""
+    """A process, and what it says. It is a fork of this one, which has everything imported and no JAX in use."""
 
     def __init__(self, out: Path, log: Path) -> None:
-        command = [sys.executable, "-m", "purejaxppo", "sweep", *FLAGS, "--join", str(out)]
-        with log.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ)
-        self.log, self.ended_by = log, 0
+        self.log, self.ended_by, self.code = log, 0, None
+        log.touch()
+        self.pid = os.fork()
+        if not self.pid:
+            code = 99
+            try:
+                handle = os.open(log, os.O_WRONLY)
+                os.dup2(handle, 1)
+                os.dup2(handle, 2)
+                run_process(front, ["sweep", *FLAGS, "--join", str(out)])
+            except SystemExit as done:
+                code = done.code
+            finally:
+                os._exit(code)
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Whether it has ended, or does so within some time."""
+        if self.code is None:
+            self.code = wait(self.pid, seconds)
+        return self.code is not None
 
     @property
     def begun(self) -> list[int]:
@@ -47,8 +71,9 @@ class Worker:
         return [int(number) for number in re.findall(r"^batch (\d+) of", self.log.read_text(), re.MULTILINE)]
 
     def end(self, signum: int) -> None:
+        """Kill or stop it."""
         self.ended_by = signum
-        self.process.send_signal(signum)
+        os.kill(self.pid, signum)
 
 
 def trial(number: int, work: Path, expected: bytes) -> dict[str, Any]:
@@ -58,26 +83,26 @@ def trial(number: int, work: Path, expected: bytes) -> dict[str, Any]:
     ends = began + LIMIT
     while time.monotonic() < ends and not (out / "results.csv").exists():
         time.sleep(rng.uniform(2.0, 12.0))
-        living = [worker for worker in workers if worker.process.poll() is None]
-        if living and rng.random() < 0.7:
+        living = [worker for worker in workers if not worker.ended()]
+        if living and rng.random() < 0.6:
             rng.choice(living).end(rng.choice([signal.SIGKILL, signal.SIGTERM]))
-        if len(living) < 2 * WORKERS and rng.random() < 0.7:
+        if len(living) <= WORKERS and rng.random() < 0.7:
             workers.append(Worker(out, work / f"{number}-{len(workers)}.log"))
-    for worker in workers:
-        worker.process.wait(60.0)
+    hung = sum(not worker.ended(120.0) for worker in workers)
     if not (out / "results.csv").exists():  # all have died: one more comes
         workers.append(Worker(out, work / f"{number}-{len(workers)}.log"))
-        workers[-1].process.wait(LIMIT)
+        hung += not workers[-1].ended(LIMIT)
     times = Counter(batch for worker in workers for batch in worker.begun)
     died = Counter(worker.begun[-1] for worker in workers if worker.ended_by and worker.begun)
-    codes = Counter(worker.process.returncode for worker in workers if not worker.ended_by)
+    codes = Counter(str(worker.code) for worker in workers if not worker.ended_by)
     return {
         "trial": number,
         "workers": len(workers),
         "killed": sum(worker.ended_by == signal.SIGKILL for worker in workers),
         "stopped": sum(worker.ended_by == signal.SIGTERM for worker in workers),
-        "stop_codes": dict(Counter(w.process.returncode for w in workers if w.ended_by == signal.SIGTERM)),
+        "stop_codes": dict(Counter(str(x.code) for x in workers if x.ended_by == signal.SIGTERM)),
         "exit_codes_of_others": dict(codes),
+        "did_not_end": hung,
         "batches": len(times),
         "begun_twice_or_more": sum(count > 1 for count in times.values()),
         "begun_without_need": sum(count > 1 + died[batch] for batch, count in times.items()),
@@ -94,8 +119,10 @@ def main() -> None:
     done = json.loads(options.out.read_text())["trials"] if options.out.exists() else []
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
+        jax.config.update("jax_compilation_cache_dir", str(work / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         alone = Worker(work / "alone", work / "alone.log")
-        if alone.process.wait(LIMIT):
+        if not alone.ended(LIMIT) or alone.code:
             raise RuntimeError(alone.log.read_text())
         expected = (work / "alone" / "results.csv").read_bytes()
         for number in range(len(done), options.trials):

@@ -1,5 +1,6 @@
 """Short checks on a run's environment itself: a fresh policy acts in it, and the trained one, if there is one."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +48,7 @@ def probe(config: Config, trained: TrainState | None = None) -> ProbeResult:
     agent = Agent.of(config)
     steps, envs = ON_HOST if agent.env.on_host else (STEPS, ENVS)
     with agent.env, host_failures(agent.env):
-        fresh = init(config, jax.random.key(0))
+        fresh = jax.jit(partial(init, config))(jax.random.key(0))
         begun, seen = _act(agent, fresh, steps, envs)
         obs = _entries(agent, seen)
         same, matter = (None, None) if agent.env.on_host else _step_again(agent, fresh, begun)
