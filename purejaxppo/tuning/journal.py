@@ -34,10 +34,6 @@ class Journal:
         self.states: dict[int, Arrays] = {}  # of each trial under way
         self._lots: dict[int, int] = {}  # trial ↦ the lot that left its state
 
-    def begin(self) -> None:
-        """An empty journal on disk, so that the directory is kept from here on."""
-        self._write()
-
     def read(self) -> None:
         """Raises: UsageError: it is damaged."""
         path = self.directory / SCORES
@@ -62,7 +58,7 @@ class Journal:
             search = make()
             self._lots = {}
             for i, entry in enumerate(self.entries):
-                self._tell(search, search.next_lot(), entry, i)
+                self.tell(search, search.next_lot(), entry, i)
             try:
                 self.states = self._read_states(search)
                 return search
@@ -81,7 +77,7 @@ class Journal:
         entry |= {"returns": returns.tolist(), "evaluation_steps": steps.tolist()}
         self.entries.append(entry)
         self._write()
-        self._tell(search, lot, entry, i)
+        self.tell(search, lot, entry, i)
         self.states |= {trial.number: own for trial, own in zip(lot.trials, states, strict=True)}
 
     def forget(self, search: Search) -> None:
@@ -92,7 +88,8 @@ class Journal:
             if path.name not in needed and not path.is_symlink():
                 shutil.rmtree(path)
 
-    def _tell(self, search: Search, lot: Lot | None, entry: dict[str, Any], i: int) -> None:
+    def tell(self, search: Search, lot: Lot | None, entry: dict[str, Any], i: int) -> None:
+        """Tell a search what the i-th lot came to. Raises: UsageError: it is not the lot that the search asks for."""
         path = self.directory / SCORES
         with refusing(path):
             drawn = lot and ([trial.number for trial in lot.trials], lot.rung, [trial.settings for trial in lot.trials])

@@ -1,0 +1,224 @@
+"""Studies: what the sampler and halving save, what a study costs beside plain runs, and whether kills change one.
+
+    python benchmarks/tuning.py --only kills --count 20
+    python benchmarks/tuning.py --only throughput
+    python benchmarks/tuning.py --only budget       # hours: TPE with halving against random search
+    python benchmarks/tuning.py --only pbt          # hours, after budget: populations against constant settings
+
+Each row is written to `benchmarks/results/tuning.json` as soon as it is there, and not measured again.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from survival import begin, wait
+
+from purejaxppo.cli.tune import main
+from purejaxppo.rundir import checkpoint
+
+RESULTS = Path(__file__).parent / "results" / "tuning.json"
+STUDY = (
+    "--algo ppo --env CartPole-v1 --total-steps 4096 --num-envs 2 --num-steps 32 --hidden-sizes 16 --eval-episodes 2 "
+    "--trials 12 --seeds-per-trial 2 --rungs 3 --places 6 --budget 1e6 --num-seeds 2 --final-episodes 2 --quiet"
+).split()
+BUDGET = {"Acrobot-v1": 8_000_000, "Pendulum-v1": 24_000_000, "MountainCarContinuous-v0": 24_000_000}
+PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of a budget, after which the best settings so far are judged
+HELD_OUT = 8  # seeds
+
+
+def rows() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def measured(name: str, measure: Callable[[], Any]) -> Any:
+    """A row, measured if it is not there yet."""
+    known = rows()
+    if name not in known:
+        known = known | {name: measure()}
+        draft = RESULTS.with_suffix(".draft")
+        draft.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(x)}" for k, x in known.items()) + "\n}\n")
+        draft.replace(RESULTS)
+    print(name, known[name], flush=True)
+    return known[name]
+
+
+def contents(out: Path) -> Any:
+    """All that a study is: lots, table, trials in its file, and the arrays of its best run."""
+    texts = [(out / name).read_text() for name in ("scores.json", "trials.csv", "best.toml")]
+    trials = optuna.load_study(study_name=None, storage=f"sqlite:///{out / 'study.db'}").trials
+    told = [(x.number, x.state, x.values, x.params, x.intermediate_values, x.user_attrs) for x in trials]
+    arrays = checkpoint.read(checkpoint.steps_saved(out / "best" / "checkpoints")[-1]).arrays
+    return texts, told, {path: x.tobytes() for path, x in arrays.items()}
+
+
+def kills(count: int) -> None:
+    """Studies and populations, each killed at a random moment and resumed, until one comes to its end."""
+    folder = Path(tempfile.mkdtemp(prefix="tuning-"))
+    whole, seconds = {}, {}
+    for method in ("search", "pbt"):
+        began, out = time.monotonic(), folder / f"whole-{method}"
+        code = wait(begin([*STUDY, "--method", method, "--out", str(out)], main), 3600)
+        if code:
+            sys.exit(f"the undisturbed study ended with {code}")
+        whole[method], seconds[method] = contents(out), time.monotonic() - began
+
+    def killed(i: int) -> dict[str, Any]:
+        rng, method = random.Random(i), ("search", "pbt")[i % 4 == 3]
+        out, moments = folder / str(i), []
+        command = [*STUDY, "--method", method, "--out", str(out), "--resume-or-start"]
+        while True:
+            child, moment = begin(command, main), rng.uniform(0.2, 1.0) * seconds[method]
+            code = wait(child, moment if len(moments) < 3 else 3600)
+            if code is not None:
+                same = code == 0 and contents(out) == whole[method]
+                shutil.rmtree(out, ignore_errors=True)
+                return {"method": method, "killed after": moments, "exit code": code, "identical": same}
+            os.kill(child, signal.SIGKILL)
+            wait(child, 60)
+            moments.append(round(moment, 2))
+
+    for i in range(count):
+        measured(f"kill {i}", lambda i=i: killed(i))
+    shutil.rmtree(folder)
+
+
+def throughput() -> None:
+    """64 trials × 4 seeds as one study, against 256 plain runs in one program; environment steps per second."""
+    from purejaxppo import preset, run_experiment
+    from purejaxppo.cli.command import start_jax
+    from purejaxppo.tuning import trainer, tune
+
+    start_jax()
+    config = preset("ppo", "CartPole-v1", total_steps=16_384, eval_episodes=4, eval_max_steps=500)
+    spent, asked, compile_program = [0.0], [0], trainer.compile_program
+
+    def timed(runs: Any) -> Any:
+        began = time.monotonic()
+        program = compile_program(runs)
+        spent[0] += time.monotonic() - began
+        asked[0] += 1
+        return program
+
+    def study() -> dict[str, Any]:
+        spent[0], asked[0] = 0.0, 0
+        trainer.compile_program = timed
+        options = tune.StudyOptions(seeds_per_trial=4, pruner="none", sampler="random", budget=10**9)
+        with tempfile.TemporaryDirectory() as out:
+            quiet = tune.ProgressLine(tune.plain_console(), quiet=True)
+            planned, devices = tune.plan_study(config, None, options, [0], Path(out), None, tune.HostOptions())
+            began = time.monotonic()
+            search = tune.run_search(planned, devices, quiet)
+        seconds = time.monotonic() - began - spent[0]
+        steps = len(search.trials) * 4 * config.env_steps
+        return {"steps per second": round(steps / seconds), "programs": asked[0], "lots of": planned.lot_size}
+
+    def plain() -> dict[str, Any]:
+        found = run_experiment(config, 256, options={"final_episodes": 4, "checkpoint_interval": 10**6})
+        return {"steps per second": round(256 * config.env_steps / found.summary["run_seconds"])}
+
+    for i in range(3):
+        measured(f"throughput {i}: 256 plain runs", plain)
+        measured(f"throughput {i}: 64 trials of 4 seeds", study)
+
+
+def judged(config: Any) -> Any:
+    """The returns of settings on seeds that no study had."""
+    from purejaxppo import run_experiment
+
+    return run_experiment(config, HELD_OUT).summary["eval_return"]
+
+
+def incumbents(out: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The steps that a study had spent after each lot, and the best settings then."""
+    from purejaxppo.tuning.journal import Journal
+    from purejaxppo.tuning.tune import ProgressLine, plain_console, read_study
+
+    planned, _ = read_study(out, ProgressLine(plain_console(), quiet=True))
+    journal, found = Journal(out), []
+    journal.read()
+    search = planned.search()
+    for i, entry in enumerate(journal.entries):
+        journal.tell(search, search.next_lot(), entry, i)
+        found.append((search.env_steps, search.best.settings if search.best else {}))
+    return found
+
+
+def course(base: Any, most: int, sampler: str, pruner: str, seed: int, least: float) -> Any:
+    """A study, and at which part of its budget its best settings reached the score `least` on seeds of their own."""
+    from purejaxppo import tune
+    from purejaxppo.presets import with_settings
+
+    out, how = Path(tempfile.mkdtemp(prefix="tuning-")) / "study", {"sampler": sampler, "pruner": pruner}
+    result = tune(base, None, most, out=out, seeds=HELD_OUT, first_seed=1000 * (seed + 1), trials=1000, **how)
+    found, scores = incumbents(out), []
+    for part in PARTS:
+        best = [own for steps, own in found if steps <= part * most and own][-1:]
+        scores.append(judged(with_settings(base, best[0]))["iqm"] if best else None)
+    shutil.rmtree(out.parent)
+    enough = [part for part, score in zip(PARTS, scores, strict=True) if score is not None and score >= least]
+    return {"reached at": min(enough, default=None), "course": scores, "final": result.summary["eval_return"]["iqm"]}
+
+
+def budget(studies: int) -> None:
+    """What a search must spend until its best settings reach the preset's score on seeds of their own."""
+    from purejaxppo import preset
+    from purejaxppo.cli.command import start_jax
+
+    start_jax()
+    for env, most in BUDGET.items():
+        base = preset("ppo", env, total_steps=most // 80)
+        usual = measured(f"{env}: preset", partial(judged, base))
+        for seed in range(studies):
+            for sampler, pruner in (("tpe", "halving"), ("random", "none")):
+                study = partial(course, base, most, sampler, pruner, seed, usual["ci_low"])
+                measured(f"{env}: {sampler}, {pruner}, study {seed}", study)
+
+
+def pbt(studies: int) -> None:
+    """A population with the budget of a search, judged on seeds of its own."""
+    from purejaxppo import preset, tune
+    from purejaxppo.cli.command import start_jax
+
+    def population(base: Any, most: int, seed: int) -> Any:
+        how: Any = {"method": "pbt", "trials": 12, "seeds_per_trial": 4, "rungs": 10}
+        result = tune(base, None, most, seeds=HELD_OUT, first_seed=1000 * (seed + 1), **how)
+        return {"final": result.summary["eval_return"]["iqm"], "stages": len(result.config.stages)}
+
+    start_jax()
+    for env, most in BUDGET.items():
+        for seed in range(studies):
+            own = partial(population, preset("ppo", env, total_steps=most // 80), most, seed)
+            measured(f"{env}: pbt, population {seed}", own)
+    finals = {
+        f"{env}, {kind}": [x["final"] for name, x in rows().items() if name.startswith(f"{env}: {kind}")]
+        for env in BUDGET
+        for kind in ("tpe", "pbt")
+    }
+    print({name: float(np.median(x)) for name, x in finals.items() if x})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("kills", "throughput", "budget", "pbt"), required=True)
+    parser.add_argument("--count", type=int, default=20, help="kills")
+    parser.add_argument("--studies", type=int, default=5, help="of each kind and environment")
+    options = parser.parse_args()
+    if options.only == "kills":
+        kills(options.count)
+    elif options.only == "throughput":
+        throughput()
+    else:
+        {"budget": budget, "pbt": pbt}[options.only](options.studies)
