@@ -10,10 +10,9 @@ Each row is written to `benchmarks/results/tuning.json` as soon as it is there, 
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-from survival import begin, wait
 
-from purejaxppo.cli.tune import main
 from purejaxppo.rundir import checkpoint
+from purejaxppo.rundir.files import SCORES
 
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 STUDY = (
@@ -64,34 +62,41 @@ def contents(out: Path) -> Any:
     return texts, told, {path: x.tobytes() for path, x in arrays.items()}
 
 
+def begin(out: Path, method: str) -> "subprocess.Popen[bytes]":
+    """A study in a process of its own: begun, or gone on with."""
+    words = ["-m", "purejaxppo", "tune", *STUDY, "--method", method, "--out", str(out), "--resume-or-start"]
+    return subprocess.Popen([sys.executable, *words])
+
+
 def kills(count: int) -> None:
-    """Studies and populations, each killed at a random moment and resumed, until one comes to its end."""
+    """Studies and populations, each killed at random moments and resumed, until it comes to its end."""
     folder = Path(tempfile.mkdtemp(prefix="tuning-"))
     whole, seconds = {}, {}
     for method in ("search", "pbt"):
         began, out = time.monotonic(), folder / f"whole-{method}"
-        code = wait(begin([*STUDY, "--method", method, "--out", str(out)], main), 3600)
-        if code:
+        if code := begin(out, method).wait():
             sys.exit(f"the undisturbed study ended with {code}")
         whole[method], seconds[method] = contents(out), time.monotonic() - began
 
     def killed(i: int) -> dict[str, Any]:
-        rng, method = random.Random(i), ("search", "pbt")[i % 4 == 3]
+        rng, method = random.Random(i), "pbt" if i % 4 == 3 else "search"
         out, moments = folder / str(i), []
-        command = [*STUDY, "--method", method, "--out", str(out), "--resume-or-start"]
         while True:
-            child, moment = begin(command, main), rng.uniform(0.2, 1.0) * seconds[method]
-            code = wait(child, moment if len(moments) < 3 else 3600)
-            if code is not None:
-                same = code == 0 and contents(out) == whole[method]
-                shutil.rmtree(out, ignore_errors=True)
-                return {"method": method, "killed after": moments, "exit code": code, "identical": same}
-            os.kill(child, signal.SIGKILL)
-            wait(child, 60)
-            moments.append(round(moment, 2))
+            study, moment = begin(out, method), rng.uniform(0.3, 1.0) * seconds[method]
+            try:
+                code = study.wait(None if len(moments) == 2 else moment)
+            except subprocess.TimeoutExpired:
+                study.kill()  # SIGKILL
+                study.wait()
+                kept = len(json.loads((out / SCORES).read_text())["lots"]) if (out / SCORES).exists() else 0
+                moments.append({"seconds": round(moment, 1), "lots kept": kept})
+                continue
+            same = code == 0 and contents(out) == whole[method]
+            shutil.rmtree(out, ignore_errors=True)
+            return {"method": method, "kills": moments, "exit code": code, "identical": same}
 
     for i in range(count):
-        measured(f"kill {i}", lambda i=i: killed(i))
+        measured(f"kill {i}", partial(killed, i))
     shutil.rmtree(folder)
 
 
