@@ -8,6 +8,7 @@ from typing import NoReturn
 from purejaxppo._version import __version__
 from purejaxppo.cli.command import exit_code, run_process
 from purejaxppo.errors import UsageError
+from purejaxppo.parallel.joining import expects_others
 
 COMMANDS = {
     "run": "train one algorithm on many seeds, as one compiled program",
@@ -43,6 +44,8 @@ defaults. --version; --print-completion bash|zsh|fish prints a script for the sh
 def front(argv: list[str]) -> int:
     """Run one of the commands, and return its exit code."""
     name, *others = argv or ["--help"]
+    if name == "run" and expects_others(others):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what C++ would log of a process that is lost, we say
     if name in COMMANDS:
         return int(importlib.import_module(f"purejaxppo.cli.{name}").main(others))
     return exit_code(lambda: print(_answer(name, others), end=""))

@@ -282,7 +282,8 @@ def forge(path, change):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda outer: outer.update(format=2), "has format 2 and this version reads up to 1; upgrade purejaxppo"),
+        (lambda outer: outer.update(format=3), "has format 3 and this version reads up to 2; upgrade purejaxppo"),
+        (lambda outer: outer.update(format=2), "format 2 does not belong to it"),
         (lambda outer: outer.update(format=10**9), "has format 1000000000"),
         (lambda outer: outer["content"].update(purejaxppo="99.0.0"), r"purejaxppo 99\.0\.0, newer than this .*upgrade"),
         (lambda outer: outer["content"].update(purejaxppo="0.2.99999"), "newer"),

@@ -240,7 +240,8 @@ def test_in_order_each_of_64_seeds_has_the_bits_of_its_lone_run(algo):
 
 MESHES = """
 from purejaxppo.experiment import loop
-from purejaxppo.rundir.checkpoint import flatten, read, steps_saved
+from purejaxppo.rundir.checkpoint import read, steps_saved
+from purejaxppo.rundir.snapshot import flatten
 from purejaxppo.cli.run import main
 flags = "--algo a2c --num-envs 8 --num-steps 4 --num-epochs 1 --num-minibatches 1 --hidden-sizes 4 --final-episodes 1"
 flags = [*flags.split(), *"--log-interval 1 --quiet --num-seeds 8 --total-steps 64".split()]

@@ -25,8 +25,8 @@ from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.signals import Signals
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir import checkpoint
-from purejaxppo.rundir.checkpoint import flatten
 from purejaxppo.rundir.files import read_toml
+from purejaxppo.rundir.snapshot import flatten
 from purejaxppo.tuning import results
 from purejaxppo.tuning import trainer as trainer_module
 from purejaxppo.tuning.journal import Journal

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-from purejaxppo.errors import FailedSettingsError, HostEnvironmentError, UsageError
+from purejaxppo.errors import FailedSettingsError, HostEnvironmentError, UsageError, reason
 from purejaxppo.experiment.signals import Stopped
 
 _PLAIN = {  # what Unicode's own decompositions do not say in ASCII
@@ -50,6 +50,13 @@ def exit_code(command: Callable[[], None]) -> int:
         return _tell(f"stopped: {stop}", stop.code)
     except KeyboardInterrupt:
         return _tell("stopped: nothing had to be saved", 130)
+    except BaseException as error:
+        if others := joined():  # the others shall not wait for a process with an error of ours
+            others.begin_to_leave()
+            others.leave(reason(error), 1)
+        raise
+    if others := joined():
+        others.leave("", 0)
     return 0
 
 
@@ -58,8 +65,12 @@ def _uncoloured(message: Warning | str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", str(message))
 
 
-def start_jax(alone: bool = False) -> None:
-    """Give JAX the CPU's cores, see `use_cpu_cores`, and start it. Raises: UsageError: it cannot, or not compile."""
+def start_jax(alone: bool = False, join: Callable[[], None] = lambda: None) -> None:
+    """Give JAX the CPU's cores, see `use_cpu_cores`, and start it, after `join`, which may make it one of several.
+
+    Raises:
+        UsageError: it cannot, or not compile.
+    """
     import jax
 
     from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
@@ -67,7 +78,14 @@ def start_jax(alone: bool = False) -> None:
     use_cpu_cores(alone)
     if jax.config.values["jax_disable_jit"]:
         raise UsageError("JAX_DISABLE_JIT is set, and all of training is one compiled program; unset it.")
+    join()
     choose_devices(None)
+
+
+def joined() -> Any:
+    """The processes that this one trains together with, see `parallel.hosts`; None if it is by itself."""
+    hosts = sys.modules.get("purejaxppo.parallel.hosts")
+    return hosts.group() if hosts and hosts.group().count > 1 else None
 
 
 def run_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
@@ -86,8 +104,8 @@ def run_process(main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
         silent: Any = lambda *_: None  # noqa: E731
         sys.excepthook = sys.unraisablehook = threading.excepthook = silent
     sys.stderr.flush()
-    if code > 128:
-        os._exit(code)  # a compilation under way need not be waited for
+    if code > 128 or joined():
+        os._exit(code)  # a compilation under way need not be waited for, nor what JAX does for processes that stay
     sys.exit(code)
 
 
@@ -99,12 +117,19 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     with contextlib.suppress(OSError, ValueError):  # closed
         if sys.__stderr__ is not None:
             os.write(sys.__stderr__.fileno(), b"stopped: nothing had to be saved\n")
+    if others := joined():
+        others.leave("stopped: nothing had to be saved", 128 + signum)
     os._exit(128 + signum)
 
 
 def _tell(text: str, code: int) -> int:
+    others = joined()
+    if others:
+        others.begin_to_leave()
     with contextlib.suppress(OSError):
         print(" ".join(text.split()), file=sys.stderr, flush=True)
+    if others:
+        others.leave(text, code)
     return code
 
 

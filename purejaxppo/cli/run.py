@@ -18,7 +18,9 @@ from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import ExperimentResult, resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine, plain_console
-from purejaxppo.rundir.record import read_config
+from purejaxppo.parallel.hosts import group
+from purejaxppo.parallel.joining import find_place, join
+from purejaxppo.rundir.record import read_config, versions
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text
 
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> int:
         progress, result = (resume_run if value_of(argv, "resume") else start_run)(argv, console)
         out = Path(result.out or "")
         progress.show(table(result.summary, out))
-        for line in in_short(diagnose(out), out):
+        for line in in_short(diagnose(out), out) if group().leads else ():
             progress.say(line)
 
     return exit_code(command)
@@ -62,8 +64,8 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
     argv = with_file(argv)
     about = "Train one algorithm on many seeds, as one compiled program."
     config, options, host, _ = parse_settings(argv, _PROG, about, NoOptions())
-    start_jax(is_alone(argv))
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    _start(argv, options.distributed)
+    stamp = group().told(time.strftime("%Y%m%d-%H%M%S"))
     out = Path(options.out or f"runs/{options.env.replace('/', '-')}-{options.algo}-seed{options.seed}-{stamp}")
     progress = ProgressLine(console, options.quiet)
     how: Any = {"devices": options.devices, "options": host, "debug": options.debug, "progress": progress}
@@ -74,12 +76,18 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
 def resume_run(argv: list[str], console: Console) -> tuple[ProgressLine, ExperimentResult]:
     """A run that was interrupted, or that is to go on for longer."""
     options = parse_resume(argv, _PROG)
-    start_jax(is_alone(argv))
+    _start(argv, options.distributed)
     if not Path(options.resume).is_dir():
         raise UsageError(f"resume = {options.resume!r} is no directory; give that of a run.")
     progress = ProgressLine(console, options.quiet)
     how: Any = {"devices": options.devices, "mesh": options.mesh, "debug": options.debug, "progress": progress}
     return progress, resume_experiment(options.resume, options.total_steps, env=options.env, **how)
+
+
+def _start(argv: list[str], distributed: str | None) -> None:
+    """Start JAX; where this is one of several processes, together with them."""
+    place = find_place(distributed)
+    start_jax(is_alone(argv), partial(join, place, versions()) if place else lambda: None)
 
 
 def table(summary: Summary, out: Path) -> Table:

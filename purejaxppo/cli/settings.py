@@ -16,6 +16,9 @@ from purejaxppo.rundir.files import read_toml
 
 More = TypeVar("More")
 DEBUG = "say which parts run as kernels of ours, and stop when a seed's numbers turn non-finite"
+DISTRIBUTED = "this is process I of N that train together; off: it is by itself; see the guide Many hosts"
+PLACE = "coordinator=HOST:PORT,processes=N,process=I[,timeout=60][,wait=300]"
+DETECTED = "as JAX detects it in SLURM, Open MPI, Kubernetes and cloud TPU"
 ENV_AGAIN = "needed again where it is module:Class: a file is not trusted to run code"
 
 
@@ -37,6 +40,7 @@ class RunOptions:
         False, "go on with this run if --out holds it already, else begin it: for jobs that are queued again"
     )
     devices: int | None = static(None, "devices to use; cores are devices", usual="all, or one core for one small run")
+    distributed: str | None = static(None, DISTRIBUTED, metavar=PLACE, usual=DETECTED)
     debug: bool = static(False, DEBUG)
     quiet: bool = static(False, "print errors only")
 
@@ -60,6 +64,7 @@ class ResumeOptions:
     env: str | None = static(None, ENV_AGAIN)
     devices: int | None = static(None, "devices; others change the last digits", usual="as many as before")
     mesh: str | None = static(None, "see run --help", metavar="run=N,env=M,net=2", usual="as before, if it fits")
+    distributed: str | None = static(None, DISTRIBUTED, metavar=PLACE, usual=DETECTED)
     debug: bool = static(False, DEBUG)
     quiet: bool = static(False, "print errors only")
 
@@ -77,8 +82,9 @@ class PolicyOptions:
 def groups_of(algo: str, env: str, more: Any) -> dict[str, Group]:
     """The flags of a run of `algo` in `env`, and `more`. Raises: UsageError, there is no such algorithm."""
     base, given = preset(algo, env), preset_of(algo, env)
+    by_one = () if isinstance(more, NoOptions) else ("distributed",)
     return {
-        "run": Group(RunOptions(algo=algo, env=env)),
+        "run": Group(RunOptions(algo=algo, env=env), by_one),
         "sweep": Group(more),
         "config": Group(base, ("env", "algo", "policy_network", "critic_network"), given),
         type(base.algo).__name__: Group(base.algo, (), given),
@@ -120,7 +126,7 @@ def read_schedule(path: Path) -> tuple[str, ...]:
 
 def parse_resume(argv: list[str], prog: str) -> ResumeOptions:
     """Raises: UsageError, a flag that a run cannot change; SystemExit after `--help`."""
-    known = flags_of([Group(ResumeOptions)])
+    known = flags_of([Group(ResumeOptions)]) - ({"--distributed"} if prog.endswith("sweep") else set())
     for token in argv:
         if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
             raise UsageError(

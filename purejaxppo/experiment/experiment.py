@@ -20,12 +20,13 @@ from purejaxppo.experiment.program import check_memory
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.devices import choose_devices, threads
+from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.machine import fingerprint
-from purejaxppo.policy.load import Trained, best_index, trained
+from purejaxppo.policy.load import Trained, best_index, load_all, trained
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import shown, to_json
 from purejaxppo.rundir.learnt import read_learnt
-from purejaxppo.rundir.lock import lock, new_directory
+from purejaxppo.rundir.lock import held_for_all, lock, new_directory
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord, read_record, versions, write_record
 from purejaxppo.rundir.summary import Summary
@@ -49,6 +50,9 @@ class ExperimentResult:
     @cached_property
     def state(self) -> TrainState:
         """The final states [seeds], on the host: all that a checkpoint holds."""
+        if group().count > 1 and self.out:
+            prng = str(jax.random.key_impl(jax.random.key(0)))
+            return load_all(RunRecord(self.out, self.config, self.seeds, {}, prng, 0, {}))[1]
         return jax.tree.map(lambda x: x[: len(self.seeds)], jax.device_get(self.padded_state))
 
     @cached_property
@@ -100,7 +104,7 @@ def run_experiment(
     if resume_or_start:
         if out is None:
             raise UsageError("resume_or_start needs a run directory to look into; pass out=DIR.")
-        if (Path(out) / "config.json").exists():
+        if group().by_leader((Path(out) / "config.json").exists):
             record = read_record(Path(out), config.env, config.policy_network, config.critic_network)
             same_run(record, config, seeds)
             return _go_on(record, devices, None, on_chunk, debug, progress)
@@ -112,13 +116,17 @@ def run_experiment(
     keep = out is not None
     if not keep and (options.tensorboard or options.wandb):
         raise UsageError("tensorboard and wandb log into a run directory, and there is none; pass out=DIR.")
+    group().agree({**to_json(settings_of(config)), "seeds": seeds, **dataclasses.asdict(options)})
+    if not keep and group().count > 1:
+        raise UsageError("several processes train in a run directory that they share; pass out=DIR.")
     chosen = options.place(config, len(seeds), choose_devices(devices))
     check_memory(config, len(seeds), chosen, options)
     with ExitStack() as stack:
         where = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-"))
-        directory = stack.enter_context(new_directory(Path(where)))
+        directory = Path(where)
+        stack.enter_context(held_for_all(directory, new_directory))
         record = start_record(config, seeds, directory, chosen, options)
-        write_record(record)
+        group().by_leader(lambda: write_record(record))
         loop = Loop(RunBatch([record], chosen), progress, debug, on_chunk, keep)
         return _result(loop, loop.run(), keep)
 
@@ -169,9 +177,10 @@ def _go_on(
     progress: ProgressLine,
 ) -> ExperimentResult:
     """Train what a record says, from its newest checkpoint on."""
+    group().agree({**to_json(settings_of(record.config)), "seeds": record.seeds})
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
     check_memory(record.config, len(record.seeds), here, HostOptions.of(record.options))
-    with lock(record.directory):
+    with held_for_all(record.directory, lock):
         runs = RunBatch([record], here)
         snapshot = runs.newest_checkpoint(progress.warn)
         what = f"{record.config.algo_name} on {record.config.env_name}, {plural(len(record.seeds), 'seed')}"
@@ -179,7 +188,7 @@ def _go_on(
         if snapshot:
             where = f"at step {snapshot.about['env_steps']:,} of {record.config.env_steps:,} per seed"
         progress.say(f"resuming {record.directory}: {what}, {where}")
-        write_record(record)
+        group().by_leader(lambda: write_record(record))
         loop = Loop(runs, progress, debug, on_chunk)
         return _result(loop, loop.run(snapshot), True)
 
@@ -242,7 +251,9 @@ def devices_again(
     elif options.mesh and len(everything) < record.devices:
         progress.warn(f"mesh = {options.mesh} is more than the {len(everything)} devices here: each run gets one")
         options = dataclasses.replace(options, mesh="")
-    here = everything if devices or mesh is not None else choose_devices(min(record.devices, len(everything)))
+    as_many = min(record.devices, len(everything))
+    chosen = devices or mesh is not None or as_many % group().count  # not for fewer devices than processes
+    here = everything if chosen else choose_devices(as_many)
     here = max((options.place(config, runs, here) for config, runs in programs), key=len)
     given, found = dataclasses.asdict(options), versions(record.config.env)
     now = record._replace(options=given, devices=len(here), versions=found, threads=threads(), machine=fingerprint())

@@ -23,9 +23,10 @@ from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.health import CAUSES
 from purejaxppo.keys import RESUMED
 from purejaxppo.parallel.devices import process_bytes, require_memory
-from purejaxppo.parallel.runs import differing_replica
+from purejaxppo.parallel.hosts import group
+from purejaxppo.parallel.runs import differing_replica, on_host
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.checkpoint import Snapshot
+from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import FailedSeed, Summary
 from purejaxppo.types import TrainState
 
@@ -51,13 +52,13 @@ class Loop:
         self.done = self.saved = 0  # updates, and those that the last checkpoint has
         self.saved_at, self.logged = 0.0, False
         self.returns = np.full(len(runs.members), np.nan)  # the last known of each member
-        self.failed: dict[int, FailedSeed] = {}  # by member
+        self.failed: dict[int, FailedSeed] = {}  # by member; of others than this process's, process 0 alone knows
         self.seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0, "saving": 0.0}
-        self.logs: list[Log] = []
+        self.logs: list[Log] = []  # of all members, in process 0
         # set by `_start`
         self.program: Program
         self.state: TrainState  # [runs]
-        self.totals: np.ndarray  # [runs, columns] sums of what the present row of the log has so far
+        self.totals: np.ndarray  # [own runs, columns] sums of what the present row of the log has so far
 
     @property
     def config(self) -> Config:
@@ -85,7 +86,9 @@ class Loop:
             ):
                 begin = self.env_steps + 1
                 known = snapshot.about.get("logs") if snapshot else None  # older versions' checkpoints have none
-                for i, x in enumerate(runs.records):
+                if group().count > 1:
+                    group().way_out = self.way_out
+                for i, x in enumerate(runs.records if group().leads else ()):
                     upto = known[i] if known else None
                     log = Log(x.directory, x.seeds, runs.options, settings_of(x.config), self.done, begin, upto)
                     self.logs.append(stack.enter_context(contextlib.closing(log)))
@@ -97,8 +100,9 @@ class Loop:
                 for i, x in enumerate(runs.records):
                     self._save(x.directory, runs.members_of(i), x.config, self.logs[i : i + 1])
             self._count_seconds()
+            outcome = returns, self.failed, self.seconds, self.done
             ended = range(len(runs.records))
-            return [runs.write_outcome(i, returns, self.failed, self.seconds, self.done) for i in ended]
+            return [group().by_leader(partial(runs.write_outcome, i, *outcome)) for i in ended]
         except OSError as error:
             if error is self.callback_error:
                 raise
@@ -135,7 +139,7 @@ class Loop:
         if config.on_host and self.done:  # other episodes than at the beginning
             keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, RESUMED), self.done))(keys)
         self.state = self.signals.wait(lambda: program.init(keys, runs.swept, runs.learnt), patience=0.0)
-        self.totals = np.zeros((len(runs.rows), len(program.metrics)), np.float32)
+        self.totals = np.zeros((runs.own_rows.stop - runs.own_rows.start, len(program.metrics)), np.float32)
         if snapshot:
             self.state, self.totals = runs.restored(snapshot, self.state, len(program.metrics))
             if runs.out:
@@ -151,26 +155,51 @@ class Loop:
         if self._row_ends and self.totals[0, -1]:  # it was interrupted while it evaluated
             self._end_row(self.done, self.totals)
             self.totals = np.zeros_like(self.totals)
-        while self.done < self.config.num_updates and len(self.failed) < members:
+        ended = group().told(len(self.failed) == members)
+        while self.done < self.config.num_updates and not ended:
             began, before = time.monotonic(), self.done
             new_rows = self._advance(pace)
             self._find_failed()
-            elapsed = time.monotonic() - began
-            pace = int(max(1, min(self.config.num_updates, CHUNK_SECONDS * (self.done - before) / elapsed)))
+            own = time.monotonic() - began, self.signals.received
+            pace, due, signum, ended = group().decided(own, partial(self._decide, self.done - before))
             alive = members - len(self.failed)
             self.progress.advance(self.env_steps * members, self.returns, alive)
-            if self._save_is_due():
+            if due:
                 self.save()
             if self.on_chunk:
                 self._report(self.on_chunk, new_rows)
-            if self.signals.received:
-                raise Stopped(self.signals.received, self._kept())
-        if len(self.failed) == members and not runs.out:  # in a sweep, others may be better
-            first = min(self.failed.values(), key=lambda found: found["update"])
-            raise UsageError(
-                f"all {members} seeds have turned non-finite, seed {first['seed']} first: {first['cause']} in update "
-                f"{first['update']}; check the environment, or lower --learning-rate. --debug names the operation."
-            )
+            if signum:
+                raise Stopped(signum, self._kept())
+        if ended and not runs.out:  # in a sweep, others may be better
+            group().by_leader(self._tell_all_failed)
+
+    def _decide(self, updates: int, values: list[tuple[float, int]]) -> tuple[int, bool, int, bool]:
+        """What all processes do after a chunk of so many `updates`, of the seconds and signals of each.
+
+        How many updates come next, whether to save, the signal to stop for, and whether all members have failed.
+        """
+        seconds, signum = (max(column) for column in zip(*values, strict=True))
+        ended = len(self.failed) == len(self.runs.members)
+        pace = int(max(1, min(self.config.num_updates, CHUNK_SECONDS * updates / seconds)))
+        return pace, bool(signum) or ended or self._save_is_due(), int(signum), ended
+
+    def _tell_all_failed(self) -> None:
+        first = min(self.failed.values(), key=lambda found: found["update"])
+        raise UsageError(
+            f"all {len(self.failed)} seeds have turned non-finite, seed {first['seed']} first: {first['cause']} in "
+            f"update {first['update']}; check the environment, or lower --learning-rate. --debug names the operation."
+        )
+
+    def _of_all(self, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Values of all members from those of each process's; in others than process 0, those of others are missing."""
+        if (parts := group().gathered(own)) is not None:
+            return {name: np.concatenate([part[name] for part in parts]) for name in own}
+        everybody = {}
+        for name, x in own.items():
+            nothing = np.nan if np.issubdtype(x.dtype, np.floating) else 0
+            everybody[name] = np.full((len(self.runs.members), *x.shape[1:]), nothing, x.dtype)
+            everybody[name][self.runs.own] = x
+        return everybody
 
     def _advance(self, at_most: int) -> list[tuple[int, dict[str, np.ndarray]]]:
         """Make a chunk of updates and log its rows, which are returned: the update that each ends with, and metrics."""
@@ -178,11 +207,11 @@ class Loop:
         count = min(self._next_stop() - done, at_most, ROWS * interval - done % interval)
 
         def chunk() -> Any:
-            given = (self.state, runs.swept, self.totals, np.int32(done), np.int32(count))
+            given = (self.state, runs.swept, runs.spread(self.totals), np.int32(done), np.int32(count))
             return jax.block_until_ready(program.advance(*given))
 
         self.state, sums = self.signals.wait(chunk, PATIENCE, f"the update under way takes long; {self.way_out()}")
-        filled, sums = (done % interval + count) // interval, np.asarray(sums)
+        filled, sums = (done % interval + count) // interval, on_host(sums)
         ends = [(done // interval + 1 + i) * interval for i in range(filled)]
         self.done = done = done + count
         if self._row_ends and done % interval:  # early
@@ -208,18 +237,22 @@ class Loop:
         Raises:
             Stopped: by a signal while it evaluates. What is saved then ends the row when the run goes on.
         """
-        row = means(self.program.metrics, sums[: len(self.runs.members)])
+        own = means(self.program.metrics, sums[: self.runs.own_count])
         if self.config.eval_interval:
+            due, signum = self._evaluates and end == self.done, 0
             try:
-                row |= self._evaluate(self._evaluates and end == self.done)
-            except Stopped as stopped:
+                own |= self._evaluate(due)
+            except Stopped:
+                signum = self.signals.received
+            if due and (signum := group().decided(signum, max)):
                 self.totals = sums
                 self.save()
-                raise Stopped(self.signals.received, self._kept()) from stopped
+                raise Stopped(signum, self._kept())
+        row = self._of_all(own)
         for i, log in enumerate(self.logs):
-            own = self.runs.members_of(i)
-            log.write(end, end * self.config.steps_per_update, {name: x[own] for name, x in row.items()})
-            self.logged = True
+            members = self.runs.members_of(i)
+            log.write(end, end * self.config.steps_per_update, {name: x[members] for name, x in row.items()})
+        self.logged = True
         returns = row.get("eval_return", row["episode_return"])
         self.returns = np.where(np.isnan(returns), self.returns, returns)
         return row
@@ -230,12 +263,12 @@ class Loop:
         return saved if self.keep else "nothing is kept without out=DIR"
 
     def _evaluate(self, now: bool) -> dict[str, np.ndarray]:
-        """Means over the episodes of an evaluation at an interval, [members] each; NaN if there is none now."""
-        members = len(self.runs.members)
+        """Means over the episodes of an evaluation at an interval, [own] each; NaN if there is none now."""
+        members = self.runs.own_count
         if not now:
             return {name: np.full(members, np.nan) for name in ("eval_return", "eval_length")}
         with self._timed("evaluation"):
-            work = lambda: jax.device_get(self.program.evaluate(self.state).means())  # noqa: E731
+            work = lambda: on_host(self.program.evaluate(self.state).means())  # noqa: E731
             measured = self.signals.wait(work, PATIENCE)
         return {name: np.asarray(x)[:members] for name, x in measured.items()}
 
@@ -243,14 +276,16 @@ class Loop:
         """[members] Mean returns of the evaluation after training."""
         self.progress.stage("evaluating")
         with self._timed("evaluation"):
-            played = self.signals.wait(lambda: jax.device_get(self.program.final(self.state)), patience=0.0)
-        members = len(self.runs.members)
-        if cut := int(np.sum(played.cut[:members])):
+            played = self.signals.wait(lambda: on_host(self.program.final(self.state)), patience=0.0)
+        own = slice(self.runs.own_count)
+        returns, cuts = np.asarray(played.returns[own]).mean(axis=1), np.asarray(played.cut[own])
+        everybody = self._of_all({"returns": returns, "cut": cuts.sum(axis=1)})
+        if cut := int(np.sum(everybody["cut"])):
             self.progress.warn(
-                f"{cut:,} of {played.cut[:members].size:,} episodes of the final evaluation were cut off after "
-                f"eval_max_steps = {self.config.eval_max_steps:,}"
+                f"{cut:,} of {len(everybody['cut']) * cuts.shape[1]:,} episodes of the final evaluation were cut off "
+                f"after eval_max_steps = {self.config.eval_max_steps:,}"
             )
-        return np.asarray(played.returns[:members]).mean(axis=1)
+        return everybody["returns"]
 
     def _next_stop(self) -> int:
         """The update at which an evaluation or a checkpoint is due next, or the last."""
@@ -258,7 +293,7 @@ class Loop:
         return min([(self.done // i + 1) * i for i in intervals if i] + [self.config.num_updates])
 
     def _save_is_due(self) -> bool:
-        if self.done == self.config.num_updates or self.signals.received or len(self.failed) == len(self.runs.members):
+        if self.done == self.config.num_updates:
             return True
         if interval := self.runs.options.checkpoint_interval:
             return self.done % interval == 0
@@ -266,8 +301,9 @@ class Loop:
 
     def _find_failed(self) -> None:
         """Name the members that failed since the last look. Raises: UsageError, with `debug`, for the first."""
-        members = self.runs.members
-        updates, causes = (x[: len(members)] for x in jax.device_get(self.state.failure))
+        members, own = self.runs.members, slice(self.runs.own_count)
+        found_here = (np.asarray(x[own]) for x in on_host(self.state.failure))
+        updates, causes = self._of_all(dict(zip(("update", "cause"), found_here, strict=True))).values()
         for i in (int(i) for i in np.flatnonzero(updates) if i not in self.failed):
             record, seed = members[i]
             found = FailedSeed(seed=seed, update=int(updates[i]), cause=CAUSES[causes[i] - 1])
@@ -275,9 +311,10 @@ class Loop:
             who = f"{record.directory.name}, seed {seed}" if self.runs.out else f"seed {seed}"
             what = f"{found['cause']} not finite in update {found['update']:,}"
             self.progress.say(f"{who}: {what}; frozen as it was before")
-            if self.debug:
-                own = jax.tree.map(lambda x, i=i: x[i], self.state)
-                raise UsageError(self.signals.wait(partial(explain, record.config, own, found), patience=0.0))
+            here = i - self.runs.own.start
+            if self.debug and 0 <= here < self.runs.own_count:
+                alone = jax.tree.map(lambda x, here=here: x[here], on_host(self.state))
+                raise UsageError(self.signals.wait(partial(explain, record.config, alone, found), patience=0.0))
         if self.debug and (name := differing_replica(self.state)):
             raise UsageError(f"{name} differs between devices that share a run; without --debug, it would not be told.")
 
@@ -290,14 +327,14 @@ class Loop:
             on_chunk(ChunkReport(*made, columns, self.returns.copy(), failed))
         except BaseException as error:
             self.callback_error = error
-            if self.saved < self.done:
+            if self.saved < self.done and group().count == 1:  # others would have to come, too
                 self.save()
             raise
 
     def save(self) -> None:
         """A checkpoint of all members."""
         if self.keep:
-            self._save(self.runs.directory, slice(len(self.runs.members)), self.runs.full_config, self.logs)
+            self._save(self.runs.directory, slice(0, len(self.runs.members)), self.runs.full_config, self.logs)
             self.saved, self.saved_at = self.done, time.monotonic()
 
     def _save(self, directory: Path, members: slice, config: Config, logs: list[Log]) -> None:

@@ -14,7 +14,9 @@ import jax
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, static
-from purejaxppo.parallel.runs import best_vmap_size, padded_count
+from purejaxppo.parallel.devices import first_devices
+from purejaxppo.parallel.hosts import group
+from purejaxppo.parallel.runs import best_vmap_size, check_processes, padded_count
 
 SEED_MODES = ("vmap", "map")
 _COUNT = "[1, 1e9]"
@@ -97,6 +99,8 @@ class HostOptions:
             raise UsageError(
                 f"seed_mode = 'map' is not for {config.env!r}, which the host steps for all; leave it out."
             )
+        if config.on_host and group().count > 1:
+            raise UsageError(f"env = {config.env!r} is stepped by the workers of one process; pass --distributed off.")
         shape = self.mesh_shape
         rows = shape.run or max(1, min(runs, len(devices) // shape.devices_per_run))
         needed = rows * shape.devices_per_run
@@ -105,7 +109,9 @@ class HostOptions:
         if shape.run and runs % shape.run:
             raise UsageError(f"mesh = {self.mesh!r}: run = {shape.run} must divide {runs} runs; pass one that does.")
         config.check_mesh(shape.env, shape.net)
-        return devices[:needed]
+        chosen = first_devices(devices, needed)
+        check_processes(chosen, shape.devices_per_run, runs)
+        return chosen
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "HostOptions":

@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from purejaxppo.errors import plural
+from purejaxppo.parallel.hosts import group
 from purejaxppo.statistics import FEWEST, iqm
 
 
@@ -41,7 +42,8 @@ class ProgressLine:
     """A live bar on a terminal, a plain line every few seconds elsewhere, nothing if quiet."""
 
     def __init__(self, console: Console, quiet: bool = False, every_seconds: float = 5.0) -> None:
-        self._console, self._quiet, self._every = console, quiet, every_seconds
+        self._leads = group().leads  # of several processes, one speaks for all
+        self._console, self._quiet, self._every = console, quiet or not self._leads, every_seconds
         self._bar: _Bar | None = None
         self._task: bars.TaskID | None = None
         self._total = self._start = 0
@@ -72,7 +74,8 @@ class ProgressLine:
 
     def warn(self, text: str) -> None:
         """Something that must be known, even if quiet."""
-        print(f"warning: {text}", file=sys.stderr)
+        if self._leads:
+            print(f"warning: {text}", file=sys.stderr)
 
     def stage(self, name: str, done: int = 0, total: int = 0) -> None:
         """What is going on now, with its own clock; `done` of `total` environment steps were made before."""

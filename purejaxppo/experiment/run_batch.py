@@ -13,13 +13,15 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.options import HostOptions
+from purejaxppo.parallel.hosts import group
+from purejaxppo.parallel.runs import laid_out, on_host, own_runs
 from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.rundir import checkpoint
-from purejaxppo.rundir.checkpoint import Snapshot
 from purejaxppo.rundir.learnt import learnt_shapes, read_learnt
 from purejaxppo.rundir.lock import check_claim
 from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.rundir.record import RunRecord
+from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
 from purejaxppo.statistics import iqm
 from purejaxppo.train import init
@@ -74,6 +76,30 @@ class RunBatch:
         return np.minimum(np.arange(runs), count - 1)
 
     @cached_property
+    def own_rows(self) -> slice:
+        """The runs of the program that lie on this process's devices, if only in part."""
+        return own_runs(len(self.rows), self.devices, self.options.mesh_shape.devices_per_run)
+
+    @cached_property
+    def own(self) -> slice:
+        """The members that this process logs and saves: none where others share its run, and it is not their first."""
+        start, stop = (min(i, len(self.members)) for i in (self.own_rows.start, self.own_rows.stop))
+        first = self.devices[self.own_rows.start * len(self.devices) // len(self.rows)]
+        return slice(start, stop if first.process_index == jax.process_index() else start)
+
+    @property
+    def own_count(self) -> int:
+        return int(self.own.stop - self.own.start)
+
+    def spread(self, own: np.ndarray) -> np.ndarray:
+        """Values of this process's runs [own_rows], as the program takes them of all [runs]: it reads no others."""
+        if len(own) == len(self.rows):
+            return own
+        everybody = np.zeros((len(self.rows), *own.shape[1:]), own.dtype)
+        everybody[self.own_rows] = own
+        return everybody
+
+    @cached_property
     def keys(self) -> jax.Array:
         """[runs]"""
         seeds = np.asarray([seed for _, seed in self.members], np.uint32)
@@ -116,20 +142,20 @@ class RunBatch:
         return jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.members)])
 
     def restored(self, snapshot: Snapshot, fresh: TrainState, metrics: int) -> tuple[TrainState, np.ndarray]:
-        """What a checkpoint has, laid out as the `fresh` state is: states [runs], and totals [runs, metrics].
+        """What a checkpoint has, laid out as the `fresh` state is: states [runs], and totals [own_rows, metrics].
 
         Environments on the host have no state on disk, and stay as they are in `fresh`.
 
         Raises:
             UsageError: it has other metrics.
         """
-        totals: np.ndarray = snapshot.arrays["totals"][self.rows]
+        totals: np.ndarray = snapshot.arrays["totals"][self.rows[self.own_rows]]
         if totals.shape[1] != metrics:
             raise UsageError(
                 f"{snapshot.directory} logs other metrics than this version; resume with the one that began the run."
             )
         kept = snapshot.state(self.state_shapes)
-        state = jax.tree.map(lambda new, old: jax.device_put(old[self.rows], new.sharding), fresh, kept)
+        state = laid_out(jax.tree.map(lambda old: old[self.rows], kept), fresh)
         if self.config.on_host:
             begun = fresh.reward_normalizer.discounted_return
             normalizer = state.reward_normalizer.replace(discounted_return=begun)
@@ -176,12 +202,14 @@ class RunBatch:
             "settings": settings_of(config),
             "logs": logs,
         }
-        here = jax.device_get(state)  # cut on a device, each shape would need a kernel compiled for it
-        kept = {"state": jax.tree.map(lambda x: x[members], here), "totals": totals[members]}
-        check_claim(self.directory, self.resume_directory)
-        written = directory / "checkpoints" / str(about["env_steps"])
-        checkpoint.save(written, kept, about)
-        checkpoint.prune(directory / "checkpoints", self.options.keep_checkpoints, written)
+        here = on_host(state)  # cut on a device, each shape would need a kernel compiled for it
+        start, stop = max(members.start, self.own.start), min(members.stop, self.own.stop)
+        mine = slice(start - self.own.start, stop - self.own.start)
+        kept = {"state": jax.tree.map(lambda x: x[mine], here), "totals": totals[mine]}
+        group().by_leader(lambda: check_claim(self.directory, self.resume_directory))
+        written, keep = directory / "checkpoints" / str(about["env_steps"]), self.options.keep_checkpoints
+        checkpoint.save(written, kept, about, [seed for _, seed in self.members[start:stop]])
+        group().by_leader(lambda: checkpoint.prune(directory / "checkpoints", keep, written))
 
     def write_outcome(
         self, i: int, returns: np.ndarray, failed: Mapping[int, FailedSeed], seconds: Mapping[str, float], done: int
@@ -199,7 +227,18 @@ class RunBatch:
         return summary
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:
-        """The last checkpoint that is whole, None if none was saved. Raises: UsageError."""
+        """The last checkpoint that is whole, None if none was saved: the same in all processes. Raises: UsageError."""
+        found: list[Snapshot] = []
+
+        def look() -> str:
+            found.extend(x for x in [self._newest_checkpoint(warn)] if x)
+            return found[0].directory.name if found else ""
+
+        if (name := group().by_leader(look)) and not found:
+            found.append(checkpoint.read(self.directory / "checkpoints" / name))
+        return found[0] if found else None
+
+    def _newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:
         if not (saved := checkpoint.steps_saved(self.directory / "checkpoints")):
             return None
         seeds = [seed for _, seed in self.members]

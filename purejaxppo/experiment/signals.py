@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
 from typing import Any
 
+from purejaxppo.parallel.hosts import group
+
 
 class Stopped(KeyboardInterrupt):
     """A run that SIGTERM or SIGINT ended; `code` is the exit code, 128 + the signal's number."""
@@ -21,16 +23,21 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """While entered, `received` is the first signal that came (0 is none); a second one ends the process at once.
+    """While entered, `received` is the first signal that came (0 is none), to this process or to one that it trains
+    together with; a second one to this process ends it at once.
 
     But in an interactive session, where it would take everything else along: there it is a KeyboardInterrupt. Only the
     main thread may handle signals; elsewhere nothing changes.
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self._own = 0
         self._before: dict[int, Any] = {}
         self._waiting = ThreadPoolExecutor(1, "waits-for-devices")
+
+    @property
+    def received(self) -> int:
+        return self._own or group().signal
 
     def wait(
         self, work: Callable[[], Any], patience: float = math.inf, left: str = "nothing more had to be saved"
@@ -55,11 +62,12 @@ class Signals:
         return self
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received and (hasattr(sys, "ps1") or "ipykernel" in sys.modules):
+        if self._own and (hasattr(sys, "ps1") or "ipykernel" in sys.modules):
             raise KeyboardInterrupt
-        if self.received:
+        if self._own:
             os._exit(128 + signum)
-        self.received = signum
+        self._own = signum
+        group().report_signal(signum)
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():

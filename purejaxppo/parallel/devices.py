@@ -85,7 +85,7 @@ def choose_devices(wanted: int | Sequence[jax.Device] | None) -> list[jax.Device
             raise UsageError(f"devices = {wanted!r:.80} must be how many, or a list of some of jax.devices().")
         return chosen
     try:
-        devices = jax.devices()
+        devices = sorted(jax.devices(), key=lambda device: device.process_index)
     except (AssertionError, RuntimeError) as error:  # as JAX says it
         asked = str(jax.config.values["jax_platforms"])
         extra = "jax[tpu]" if "tpu" in asked else "purejaxppo[cuda]"
@@ -95,11 +95,23 @@ def choose_devices(wanted: int | Sequence[jax.Device] | None) -> list[jax.Device
         ) from error
     if wanted is not None and not 1 <= wanted <= len(devices):
         raise UsageError(f"devices = {wanted} must be within 1 … {len(devices)}, the number of devices here.")
-    return devices[:wanted]
+    return devices if wanted is None else first_devices(devices, wanted)
+
+
+def first_devices(devices: list[jax.Device], count: int) -> list[jax.Device]:
+    """So many of them, where that can be equally many of each process."""
+    processes = sorted({device.process_index for device in devices})
+    if count % len(processes):
+        return devices[:count]
+    each = count // len(processes)
+    own = ([device for device in devices if device.process_index == process][:each] for process in processes)
+    chosen = [device for some in own for device in some]
+    return chosen if len(chosen) == count else devices[:count]
 
 
 def available_bytes(devices: Sequence[jax.Device]) -> int | None:
-    """Free memory for arrays on each device, where it can be known. A CPU's devices share one memory."""
+    """Free memory for arrays on each of this process's devices, where it can be known. A CPU's share one memory."""
+    devices = [device for device in devices if device.process_index == jax.process_index()]
     if devices[0].platform != "cpu":
         stats = devices[0].memory_stats()
         return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None

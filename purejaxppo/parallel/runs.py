@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from purejaxppo.errors import UsageError
+from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.mesh import ENV_AXIS, NET_AXIS, RUN_AXIS
 from purejaxppo.target import compiling_for
 from purejaxppo.types import TrainState
@@ -130,6 +131,72 @@ def _specs(tree: Any, env_shards: int) -> Any:
         )
 
     return jax.tree.map(of_state, tree, is_leaf=lambda x: isinstance(x, TrainState))
+
+
+def own_runs(runs: int, devices: Sequence[jax.Device], size: int) -> slice:
+    """Which of so many runs lie on this process's devices, if only in part; each run on a group of `size` devices."""
+    mine = [i // size for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+    each = runs * size // len(devices)
+    return slice(mine[0] * each, (mine[-1] + 1) * each)
+
+
+def check_processes(devices: Sequence[jax.Device], size: int, runs: int) -> None:
+    """Raises: UsageError: a process would have nothing to do, or a part of one run and other runs too."""
+    groups = [{device.process_index for device in devices[i : i + size]} for i in range(0, len(devices), size)]
+    if len(set().union(*groups)) < group().count:
+        raise UsageError(
+            f"{group().count} processes for {len(groups)} groups of {size} devices, which {runs} runs lie on, are too "
+            "many; start fewer, or train more seeds."
+        )
+    if any(len(own) > 1 and own & other for own in groups for other in groups if own is not other):
+        raise UsageError(
+            f"{size} devices per run are neither a part nor a multiple of each process's; choose another --mesh."
+        )
+
+
+def on_host(tree: Any) -> Any:
+    """A tree of arrays [runs, …] on the host: of several processes' runs this process's own, [own_runs, …].
+
+    Where several processes share a run, all of them must ask for it.
+    """
+    shared = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not x.is_fully_addressable]
+    if not shared:
+        return jax.device_get(tree)
+    sharding: Any = shared[0].sharding
+    grid = sharding.mesh.devices
+    if any(len({device.process_index for device in group.flat}) > 1 for group in grid):
+        whole = NamedSharding(sharding.mesh, PartitionSpec(RUN_AXIS))
+        tree = jax.jit(lambda x: x, out_shardings=whole)(tree)
+    return jax.tree.map(lambda x: _own_part(x, own_runs(x.shape[0], [*grid.flat], grid[0].size)), tree)
+
+
+def _own_part(x: jax.Array, own: slice) -> Any:
+    if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_own_part(jax.random.key_data(x), own), impl=jax.random.key_impl(x))
+    part = np.empty((own.stop - own.start, *x.shape[1:]), x.dtype)
+    for shard in x.addressable_shards:
+        runs, *others = shard.index
+        first, last, _ = runs.indices(x.shape[0])
+        part[(slice(first - own.start, last - own.start), *others)] = np.asarray(shard.data)
+    return part
+
+
+def laid_out(tree: Any, like: Any) -> Any:
+    """Arrays of the host, placed as those of a tree `like` theirs, of which each process has the whole."""
+
+    def place(x: Any, sharding: Any) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = np.asarray(jax.random.key_data(x))
+            return jax.random.wrap_key_data(_from_host(data, sharding), impl=jax.random.key_impl(x))
+        return _from_host(np.asarray(x), sharding)
+
+    return jax.tree.map(lambda x, model: place(x, model.sharding), tree, like)
+
+
+def _from_host(x: np.ndarray, sharding: Any) -> jax.Array:
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def differing_replica(tree: Any) -> str | None:

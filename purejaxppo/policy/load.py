@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.policy.acting import actor
-from purejaxppo.rundir.checkpoint import Snapshot, newest_whole, steps_saved
+from purejaxppo.rundir.checkpoint import newest_whole, steps_saved
 from purejaxppo.rundir.record import RunRecord, read_record
+from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import read_summary
 from purejaxppo.train import init
 from purejaxppo.types import TrainState

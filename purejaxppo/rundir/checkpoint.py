@@ -2,6 +2,7 @@
 
     checkpoints/<env_steps>/arrays/         orbax's files
     checkpoints/<env_steps>/manifest.json   what they hold, with the SHA-256 of every array and of every file
+    checkpoints/<env_steps>/part-<process>/ of several processes: the runs of each, as above, in the manifest's `parts`
 
 The arrays are a tree of two: `state`, the `TrainState` of all seeds, and `totals` [seeds, metrics], the sums since the
 last row of metrics.csv. `about` in the manifest has `update` and `env_steps` (made so far), `seeds`, `settings`,
@@ -11,9 +12,7 @@ far) and `logs` (length and SHA-256 of metrics.csv at that time, of each run dir
 A checkpoint is written under another name and renamed when it is whole: one with a number for a name is complete.
 """
 
-import dataclasses
 import logging
-import math
 import os
 import re
 import secrets
@@ -24,131 +23,92 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo._version import __version__
-from purejaxppo.config import Config
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.parallel.devices import free_memory
-from purejaxppo.presets import settings_of
-from purejaxppo.rundir.files import read_json, refusing, sync, to_json
-from purejaxppo.rundir.manifest import describe, read_manifest, write_manifest
-
-Arrays = dict[str, np.ndarray]  # by path in the tree: "state.policy.params.Dense_0.kernel"
-
-
-class Snapshot(NamedTuple):
-    """A checkpoint, read and found whole."""
-
-    arrays: Arrays
-    keys: dict[str, str]  # which of them are PRNG keys, and of which implementation
-    about: dict[str, Any]  # what `save` was told
-    directory: Path
-
-    def check(self, config: Config, seeds: list[int], like: Any) -> None:
-        """Hold it against the run that it stands in, and `like`, the shapes of that run's states.
-
-        Raises:
-            UsageError: it is another run's, of another algorithm, environment, setting or seeds.
-        """
-        with refusing(self.directory / "manifest.json"):
-            self._check_progress(config.steps_per_update, len(seeds))
-            fields = (*dataclasses.fields(config), *dataclasses.fields(config.algo))
-            usual = {field.name: to_json(field.default) for field in fields}  # for what an older version did not have
-            theirs = usual | self.about["settings"] | {"seeds": self.about["seeds"]}
-        ours = to_json(settings_of(config) | {"seeds": seeds})
-        falls = config.anneal_learning_rate or config.anneal
-        mine_to_change = set() if falls else {"total_steps"}  # which a resumed run may raise
-        if not isinstance(config.env, str):
-            mine_to_change |= {"env"}  # given again as an instance, which has no name
-        # modules of the user's own are given again, too: `like` holds their parameters' shapes
-        mine_to_change |= {name for name in ("policy_network", "critic_network") if getattr(config, name) is not None}
-        for name in sorted((ours.keys() | theirs.keys()) - mine_to_change):
-            if ours.get(name) != theirs.get(name):
-                raise UsageError(
-                    f"{self.directory} was written with {name} = {theirs.get(name)!r:.80}, and config.json says "
-                    f"{ours.get(name)!r:.80}; put back the one that belongs to it."
-                )
-        self.state(like)
-
-    def state(self, like: Any) -> Any:
-        """The saved state as a tree like `like`: a tree of arrays, or its `jax.eval_shape`.
-
-        Raises:
-            UsageError: an array is missing, or of another shape or dtype; nothing is cast.
-        """
-        leaves = [self._leaf(path, wanted) for path, wanted in leaves_by_path({"state": like}).items()]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-    def _leaf(self, path: str, wanted: Any) -> Any:
-        found, data = self.arrays.get(path), jax.eval_shape(_as_data, wanted)
-        if found is None or (found.shape, found.dtype) != (data.shape, data.dtype):
-            what = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
-            raise UsageError(
-                f"{self.directory}: {path} is {what} and must be {data.dtype}{list(data.shape)}; the checkpoint "
-                "is of another network size, environment or algorithm."
-            )
-        if not _is_key(wanted):
-            return found
-        with refusing(self.directory / "manifest.json"):
-            key = jax.random.wrap_key_data(jnp.asarray(found), impl=self.keys[path])
-        if key.dtype != wanted.dtype:
-            raise UsageError(f"{self.directory}: {path} is a key of {self.keys[path]}, and must not be.")
-        return key
-
-    def _check_progress(self, batch: int, num_seeds: int) -> None:
-        """Raises: ValueError, TypeError, KeyError: what it says of itself cannot be."""
-        update, steps, totals = self.about["update"], self.about["env_steps"], self.arrays["totals"]
-        if type(update) is not int or update < 1 or steps != update * batch or self.directory.name != str(steps):
-            raise ValueError(f"{update!r:.40} updates of {batch} steps do not make {steps!r:.40}, or not its name")
-        if totals.ndim != 2 or len(totals) != num_seeds or totals.dtype != np.float32:
-            raise ValueError(f"totals is {totals.dtype}{list(totals.shape)}")
-        if np.asarray(self.about["scores"], np.float64).shape != (num_seeds,):
-            raise ValueError("scores are not one per seed")
-        seconds = self.about["seconds"]
-        if not {"compile", "run"} <= seconds.keys() or not all(0 <= x < math.inf for x in seconds.values()):
-            raise ValueError("seconds are none")
+from purejaxppo.parallel.hosts import group
+from purejaxppo.rundir.files import malformed, read_json, refusing, sync, to_json
+from purejaxppo.rundir.manifest import describe, file_digest, read_manifest, write_manifest
+from purejaxppo.rundir.snapshot import Arrays, Snapshot, flatten, is_key, leaves_by_path
 
 
-def save(directory: Path, tree: Any, about: Mapping[str, Any]) -> None:
+def save(directory: Path, tree: Any, about: Mapping[str, Any], seeds: list[int] | None = None) -> None:
     """Write a tree of arrays, with `about` (JSON) in the manifest. When this returns, it was read back.
+
+    Of several processes each calls this with its own part of the tree, that of `seeds`, and process 0's `about` holds.
 
     Raises:
         OSError: it could not be written. Nothing of it is left, and other checkpoints are as they were.
     """
-    arrays = flatten(tree)
+    here = group()
+    draft = Path(here.by_leader(lambda: _new_draft(directory)))
+    part, failed, digest = draft if here.count == 1 else draft / f"part-{here.index:06}", "", None
+    try:
+        if here.count == 1:
+            _write(draft, tree, about)
+        elif seeds:
+            part.mkdir()
+            _write(part, tree, {"seeds": seeds})
+            digest = file_digest(part / "manifest.json")
+        for path in (*part.rglob("*"), part) if part.exists() else ():
+            sync(path)
+    except Exception as error:  # orbax wraps what the system says in errors of many kinds
+        failed = f"{f'process {here.index}: ' if here.count > 1 else ''}{reason(error)}"
+    here.decided([failed, digest], lambda parts: _publish(draft, directory, about, parts))
+
+
+def _new_draft(directory: Path) -> str:
     draft = directory.with_name(f".{secrets.token_hex(8)}.saving")
-    content = {
-        "purejaxppo": __version__,
-        "about": to_json(about),
-        "keys": {path: str(jax.random.key_impl(x)) for path, x in leaves_by_path(tree).items() if _is_key(x)},
-        "arrays": {path: describe(x) for path, x in arrays.items()},
-    }
     try:
         draft.parent.mkdir(exist_ok=True)  # but not the run directory, if that was moved away
         draft.mkdir()
-        need, free = sum(x.nbytes for x in arrays.values()) + 2**20, shutil.disk_usage(draft).free
-        if need > free:  # found out by orbax, it would leave threads that complain
-            raise OSError(f"it may take {need:,} bytes, and {free:,} are free")
-        with _orbax(draft) as (checkpointer, folder):
-            checkpointer.save(folder, {path: x for path, x in arrays.items() if x.size})
-        (draft / "arrays" / "commit_success.txt").unlink(missing_ok=True)  # tells where on this machine it was written
-        write_manifest(draft, content)
-        read(draft, own=True)
+    except OSError as error:
+        raise OSError(f"checkpoint {directory} cannot be written ({reason(error)})") from error
+    return str(draft)
+
+
+def _write(draft: Path, tree: Any, about: Mapping[str, Any]) -> None:
+    """The arrays and their manifest, read back."""
+    arrays = flatten(tree)
+    content = {
+        "purejaxppo": __version__,
+        "about": to_json(about),
+        "keys": {path: str(jax.random.key_impl(x)) for path, x in leaves_by_path(tree).items() if is_key(x)},
+        "arrays": {path: describe(x) for path, x in arrays.items()},
+    }
+    need, free = sum(x.nbytes for x in arrays.values()) + 2**20, shutil.disk_usage(draft).free
+    if need > free:  # found out by orbax, it would leave threads that complain
+        raise OSError(f"it may take {need:,} bytes, and {free:,} are free")
+    with _orbax(draft) as (checkpointer, folder):
+        checkpointer.save(folder, {path: x for path, x in arrays.items() if x.size})
+    (draft / "arrays" / "commit_success.txt").unlink(missing_ok=True)  # tells where on this machine it was written
+    write_manifest(draft, content)
+    read(draft, own=True)
+
+
+def _publish(draft: Path, directory: Path, about: Mapping[str, Any], parts: list[list[Any]]) -> None:
+    """Give a draft that all processes have written its name. Raises: OSError: one could not; nothing is left of it."""
+    failed = next((failed for failed, _ in parts if failed), "")
+    try:
+        if failed:
+            raise OSError(failed)
+        if len(parts) > 1:
+            listed = {f"part-{i:06}": digest for i, (_, digest) in enumerate(parts) if digest}
+            write_manifest(draft, {"purejaxppo": __version__, "about": to_json(about), "parts": listed})
         if directory.is_symlink():
             directory.unlink()
         shutil.rmtree(directory, ignore_errors=True)
-        for path in (*draft.rglob("*"), draft):
-            sync(path)
+        sync(draft)
         draft.rename(directory)
         sync(directory.parent)
-    except Exception as error:  # orbax wraps what the system says in errors of many kinds
+    except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise OSError(f"checkpoint {directory} cannot be written ({reason(error)})") from error
+        raise OSError(f"checkpoint {directory} cannot be written ({failed or reason(error)})") from error
 
 
 def read(directory: Path, own: bool = False) -> Snapshot:
@@ -160,6 +120,8 @@ def read(directory: Path, own: bool = False) -> Snapshot:
         UsageError: it is damaged, or of a newer version; the message names the file.
     """
     content, folder = read_manifest(directory), directory / "arrays"
+    if "parts" in content:
+        return _joined(directory, content)
     with refusing(directory / "manifest.json"):
         described = content["arrays"]
         empty = {path: np.zeros(x["shape"], x["dtype"]) for path, x in described.items() if 0 in x["shape"]}
@@ -179,6 +141,25 @@ def read(directory: Path, own: bool = False) -> Snapshot:
         if describe(x) != described[path]:
             raise UsageError(f"{folder}: array {path} is not what was saved: its SHA-256 differs.")
     return Snapshot(arrays | empty, content["keys"], content["about"], directory)
+
+
+def _joined(directory: Path, content: Mapping[str, Any]) -> Snapshot:
+    """A checkpoint of several processes, of which each wrote the runs that were its own."""
+    parts = []
+    with refusing(directory / "manifest.json"):
+        listed = dict(content["parts"])
+        if not listed or {x.name for x in directory.glob("part-*")} != listed.keys():
+            raise malformed(directory / "manifest.json", "its parts are not those that are there")
+        for name in sorted(listed):
+            if not re.fullmatch(r"part-[0-9]{6}", name) or "parts" in read_manifest(directory / name):
+                raise malformed(directory / "manifest.json", f"{name!r:.40} is no part")
+            if file_digest(directory / name / "manifest.json") != listed[name]:
+                raise UsageError(f"{directory / name} is not the part that was saved: its SHA-256 differs.")
+            parts.append(read(directory / name))
+        if [seed for part in parts for seed in part.about["seeds"]] != content["about"]["seeds"]:
+            raise malformed(directory / "manifest.json", "its parts are of other seeds")
+        arrays = {path: np.concatenate([part.arrays[path] for part in parts]) for path in parts[0].arrays}
+    return Snapshot(arrays, parts[0].keys, content["about"], directory)
 
 
 def steps_saved(checkpoints: Path) -> list[Path]:
@@ -233,11 +214,6 @@ def prune(checkpoints: Path, keep: int, written: Path) -> None:
             shutil.rmtree(directory)
 
 
-def flatten(tree: Any) -> Arrays:
-    """Every leaf by its path, on the host; PRNG keys as the integers that they are."""
-    return {path: np.asarray(_as_data(x)) for path, x in leaves_by_path(tree).items()}
-
-
 def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:
     """Refuse arrays that are not as the manifest says, or too large, before memory is taken for them."""
     for path, x in like.items():
@@ -258,6 +234,7 @@ def _orbax(directory: Path) -> Iterator[tuple[Any, Path]]:
     Without the tracebacks that orbax's and tensorstore's threads print and log; what they say is raised, too.
     """
     import orbax.checkpoint as ocp
+    from orbax.checkpoint._src.multihost import multihost
 
     logger, hooks = logging.getLogger("absl"), (sys.excepthook, sys.unraisablehook, threading.excepthook)
     level = logger.level
@@ -271,24 +248,13 @@ def _orbax(directory: Path) -> Iterator[tuple[Any, Path]]:
                 link = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
                 link.symlink_to(folder.parent, target_is_directory=True)
                 folder = link / "arrays"
-            yield stack.enter_context(ocp.StandardCheckpointer()), folder
+            alone: dict[str, Any] = {}
+            if group().count > 1:  # each writes by itself and waits for nobody; orbax takes NumPy's arrays of process 0
+                alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(0, {0}, "alone")
+                alone["async_options"] = ocp.options.AsyncOptions(barrier_sync_fn=lambda *_, **__: None)
+                stack.callback(setattr, multihost, "process_index", multihost.process_index)
+                multihost.process_index = lambda: 0
+            yield stack.enter_context(ocp.StandardCheckpointer(**alone)), folder
     finally:
         logger.setLevel(level)
         sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
-
-
-def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """Every leaf by its path, as `flatten` names them, but as they are."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in found}
-    if len(leaves) < len(found):  # a key holds the separator
-        return {jax.tree_util.keystr(path): x for path, x in found}
-    return leaves
-
-
-def _as_data(x: Any) -> Any:
-    return jax.random.key_data(x) if _is_key(x) else x
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

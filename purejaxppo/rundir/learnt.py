@@ -12,8 +12,9 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.normalize import RunningStatistics
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.checkpoint import leaves_by_path, newest_whole, steps_saved
+from purejaxppo.rundir.checkpoint import newest_whole, steps_saved
 from purejaxppo.rundir.files import to_json
+from purejaxppo.rundir.snapshot import leaves_by_path
 from purejaxppo.train import init
 from purejaxppo.types import Learnt, TrainState
 

@@ -14,16 +14,19 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from purejaxppo.errors import UsageError
+from purejaxppo.parallel.hosts import group
 from purejaxppo.rundir.files import SCORES, SWEEP, UNFINISHED, replacing
 
 CLAIM = ".claim.json"
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{16}\.(saving\.json|dead)")
 RENEW_SECONDS = 5.0
+SHARED_SECONDS = 10.0  # that a shared file system may take until all machines see a new file
 DEAD_SECONDS = 30.0  # a claim of another machine that is not renewed for so long is nobody's
 
 
@@ -185,6 +188,32 @@ def _renew(path: Path, mine: dict[str, object], ended: threading.Event) -> None:
         count += 1
         with suppress(OSError), replacing(path) as draft:
             draft.write_text(json.dumps(mine | {"renewed": count}))
+
+
+@contextmanager
+def held_for_all(out: Path, hold: Callable[[Path], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Process 0 holds a directory, by `new_directory` or `lock`, for all that it trains together with.
+
+    Raises:
+        UsageError: as `hold`; or the directory is not the same in all of them.
+    """
+    with ExitStack() as stack:
+        group().by_leader(lambda: stack.enter_context(hold(out)) and None)
+        if group().count > 1:
+            _check_shared(out)
+        yield
+
+
+def _check_shared(directory: Path) -> None:
+    token, ends = group().told(_token(directory / CLAIM)), time.monotonic() + SHARED_SECONDS
+    while (seen := _token(directory / CLAIM)) != token and time.monotonic() < ends:
+        time.sleep(0.2)
+    blind = "" if seen == token else f"process {group().index} on {socket.gethostname()}"
+    if found := next((line for line in group().all_of(blind) if line), ""):
+        raise UsageError(
+            f"{directory} is not shared: {found} does not see what process 0 wrote there within {SHARED_SECONDS:g} s; "
+            "choose a directory on a file system that all have."
+        )
 
 
 def check_claim(*directories: Path) -> None:

@@ -12,13 +12,14 @@ from purejaxppo.errors import UsageError
 from purejaxppo.rundir.files import json_text, malformed, read_json, read_text, refusing, write_json
 from purejaxppo.rundir.record import refuse_newer
 
-FORMAT = 1  # one more with each change that older versions cannot read
+FORMAT = 2  # one more with each change that older versions cannot read; 2: several processes' parts
 
 
 def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
     """Of a checkpoint whose arrays are written."""
     content = {**content, "files": {name: file_digest(path) for name, path in files_of(directory).items()}}
-    write_json(directory / "manifest.json", {"format": FORMAT, "sha256": digest(content), "content": content})
+    version = FORMAT if "parts" in content else 1
+    write_json(directory / "manifest.json", {"format": version, "sha256": digest(content), "content": content})
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -34,6 +35,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         if not whole or outer["sha256"] != digest(content) or json_text(outer) != read_text(manifest):
             raise UsageError(f"{manifest} is damaged: its SHA-256 is not what it says.")
         refuse_newer(manifest, content.get("purejaxppo"))
+        if (version > 1) != ("parts" in content):
+            raise malformed(manifest, f"format {version} does not belong to it")
         listed, files = content["files"], files_of(directory)
         for name in sorted(listed.keys() | files.keys()):
             if name not in files:

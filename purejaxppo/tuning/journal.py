@@ -16,7 +16,6 @@ import numpy as np
 
 from purejaxppo.errors import UsageError
 from purejaxppo.rundir import checkpoint
-from purejaxppo.rundir.checkpoint import Arrays
 from purejaxppo.rundir.files import SCORES, malformed, read_json, refusing, to_float, to_json, write_json
 from purejaxppo.rundir.lock import check_claim
 from purejaxppo.rundir.manifest import digest

@@ -17,8 +17,8 @@ from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.parallel.devices import process_bytes, require_memory
-from purejaxppo.rundir.checkpoint import Arrays, flatten, leaves_by_path
 from purejaxppo.rundir.record import RunRecord
+from purejaxppo.rundir.snapshot import Arrays, flatten, leaves_by_path
 
 _NEVER = 10**9  # updates
 
