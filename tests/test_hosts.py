@@ -127,7 +127,8 @@ def test_who_comes_with_another_number_count_or_version_ends_all():
         time.sleep(0.2)
         come(Place(address, count, i, wait=20), {"jax": version}, lines)
         first.join(30)
-        assert len(lines) == 2 and lines[0] == lines[1], lines
+        assert len(lines) == 2
+        assert lines[0] == lines[1]
         assert re.search(match, lines[0]), lines
 
 
@@ -143,10 +144,10 @@ def test_who_does_not_come_is_named_and_strangers_are_nobody():
     thread = threading.Thread(target=stranger)
     thread.start()
     with pytest.raises(UsageError, match=r"process 1 of 2 did not come at 127\.0\.0\.1:\d+ within 1\.5 s"):
-        meet(Place("%s:%d" % address, 2, 0, wait=1.5), {})
+        meet(Place(f"{address[0]}:{address[1]}", 2, 0, wait=1.5), {})
     thread.join()
     with pytest.raises(UsageError, match=r"process 0 of 2 did not answer at 127\.0\.0\.1:\d+ within 1 s"):
-        meet(Place("%s:%d" % address, 2, 1, wait=1), {})
+        meet(Place(f"{address[0]}:{address[1]}", 2, 1, wait=1), {})
 
 
 @pytest.mark.parametrize(

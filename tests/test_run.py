@@ -342,7 +342,7 @@ def test_a_signal_while_it_evaluates_at_an_interval_saves_and_the_log_goes_on_as
     def interrupted(self, now):
         if now and self.done == 4 and not stopped:
             stopped.append(self.done)
-            self.signals.received = signal.SIGTERM
+            self.signals._handle(signal.SIGTERM, None)
             raise Stopped(signal.SIGTERM, "it takes long")
         return evaluate(self, now)
 

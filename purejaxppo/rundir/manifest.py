@@ -35,7 +35,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         if not whole or outer["sha256"] != digest(content) or json_text(outer) != read_text(manifest):
             raise UsageError(f"{manifest} is damaged: its SHA-256 is not what it says.")
         refuse_newer(manifest, content.get("purejaxppo"))
-        if (version > 1) != ("parts" in content):
+        if (version != 1) != ("parts" in content):
             raise malformed(manifest, f"format {version} does not belong to it")
         listed, files = content["files"], files_of(directory)
         for name in sorted(listed.keys() | files.keys()):
