@@ -8,7 +8,7 @@ from typing import NoReturn
 from purejaxppo._version import __version__
 from purejaxppo.cli.command import exit_code, run_process
 from purejaxppo.errors import UsageError
-from purejaxppo.parallel.joining import expects_others
+from purejaxppo.parallel.places import expects_others
 
 COMMANDS = {
     "run": "train one algorithm on many seeds, as one compiled program",

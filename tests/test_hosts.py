@@ -17,7 +17,8 @@ import pytest
 
 from purejaxppo.errors import UsageError
 from purejaxppo.parallel.hosts import Group, decode, encode, group
-from purejaxppo.parallel.joining import Place, find_place, meet, parse_place
+from purejaxppo.parallel.joining import meet
+from purejaxppo.parallel.places import Place, find_place, parse_place
 from purejaxppo.parallel.runs import own_runs
 from purejaxppo.rundir.checkpoint import read, steps_saved
 

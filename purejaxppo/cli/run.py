@@ -19,7 +19,8 @@ from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import ExperimentResult, resume_experiment, run_experiment
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.parallel.hosts import group
-from purejaxppo.parallel.joining import find_place, join
+from purejaxppo.parallel.joining import join
+from purejaxppo.parallel.places import find_place
 from purejaxppo.rundir.record import read_config, versions
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import interval_text

@@ -16,7 +16,7 @@ from purejaxppo.rundir.files import read_toml
 
 More = TypeVar("More")
 DEBUG = "say which parts run as kernels of ours, and stop when a seed's numbers turn non-finite"
-DISTRIBUTED = "this is process I of N that train together; off: it is by itself; see the guide Many hosts"
+DISTRIBUTED = "this is process I of N that train together; off: it is by itself; see the guide One run on many hosts"
 PLACE = "coordinator=HOST:PORT,processes=N,process=I[,timeout=60][,wait=300]"
 DETECTED = "as JAX detects it in SLURM, Open MPI, Kubernetes and cloud TPU"
 ENV_AGAIN = "needed again where it is module:Class: a file is not trusted to run code"
@@ -126,7 +126,7 @@ def read_schedule(path: Path) -> tuple[str, ...]:
 
 def parse_resume(argv: list[str], prog: str) -> ResumeOptions:
     """Raises: UsageError, a flag that a run cannot change; SystemExit after `--help`."""
-    known = flags_of([Group(ResumeOptions)]) - ({"--distributed"} if prog.endswith("sweep") else set())
+    known = flags_of([Group(ResumeOptions)]) - (set() if prog.rsplit(maxsplit=1)[-1] == "run" else {"--distributed"})
     for token in argv:
         if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
             raise UsageError(

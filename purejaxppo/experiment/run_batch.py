@@ -88,6 +88,12 @@ class RunBatch:
         return slice(start, stop if first.process_index == jax.process_index() else start)
 
     @property
+    def shared(self) -> bool:
+        """Whether several processes share a run."""
+        size = self.options.mesh_shape.devices_per_run
+        return len({device.process_index for device in self.devices[:size]}) > 1
+
+    @property
     def own_count(self) -> int:
         return int(self.own.stop - self.own.start)
 

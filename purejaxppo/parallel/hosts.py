@@ -18,10 +18,10 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from purejaxppo.errors import UsageError
+from purejaxppo.parallel.places import LOST_SECONDS
 
 T = TypeVar("T")
 WAIT_SECONDS = 600.0  # for a process that lives: one may compile for longer than another
-LOST_SECONDS = 60.0  # after which a process that is not heard of is lost
 GRACE = 2.0  # seconds for a process to say itself why it ends, when another one says so too
 LEAVE_SECONDS = 8.0  # that process 0, at whose end the store ends, waits for the others to read why
 

@@ -1,4 +1,4 @@
-"""How processes find each other before JAX starts: by a flag, or as JAX detects it in a cluster.
+"""How processes come together before JAX starts.
 
 First they meet, at the address of the coordinator: each says which one it is and what it runs, and process 0 lets all
 go on or tells all what does not fit. JAX's own runtime would wait, and then abort the process. After that, process 0
@@ -10,100 +10,16 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from purejaxppo.errors import UsageError
-from purejaxppo.parallel.hosts import LOST_SECONDS, Joined, group, use
+from purejaxppo.parallel.hosts import Joined, group, use
+from purejaxppo.parallel.places import Place
 
-JOIN_SECONDS = 300.0  # for all processes to come
+NAME_SECONDS = 30.0  # for a name to be known, as in a cluster that has just started
 _HELLO = 65536  # bytes that are read of what somebody says at the meeting
-
-
-class Place(NamedTuple):
-    """Which process of how many this is, and where they meet."""
-
-    coordinator: str  # HOST:PORT of process 0
-    processes: int
-    process: int
-    timeout: float = LOST_SECONDS  # seconds of silence after which a process is lost
-    wait: float = JOIN_SECONDS  # seconds for all to come
-    local_device: int | None = None  # on this machine, where a scheduler gives each process one
-
-    @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = self.coordinator.rpartition(":")
-        return host.strip("[]"), int(port)
-
-
-def parse_place(text: str) -> Place:
-    """Of `coordinator=HOST:PORT,processes=N,process=I`. Raises: UsageError."""
-    said: dict[str, str] = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        if name not in Place._fields[:5] or name in said or not equals:
-            raise _unreadable(text, f"{part!r:.80} is none of its parts, or there twice")
-        said[name] = value
-    missing = [name for name in Place._fields[:3] if name not in said]
-    host, _, port = said.get("coordinator", "").rpartition(":")
-    if missing or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise _unreadable(text, f"{' and '.join(missing)} missing" if missing else "the coordinator is not HOST:PORT")
-    try:
-        processes, process = int(said["processes"]), int(said["process"])
-        times = {name: float(said[name]) for name in ("timeout", "wait") if name in said}
-    except ValueError as error:
-        raise _unreadable(text, "processes, process, timeout and wait are numbers") from error
-    if not 1 <= processes <= 2**20 or not 0 <= process < processes or not all(1 <= x <= 1e6 for x in times.values()):
-        raise _unreadable(text, "process is in 0 … processes - 1, and timeout and wait are in seconds ≥ 1")
-    limits = times.get("timeout", LOST_SECONDS), times.get("wait", JOIN_SECONDS)
-    return Place(said["coordinator"], processes, process, *limits)
-
-
-def _unreadable(text: str, why: str) -> UsageError:
-    example = "coordinator=HOST:PORT,processes=N,process=I[,timeout=60][,wait=300]"
-    return UsageError(f"distributed = {text!r:.160}: {why}; pass {example}, or off.")
-
-
-def find_place(text: str | None) -> Place | None:
-    """What the flag says; without it, what JAX finds in SLURM, Open MPI, Kubernetes and cloud TPU. None: one process.
-
-    Raises:
-        UsageError: the flag cannot be read; or JAX finds a cluster, but not its way in it.
-    """
-    if text == "off":
-        return None
-    place = _detected() if text is None else parse_place(text)
-    return place if place and place.processes > 1 else None
-
-
-def expects_others(argv: Sequence[str] = ()) -> bool:
-    """Whether flags or the environment look as if this were one process of several."""
-    sizes = [os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
-    flag = any(word.partition("=")[0] == "--distributed" for word in argv)
-    return flag or any(size != "1" for size in sizes) or "JOB_COMPLETION_INDEX" in os.environ
-
-
-def _detected() -> Place | None:
-    from jax._src import cloud_tpu_init, clusters
-
-    if not expects_others() and not cloud_tpu_init.running_in_cloud_tpu_vm:  # the usual case: nobody is asked
-        return None
-    try:
-        kinds = [kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method]
-        found = next((kind for kind in kinds if kind.is_env_present()), None)
-        if found is None or (count := found.get_process_count()) <= 1:
-            return None
-        port = os.environ.get("JAX_COORDINATOR_PORT")
-        address = found.get_coordinator_address(timeout_secs=int(JOIN_SECONDS), override_coordinator_port=port)
-        local = None if cloud_tpu_init.running_in_cloud_tpu_vm else found.get_local_process_id()
-        return Place(address, count, found.get_process_id(), local_device=local)
-    except Exception as error:  # of a cluster's client library, or of ours
-        raise UsageError(
-            f"this seems to be one process of several, and JAX cannot join them ({' '.join(str(error).split()):.200}); "
-            "pass --distributed coordinator=HOST:PORT,processes=N,process=I, or --distributed off for one by itself."
-        ) from error
 
 
 def join(place: Place, about: dict[str, str]) -> None:
@@ -198,7 +114,7 @@ def meet(place: Place, about: dict[str, str]) -> list[str]:
     hello = {"processes": place.processes, "process": place.process, "name": name, "about": about}
     if place.process == 0:
         try:
-            family, _, _, _, address = socket.getaddrinfo(*place.address, type=socket.SOCK_STREAM)[0]
+            family, _, _, _, address = _resolved(place)
             listener = socket.create_server(address[:2], family=family, backlog=4096)
         except OSError as error:
             answer = _ask(place, hello, 1.0)  # is there a process 0 already? then it must hear that there are two
@@ -211,6 +127,18 @@ def meet(place: Place, about: dict[str, str]) -> list[str]:
         silent = f"process 0 of {place.processes} did not answer at {place.coordinator} within {place.wait:g} s"
         raise UsageError(answer.get("error") or f"{silent}; start it, or give all its address.")
     return [str(name) for name in answer["names"]]
+
+
+def _resolved(place: Place) -> Any:
+    """The coordinator's address. Its name may be known only some seconds after this process has started."""
+    ends = time.monotonic() + min(place.wait, NAME_SECONDS)
+    while True:
+        try:
+            return socket.getaddrinfo(*place.address, type=socket.SOCK_STREAM)[0]
+        except socket.gaierror:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.5)
 
 
 def _receive(listener: socket.socket, place: Place, mine: dict[str, Any]) -> list[str]:
