@@ -44,7 +44,7 @@ OTHERS = r"(git clone|cd |pytest|docker build|python benchmarks/|export [A-Z_]+=
 
 
 class Block(NamedTuple):
-    kind: str  # python, bash, toml or text
+    kind: str  # python, bash, toml, yaml or text
     title: str
     code: str
     why: str  # it is not executed; "" if it is
@@ -149,7 +149,7 @@ def test_blocks_are_of_known_kinds_and_python_is_valid(page: Path) -> None:
     text = page.read_text()
     assert text.count("```") == 2 * len(blocks(page)), "a block that this test does not see"
     for block in blocks(page):
-        assert block.kind in ("python", "bash", "toml", "text"), block.kind
+        assert block.kind in ("python", "bash", "toml", "text", "yaml"), block.kind
         if block.kind == "python":
             ast.parse(block.code)
 
@@ -160,6 +160,8 @@ def test_commands_are_understood(page: Path, somewhere: Path) -> None:
     write_settings(page)
     for block in blocks(page):
         write_file(block)
+        if block.kind == "yaml":  # a container's arguments
+            parse(re.findall(r"^ +- (run|--\S+)$", block.code, re.MULTILINE))
         if block.kind == "bash" and not block.why:
             for words in commands(block.code):
                 for directory in re.findall(r"--config (runs/\w+)", " ".join(words)):
