@@ -19,6 +19,7 @@ from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.files import SCORES, malformed, read_json, refusing, to_float, to_json, write_json
 from purejaxppo.rundir.lock import check_claim
 from purejaxppo.rundir.manifest import digest
+from purejaxppo.rundir.snapshot import Arrays
 from purejaxppo.tuning.search import Lot, Outcome, Search
 
 TUNE = "tune.json"

@@ -8,7 +8,7 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.presets import with_settings
-from purejaxppo.rundir.checkpoint import Arrays
+from purejaxppo.rundir.snapshot import Arrays
 from purejaxppo.sweeps.axes import Settings
 from purejaxppo.tuning.rungs import Rungs
 from purejaxppo.tuning.search import FAILED, FINISHED, RUNNING, Search, Trial
