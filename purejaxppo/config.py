@@ -115,6 +115,7 @@ class Config(struct.PyTreeNode):
         choices=PRECISIONS,
     )
     action_distribution: str = static("gaussian", "distribution of continuous actions", choices=ACTION_DISTRIBUTIONS)
+    noise_steps: int = static(0, "steps for which gsde holds its noise; 0 is a whole rollout", interval="[0, 1e9]")
     log_std_init: float = number(0.0, "[-20, 20]", "log σ of a Gaussian policy before training")
     normalize_observations: bool = static(False, "standardise observations with running statistics")
     normalize_rewards: bool = static(False, "divide rewards by the running std of the discounted return")

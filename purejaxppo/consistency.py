@@ -70,7 +70,7 @@ def check_agent(config: Any, env: BaseEnv) -> None:
             raise UsageError(f"action_distribution = {kind!r} is for Box actions, not {acted!r}; leave it out.")
     elif kind.startswith(("tanh", "beta")) and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
         raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
-    if kind.startswith("gaussian") and config.policy_network is None:
+    if kind.startswith(("gaussian", "gsde")) and config.policy_network is None:
         warn_of_bounds(acted)
     _check_method(config)
     _check_networks(config, kind, isinstance(acted, Box))
@@ -111,7 +111,12 @@ def _check_method(config: Any) -> None:
 
 def _check_networks(config: Any, kind: str, box: bool) -> None:
     """Refuse settings of networks that would do nothing. `box`: whether actions are real numbers."""
-    gaussian = box and "gaussian" in kind and config.policy_network is None
+    gaussian = box and (kind == "gsde" or "gaussian" in kind) and config.policy_network is None
+    if (config.noise_steps or kind == "gsde") and not (kind == "gsde" and gaussian):
+        raise UsageError(
+            f"noise_steps = {config.noise_steps}, action_distribution = {kind!r}: gsde needs a policy network of ours, "
+            "and noise_steps needs gsde; leave them out."
+        )
     if not isinstance(config.log_std_init, jax.Array) and config.log_std_init and not gaussian:
         raise UsageError(
             f"log_std_init = {config.log_std_init} is for Gaussian policies over Box actions; leave it out."

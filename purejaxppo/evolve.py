@@ -86,7 +86,8 @@ def members_policy(agent: Agent, state: TrainState, members: Params) -> Callable
     count = len(jax.tree.leaves(members)[0])
 
     def act_as(member: Params, inputs: Any) -> tuple[Any, Any]:
-        return agent.make_policy(state.replace(policy=member))(*inputs)
+        distribution, hidden = agent.make_policy(state.replace(policy=member))(*inputs)
+        return distribution.marginal(), hidden
 
     def act(*inputs: Any) -> tuple[Any, Any]:
         by_member = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), inputs)

@@ -84,7 +84,7 @@ def rollout(
         action = distribution.sample_with(noise)
         env_state, next_obs, reward, terminated, truncated = step_envs(step_keys, env, state.env, distribution, action)
         done = terminated | truncated
-        transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, distribution)
+        transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, distribution.marginal())
 
         returns, lengths = state.episode_return + reward, state.episode_length + 1
         ended = EpisodeSums(done, jnp.where(done, returns, 0.0), jnp.where(done, lengths, 0))
@@ -97,7 +97,7 @@ def rollout(
 
     keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
     shapes, _ = jax.eval_shape(policy, state.obs, state.hidden, state.episode_length == 0)
-    noise = jax.vmap(shapes.noise)(keys[:, 0])  # one draw: many small ones are slow
+    noise = shapes.noises(keys[:, 0])  # one draw: many small ones are slow
     step_keys, reset_keys = jnp.split(keys[:, 1:], 2, axis=1)
     in_all, of_each = EpisodeSums(*jnp.zeros((3,))), EpisodeSums(*jnp.zeros((3, num_envs)))
 

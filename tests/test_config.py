@@ -40,7 +40,7 @@ UPDATES = {"learning_rate": 0.02, "gae_lambda": 0.9, "num_epochs": 2, "anneal_le
 NETWORK = (  # what `init` depends on
     *("env", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
     *("action_distribution", "recurrent", "recurrent_size", "shared_torso", "joint_update", "frame_stack"),
-    *("desired_kl", "optimizer", "critic_hidden_sizes", "initialization", "log_std_init"),
+    *("desired_kl", "optimizer", "critic_hidden_sizes", "initialization", "log_std_init", "noise_steps"),
 )
 
 
@@ -115,6 +115,7 @@ SHARED = {
     "policy_obs": ({"env": Entries()}, {"policy_obs": ("x",)}),
     "critic_obs": ({"env": Entries()}, {"critic_obs": ("x",)}),
     "action_distribution": ({"env": Walk(continuous=True)}, {"action_distribution": "beta"}),
+    "noise_steps": ({"env": Walk(continuous=True), "action_distribution": "gsde"}, {"noise_steps": 1}),
     "log_std_init": ({"env": Walk(continuous=True)}, {"log_std_init": -1.0}),
     "normalize_observations": {"normalize_observations": True},
     "normalize_rewards": {"normalize_rewards": True},

@@ -11,12 +11,13 @@ from flax import linen as nn
 
 from purejaxppo import distributions
 from purejaxppo.errors import UsageError, reason
+from purejaxppo.networks.gsde import StateDependentNoise
 from purejaxppo.networks.recurrent import CELLS, initial_carry, is_recurrent, swap, unroll
 from purejaxppo.networks.torso import Torso, head, orthogonal, select
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, ObservationSpace, Space
 from purejaxppo.types import Observation, Sequences
 
-ACTION_DISTRIBUTIONS = ("gaussian", "gaussian-state-std", "tanh-gaussian", "tanh-gaussian-state-std", "beta")
+ACTION_DISTRIBUTIONS = ("gaussian", "gaussian-state-std", "tanh-gaussian", "tanh-gaussian-state-std", "beta", "gsde")
 LOG_STD_RANGE = (-5.0, 2.0)  # of log σ where it depends on the state
 
 
@@ -75,15 +76,16 @@ class Network(nn.Module):
         weights = {name: orthogonal(1.0) for name in ("kernel_init", "recurrent_kernel_init")}
         return unroll(CELLS[self.recurrent](self.recurrent_size, **weights), x, hidden, start)
 
-    def _outputs(self, size: int, gain: float, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
-        """What the last layer or the user's module returns, and the hidden state."""
+    def _outputs(self, size: int, gain: float, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any, Any]:
+        """What the last layer or the user's module returns, what the last layer is applied to, the hidden state."""
         if self.network is None:
             x, hidden = self._features(obs, hidden, start)
-            return head(x, size, gain, self.initialization), hidden
+            return head(x, size, gain, self.initialization), x, hidden
         seen = select(self.space, obs)
         if isinstance(self.network, nn.RNNCellBase):
-            return unroll(self.network, seen, hidden, start)
-        return self.network(seen), hidden
+            result, hidden = unroll(self.network, seen, hidden, start)
+            return result, None, hidden
+        return self.network(seen), None, hidden
 
 
 class PolicyNetwork(Network, kw_only=True):
@@ -95,17 +97,19 @@ class PolicyNetwork(Network, kw_only=True):
 
     action_space: Space
     action_distribution: str = "gaussian"
+    noise_steps: int = 0
 
     def __call__(self, seen: Any) -> Any:
-        return self.apply_batch(seen, "hidden")
+        result = self.apply_batch(seen, "hidden")
+        return result.marginal() if isinstance(result, StateDependentNoise) else result
 
     @nn.compact
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
         size = num_parameters(self.action_space, self.action_distribution)
-        x, hidden = self._outputs(size, 0.01, obs, hidden, start)
-        return self._distribution(x, obs), hidden
+        x, features, hidden = self._outputs(size, 0.01, obs, hidden, start)
+        return self._distribution(x, features, obs), hidden
 
-    def _distribution(self, x: Any, obs: Observation) -> Any:
+    def _distribution(self, x: Any, features: Any, obs: Observation) -> Any:
         acted = self.action_space
         if not isinstance(x, jax.Array):
             return x
@@ -118,10 +122,13 @@ class PolicyNetwork(Network, kw_only=True):
             return distributions.FactoredCategorical.of(list(map(masked, jnp.split(x, ends, axis=-1), masks)))
         if isinstance(acted, MultiBinary):
             return distributions.Bernoulli(x)
-        return self._over_box(x)
+        return self._over_box(x, features)
 
-    def _over_box(self, x: jax.Array) -> Any:
+    def _over_box(self, x: jax.Array, features: Any) -> Any:
         kind = self.action_distribution
+        if kind == "gsde":
+            weights = self.param("log_std", nn.initializers.zeros, (features.shape[-1], x.shape[-1]))
+            return StateDependentNoise.of(x, features, weights, self.noise_steps)
         if kind == "beta":
             return distributions.Beta(*jnp.split(1.0 + nn.softplus(x), 2, axis=-1))
         gaussian = distributions.TanhGaussian if kind.startswith("tanh") else distributions.DiagonalGaussian
@@ -140,7 +147,7 @@ class SharedNetwork(PolicyNetwork, kw_only=True):
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:
         x, hidden = self._features(obs, hidden, start)
         size = num_parameters(self.action_space, self.action_distribution)
-        distribution = self._distribution(head(x, size, 0.01, self.initialization), obs)
+        distribution = self._distribution(head(x, size, 0.01, self.initialization), x, obs)
         value = head(x, 1, 1.0, self.initialization)[..., 0]
         return value if self.returns_value else distribution, hidden
 
@@ -212,5 +219,5 @@ class ValueNetwork(Network):
 
     @nn.compact
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[jax.Array, Any]:
-        x, hidden = self._outputs(1, 1.0, obs, hidden, start)
+        x, _, hidden = self._outputs(1, 1.0, obs, hidden, start)
         return x[..., 0] if self.network is None else x, hidden
