@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,32 +69,36 @@ def begin(out: Path, method: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, *words])
 
 
+def lots(out: Path) -> int:
+    """How many lots a study has trained."""
+    return len(json.loads((out / SCORES).read_text())["lots"]) if (out / SCORES).exists() else 0
+
+
 def kills(count: int) -> None:
     """Studies and populations, each killed at random moments and resumed, until it comes to its end."""
     folder = Path(tempfile.mkdtemp(prefix="tuning-"))
-    whole, seconds = {}, {}
+    whole = {}
     for method in ("search", "pbt"):
-        began, out = time.monotonic(), folder / f"whole-{method}"
+        out = folder / f"whole-{method}"
         if code := begin(out, method).wait():
             sys.exit(f"the undisturbed study ended with {code}")
-        whole[method], seconds[method] = contents(out), time.monotonic() - began
+        whole[method] = contents(out)
 
     def killed(i: int) -> dict[str, Any]:
         rng, method = random.Random(i), "pbt" if i % 4 == 3 else "search"
         out, moments = folder / str(i), []
-        while True:
-            study, moment = begin(out, method), rng.uniform(0.3, 1.0) * seconds[method]
-            try:
-                code = study.wait(None if len(moments) == 2 else moment)
-            except subprocess.TimeoutExpired:
-                study.kill()  # SIGKILL
-                study.wait()
-                kept = len(json.loads((out / SCORES).read_text())["lots"]) if (out / SCORES).exists() else 0
-                moments.append({"seconds": round(moment, 1), "lots kept": kept})
-                continue
-            same = code == 0 and contents(out) == whole[method]
-            shutil.rmtree(out, ignore_errors=True)
-            return {"method": method, "kills": moments, "exit code": code, "identical": same}
+        for _ in range(rng.randint(1, 3)):
+            study, at = begin(out, method), rng.randrange(len(json.loads(whole[method][0][0])["lots"]))
+            while study.poll() is None and lots(out) < at:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0.0, 2.0))
+            study.kill()  # SIGKILL
+            if study.wait() == -signal.SIGKILL:
+                moments.append(lots(out))
+        code = begin(out, method).wait()
+        same = code == 0 and contents(out) == whole[method]
+        shutil.rmtree(out, ignore_errors=True)
+        return {"method": method, "killed after lots": moments, "exit code": code, "identical": same}
 
     for i in range(count):
         measured(f"kill {i}", partial(killed, i))

@@ -87,9 +87,13 @@ def write_results(
 
 
 def best_toml(config: Config, num_seeds: int, first_seed: int) -> str:
-    """A file for `run --config`: what differs from the preset, and the seeds of the final run."""
+    """A file for `run --config`: what differs from the preset, and the seeds of the final run.
+
+    Modules of the user's own are left out: they can be given from Python alone.
+    """
     same = {"algo": config.algo_name, "env": config.env_name}
-    flags = same | beyond_preset(config) | {"num_seeds": num_seeds, "seed": first_seed}
+    own = {name: x for name, x in beyond_preset(config).items() if not name.endswith("_network")}
+    flags = same | own | {"num_seeds": num_seeds, "seed": first_seed}
     return "".join(f"{name} = {toml_value(value)}\n" for name, value in flags.items())
 
 

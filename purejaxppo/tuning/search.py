@@ -158,7 +158,6 @@ class Search:
 
         So many of them as one program trains have the same static settings.
         """
-        fixed: Settings = {}
         asked = 0
         while len(self.trials) < self.options.trials and self._place_is_free():
             fixed = {name: self.trials[-1].settings[name] for name in self._statics} if asked % self.lot_size else {}

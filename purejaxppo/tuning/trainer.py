@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
 from purejaxppo.experiment.loop import CHUNK_SECONDS, PATIENCE
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
@@ -49,7 +50,6 @@ class Trainer:
         self.seeds, self.numbers, self.devices, self.record = seeds, numbers, devices, record
         self.progress, self.signals, self.way_out, self.size = progress, signals, way_out, size
         self.programs: dict[str, Program] = {}
-        self.seconds = {"compile": 0.0, "run": 0.0}
 
     def train(self, static: str, configs: list[Config], done: int, until: int, states: list[Arrays] | None) -> Trained:
         """Train all from update `done`, where they have `states`, to update `until`, and evaluate them.
@@ -64,7 +64,6 @@ class Trainer:
         """
         runs = self._batch(configs)
         program = self._program(static, runs)
-        began = time.monotonic()
         state = self.signals.wait(
             lambda: program.init(runs.keys, runs.swept, runs.learnt), patience=0.0, left=self.way_out
         )
@@ -72,16 +71,12 @@ class Trainer:
             together = {path: np.concatenate([own[path] for own in states])[runs.rows] for path in states[0]}
             state = _restored(together, state)
         state = self._advance(program, runs, state, done, until)
-        count = len(configs)
-        shape = (count, len(self.seeds), -1)
-        members = len(runs.members)
+        count, size, members = len(configs), len(self.seeds), len(runs.members)
         played = self.signals.wait(lambda: jax.device_get(program.final(state)), patience=0.0, left=self.way_out)
         arrays = flatten(state)
-        size = len(self.seeds)
         kept = [{path: x[i * size : (i + 1) * size] for path, x in arrays.items()} for i in range(count)]
-        self.seconds["run"] += time.monotonic() - began
         return Trained(
-            np.asarray(played.returns[:members], np.float64).reshape(shape).mean(-1),
+            np.asarray(played.returns[:members], np.float64).reshape(count, size, -1).mean(-1),
             np.asarray(played.lengths[:members], np.int64).reshape(count, -1).sum(-1),
             kept,
         )
@@ -122,21 +117,21 @@ class Trainer:
             need = process_bytes(program.device_bytes, self.devices)
             require_memory(need, self.devices, "all trials of a lot", "--places, --seeds-per-trial or --num-envs")
             self.programs[static] = program
-            self.seconds["compile"] += program.compile_seconds
         return self.programs[static]
 
 
 def _restored(kept: Arrays, fresh: Any) -> Any:
-    """Arrays [runs, ...] by path as a state laid out as the `fresh` one is."""
+    """Arrays [runs, ...] by path as a state laid out as the `fresh` one is. Raises: UsageError: they are none."""
     placed: list[Any] = []
     for path, like in leaves_by_path(fresh).items():
+        x: Any = kept.get(path, np.zeros(0))
         key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-        x = (
-            jax.random.wrap_key_data(jnp.asarray(kept[path]), impl=str(jax.random.key_impl(like)))
-            if key
-            else kept[path]
-        )
-        if (x.shape, x.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"{path} is {x.dtype}{list(x.shape)} and must be {like.dtype}{list(like.shape)}")
+        wanted = jax.eval_shape(jax.random.key_data, like) if key else like
+        if (x.shape, x.dtype) != (wanted.shape, wanted.dtype):
+            raise UsageError(
+                f"states: {path} is {x.dtype}{list(x.shape)} and must be {wanted.dtype}{list(wanted.shape)}; they are "
+                "another study's: begin anew in another --out."
+            )
+        x = jax.random.wrap_key_data(jnp.asarray(x), impl=str(jax.random.key_impl(like))) if key else x
         placed.append(jax.device_put(x, like.sharding))
     return jax.tree.unflatten(jax.tree.structure(fresh), placed)

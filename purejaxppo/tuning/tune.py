@@ -125,7 +125,8 @@ def tune(
         raise UsageError("resume_or_start needs a directory to look into; pass out=DIR.")
     begun = plan_study(config, given, chosen, seed_list(seeds, first_seed), Path(out or ""), devices, final)
     if resume_or_start and (Path(out or "") / TUNE).exists():
-        there, here = read_study(Path(out or ""), progress, devices=devices, env=config.env)
+        again = config.env, config.policy_network, config.critic_network
+        there, here = read_study(Path(out or ""), progress, devices, *again)
         same_study(there, begun[0])
         with lock(there.record.directory):
             return run_study(there, here, progress)
@@ -165,11 +166,20 @@ def plan_study(
 
 
 def read_study(
-    directory: Path, progress: ProgressLine, devices: int | Sequence[jax.Device] | None = None, env: Any = None
+    directory: Path,
+    progress: ProgressLine,
+    devices: int | Sequence[jax.Device] | None = None,
+    env: Any = None,
+    policy_network: Any = None,
+    critic_network: Any = None,
 ) -> tuple[Study, list[jax.Device]]:
-    """One that was interrupted. Raises: UsageError: its tune.json is damaged, or cannot work here."""
+    """One that was interrupted; its environment and networks again, if they are the user's own.
+
+    Raises:
+        UsageError: its tune.json is damaged, or cannot work here.
+    """
     path = directory / TUNE
-    record = read_record(directory, env, name=TUNE)
+    record = read_record(directory, env, policy_network, critic_network, TUNE)
     with refusing(path):
         about = read_json(path)["tune"]
         if not isinstance(about["lot_size"], int) or not 0 < about["lot_size"] <= 10**5:
