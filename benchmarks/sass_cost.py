@@ -203,7 +203,8 @@ def _matrix_flops(opcode: str) -> float:
 def _width(opcode: str) -> int:
     """Bytes a thread."""
     if opcode.startswith(("LDSM", "STSM")):
-        return 4 * int(opcode.rsplit(".", 1)[1])
+        number = opcode.rsplit(".", 1)[1]  # of 8 × 8 matrices; a single one goes without
+        return 4 * int(number) if number.isdigit() else 4
     return next((int(n) // 8 for n in re.findall(r"\.(?:U|S)?(8|16|64|128)(?=\.|$)", opcode)), 4)
 
 
