@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 
 from purejaxppo.errors import UsageError
-from purejaxppo.parallel.hosts import Group, decode, encode, group
+from purejaxppo.parallel import hosts
+from purejaxppo.parallel.hosts import Group, Joined, decode, encode, group
 from purejaxppo.parallel.joining import meet
 from purejaxppo.parallel.places import Place, find_place, parse_place
 from purejaxppo.parallel.runs import own_runs
@@ -209,6 +211,100 @@ def test_values_are_told_as_they_are_and_as_json():
     assert alone.by_leader(lambda: 5) == 5
     assert alone.decided(2, max) == 2
     alone.agree({"x": 1})
+
+
+class Store:
+    """What JAX's client offers of its key-value store, for threads."""
+
+    def __init__(self):
+        self.content, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        with self.changed:
+            if key in self.content and not allow_overwrite:
+                raise RuntimeError("ALREADY_EXISTS")
+            self.content[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key, milliseconds):
+        with self.changed:
+            if not self.changed.wait_for(lambda: key in self.content, milliseconds / 1000):
+                raise RuntimeError("DEADLINE_EXCEEDED")
+            return self.content[key]
+
+    def key_value_dir_get(self, prefix):
+        with self.changed:
+            return [(key, value) for key, value in self.content.items() if key.startswith(prefix)]
+
+    def key_value_delete(self, prefix):
+        with self.changed:
+            self.content = {key: value for key, value in self.content.items() if not key.startswith(prefix)}
+
+
+def in_threads(joined, work):
+    with ThreadPoolExecutor(len(joined)) as pool:
+        return [*pool.map(work, joined)]
+
+
+def test_three_exchange_values_and_leave_nothing_in_the_store():
+    store = Store()
+    joined = [Joined(store, ["a", "b", "c"], i) for i in range(3)]
+
+    def work(one):
+        rows = one.gathered({"x": np.arange(one.index, dtype=np.float32)})
+        largest = one.decided(one.index, max)
+        told, everybody = one.told(f"from {one.index}"), one.all_of(one.index)
+        failed = []
+        for error in (UsageError("it\ncannot be"), OSError("no room")):
+
+            def refuse(error=error):
+                raise error
+
+            try:
+                one.by_leader(refuse)
+            except (UsageError, OSError) as found:
+                failed.append((type(found), " ".join(str(found).split())))
+        with pytest.raises(UsageError, match="rate = 2 in process 2, and 1 in process 0; start all"):
+            one.agree({"same": [1.5], "rate": max(1, one.index)})
+        return rows, largest, told, everybody, failed
+
+    found = in_threads(joined, work)
+    assert [x["x"].tolist() for x in found[0][0]] == [[], [0.0], [0.0, 1.0]]
+    assert found[1][0] is found[2][0] is None
+    for _, *rest in found:
+        assert rest == [2, "from 0", [0, 1, 2], [(UsageError, "it cannot be"), (OSError, "no room")]]
+    assert len(store.content) <= 3  # the last answers
+
+
+def test_a_signal_reaches_all_and_who_is_silent_is_named(monkeypatch):
+    store, ends, told = Store(), threading.Event(), []
+    joined = [Joined(store, ["a", "b", "c"], i, timeout=2.5) for i in range(3)]
+
+    def end(self, line, code, tell=True):
+        told.append((self.index, line, code))
+        self._leaving.set()
+        if len(told) == 2:
+            ends.set()
+
+    monkeypatch.setattr(Joined, "_end", end)
+    monkeypatch.setattr(hosts, "GRACE", 0.0)
+    for one in joined:
+        one.start()
+    joined[1].report_signal(15)
+    until = time.monotonic() + 10
+    while {one.signal for one in joined} != {15} and time.monotonic() < until:
+        time.sleep(0.02)
+    assert {one.signal for one in joined} == {15}
+    joined[2]._leaving.set()  # its threads end: nothing is heard of it any more
+    assert ends.wait(15)
+    assert {index for index, *_ in told} == {0, 1}
+    assert {(line, code) for _, line, code in told} == {("process 2 of 3 (c) is lost: not heard of for 2.5 s", 1)}
+
+
+def test_one_that_lives_but_does_not_come_is_named(monkeypatch):
+    monkeypatch.setattr(hosts, "WAIT_SECONDS", 0.2)
+    with pytest.raises(TimeoutError, match=r"waited 0.2 s for process 1 of 2 \(b\), which lives but does not come"):
+        Joined(Store(), ["a", "b"], 0).all_of(1)
 
 
 def test_runs_are_laid_out_as_one_process_would(monkeypatch):

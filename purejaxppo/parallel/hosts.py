@@ -21,7 +21,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.parallel.places import LOST_SECONDS
 
 T = TypeVar("T")
-WAIT_SECONDS = 600.0  # for a process that lives: one may compile for longer than another
+WAIT_SECONDS = 1800.0  # for a process that lives: one may compile for longer than another, or draw figures
 GRACE = 2.0  # seconds for a process to say itself why it ends, when another one says so too
 LEAVE_SECONDS = 8.0  # that process 0, at whose end the store ends, waits for the others to read why
 

@@ -1,0 +1,217 @@
+"""Several processes that train one run: killed, stopped, laid out in other ways, and what it costs. One machine, CPUs.
+
+    TF_CPP_MIN_LOG_LEVEL=3 python benchmarks/hosts.py --kills 50 --stops 20 --layouts --cost
+
+Each trial begins a run in two processes of one device each, ends one of them at a random moment, resumes the run, and
+compares final state and log with those of one process with two devices that nothing happened to. `--kills` are resumed
+on two processes, every fifth on one process with two devices. Every trial is added to results/hosts.json when it is
+done, so that a benchmark that is stopped goes on where it was.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.backends.backend_agg  # noqa: F401 - imported here, these need not be in each fork
+import orbax.checkpoint  # noqa: F401
+
+import purejaxppo.plotting  # noqa: F401
+from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.cli.command import run_process
+from purejaxppo.cli.run import main
+
+RESULTS = Path(__file__).parent / "results" / "hosts.json"
+RUN = (
+    "--num-envs 2 --num-steps 16 --num-minibatches 1 --num-epochs 1 --hidden-sizes 8 --final-episodes 2 --quiet".split()
+)
+TRIAL = [*RUN, *"--algo a2c --num-seeds 4 --total-steps 96000 --checkpoint-interval 300 --log-interval 100".split()]
+TIMEOUT = 6  # seconds of silence after which a process is lost
+
+
+def begin(arguments: list[str], devices: int, errors: Path) -> int:
+    """`purejaxppo run` in a fork of this process, which has everything imported and nothing of JAX in use."""
+    child = os.fork()
+    if child:
+        return child
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    try:
+        run_process(main, arguments)
+    except SystemExit as done:
+        os._exit(done.code if isinstance(done.code, int) else 99)
+    finally:
+        os._exit(99)
+
+
+def begin_two(arguments: list[str], work: Path) -> list[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        where = f"coordinator=127.0.0.1:{listener.getsockname()[1]},processes=2,timeout={TIMEOUT}"
+    return [begin([*arguments, "--distributed", f"{where},process={i}"], 1, work / f"errors{i}") for i in (0, 1)]
+
+
+def wait(children: list[int], seconds: float = 300.0) -> tuple[list[int | None], list[float]]:
+    """The exit code of each, None if it hangs and is killed, and after how many seconds it came."""
+    began, codes, after = time.monotonic(), dict[int, int | None](), dict[int, float]()
+    while len(codes) < len(children) and time.monotonic() - began < seconds:
+        for child in (child for child in children if child not in codes):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child], after[child] = os.waitstatus_to_exitcode(status), time.monotonic() - began
+        time.sleep(0.005)
+    for child in (child for child in children if child not in codes):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        codes[child], after[child] = None, seconds
+    return [codes[child] for child in children], [after[child] for child in children]
+
+
+def digest(out: Path) -> str:
+    """Of the final state of all seeds, and of the log; read in a fork, as reading uses JAX."""
+    receiver, sender = os.pipe()
+    if not (child := os.fork()):
+        try:
+            os.write(sender, _digest(out).encode())
+        finally:
+            os._exit(0)
+    os.close(sender)
+    with open(receiver) as file:
+        found = file.read()
+    os.waitpid(child, 0)
+    return found
+
+
+def _digest(out: Path) -> str:
+    from purejaxppo.rundir.checkpoint import read, steps_saved
+
+    snapshot, found = read(steps_saved(out / "checkpoints")[-1]), hashlib.sha256()
+    for path in sorted(snapshot.arrays):
+        found.update(path.encode() + snapshot.arrays[path].tobytes())
+    found.update((out / "metrics.csv").read_bytes())
+    return found.hexdigest()
+
+
+def reference(arguments: list[str], work: Path) -> tuple[str, float]:
+    """One process with two devices: what it leaves, and the seconds it took."""
+    out, began = work / "reference", time.monotonic()
+    shutil.rmtree(out, ignore_errors=True)
+    codes, _ = wait([begin([*arguments, "--out", str(out)], 2, work / "errors")])
+    assert codes == [0], (work / "errors").read_text()
+    return digest(out), time.monotonic() - began
+
+
+def trial(number: int, signum: int, undisturbed: str, seconds: float, work: Path) -> dict[str, Any]:
+    """End one of two processes at a random moment, resume, and compare."""
+    rng, out = random.Random(1000 * signum + number), work / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    victim, at = rng.randrange(2), rng.uniform(0.1, 1.0) * seconds
+    children = begin_two([*TRIAL, "--out", str(out)], work)
+    time.sleep(at)
+    try:
+        os.kill(children[victim], signum)
+    except ProcessLookupError:
+        at = -1.0
+    codes, after = wait(children, 60.0)
+    lines = [(work / f"errors{i}").read_text().strip() for i in (0, 1)]
+    others = 1 if signum == signal.SIGTERM and number % 2 == 0 else 2
+    others = 1 if signum == signal.SIGKILL and number % 5 == 4 else others
+    if not (out / "config.json").exists():  # before anything was written: it begins anew
+        shutil.rmtree(out, ignore_errors=True)
+        again = [*TRIAL, "--out", str(out)]
+    else:
+        again = ["--resume", str(out), "--quiet"]
+    resumed = begin_two(again, work) if others == 2 else [begin(again, 2, work / "errors0")]
+    ends, _ = wait(resumed)
+    same = ends == [0] * len(resumed) and digest(out) == undisturbed
+    return {
+        "victim": victim,
+        "at": round(at, 2),
+        "codes": codes,
+        "after": [round(x, 2) for x in after],
+        "lines": lines,
+        "resumed_on": others,
+        "same": same,
+    }
+
+
+def layout(algo: str, work: Path) -> dict[str, Any]:
+    """16 seeds of one algorithm in two processes and in one; vmapped, and in turn."""
+    found = {}
+    for mode in ("vmap", "map"):
+        flags = [*RUN, "--algo", algo, "--num-seeds", "16", "--total-steps", "640", "--seed-mode", mode]
+        expected, _ = reference(flags, work)
+        out = work / "run"
+        shutil.rmtree(out, ignore_errors=True)
+        codes, _ = wait(begin_two([*flags, "--out", str(out)], work))
+        found[mode] = codes == [0, 0] and digest(out) == expected
+    return found
+
+
+def cost(work: Path) -> dict[str, Any]:
+    """Training seconds of the same run in one process with two devices, and in two, in turn."""
+    flags = "--algo ppo --num-seeds 16 --num-envs 4 --num-steps 128 --total-steps 100000 --quiet".split()
+    found: dict[str, list[float]] = {"one": [], "two": []}
+    for _ in range(3):
+        for name, seconds in found.items():
+            out = work / name
+            shutil.rmtree(out, ignore_errors=True)
+            arguments = [*flags, "--out", str(out)]
+            codes, _ = wait(
+                [begin(arguments, 2, work / "errors")] if name == "one" else begin_two(arguments, work), 600
+            )
+            assert set(codes) == {0}
+            seconds.append(json.loads((out / "summary.json").read_text())["training_seconds"])
+    return {**found, "throughput_ratio": min(found["one"]) / min(found["two"])}
+
+
+def run_all(options: argparse.Namespace) -> None:
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+
+        def keep(kind: str, key: str, value: Any) -> None:
+            results.setdefault(kind, {})[key] = value
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            print(kind, key, value, flush=True)
+
+        for algo in (algo for algo in ALGORITHMS if options.layouts and algo not in results.get("layouts", {})):
+            keep("layouts", algo, layout(algo, work))
+        wanted = {"stops": (signal.SIGTERM, options.stops), "kills": (signal.SIGKILL, options.kills)}
+        due = [
+            (kind, number, signum)
+            for number in range(max(options.stops, options.kills))
+            for kind, (signum, count) in wanted.items()
+            if number < count and str(number) not in results.get(kind, {})
+        ]
+        if due:
+            undisturbed, seconds = reference(TRIAL, work)
+        for kind, number, signum in due:
+            keep(kind, str(number), trial(number, signum, undisturbed, 1.3 * seconds, work))
+        if options.cost and "training_seconds" not in results.get("cost", {}):
+            keep("cost", "training_seconds", cost(work))
+    for kind in ("kills", "stops"):
+        trials = [*results.get(kind, {}).values()]
+        hangs = sum(None in x["codes"] for x in trials)
+        latest = max((max(x["after"]) for x in trials), default=0.0)
+        print(f"{kind}: {sum(x['same'] for x in trials)} of {len(trials)} the same, {hangs} hung, last out {latest} s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--stops", type=int, default=0)
+    parser.add_argument("--layouts", action="store_true")
+    parser.add_argument("--cost", action="store_true")
+    jax.config.update("jax_platforms", "cpu")
+    run_all(parser.parse_args())
