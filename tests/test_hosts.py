@@ -25,7 +25,7 @@ from purejaxppo.parallel.runs import own_runs
 from purejaxppo.rundir.checkpoint import read, steps_saved
 
 SMALL = "--env CartPole-v1 --num-envs 2 --num-steps 16 --hidden-sizes 8 --num-minibatches 1 --num-epochs 1".split()
-SMALL += "--algo a2c --final-episodes 1 --quiet".split()
+SMALL += "--algo a2c --final-episodes 1 --no-anneal-learning-rate --quiet".split()
 CHUNKS = [*SMALL, *"--total-steps 2e7 --checkpoint-interval 200 --log-interval 200".split()]
 
 
