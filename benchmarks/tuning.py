@@ -46,7 +46,8 @@ def measured(name: str, measure: Callable[[], Any]) -> Any:
     """A row, measured if it is not there yet."""
     known = rows()
     if name not in known:
-        known = known | {name: measure()}
+        value = measure()
+        known = rows() | {name: value}  # others may have been written meanwhile
         draft = RESULTS.with_suffix(".draft")
         draft.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(x)}" for k, x in known.items()) + "\n}\n")
         draft.replace(RESULTS)

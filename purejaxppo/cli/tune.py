@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
             progress, out = ProgressLine(console, again.quiet), Path(again.resume)
             study, devices = read_study(out, progress, again.devices, again.env)
             with lock(out):
-                _show(run_study(study, devices, progress), progress)
+                _show(run_study(study, devices, progress, again.debug), progress)
             return
         config, run, host, own = parse_settings(with_file(argv), _PROG, _ABOUT, TuneOptions())
         space = read_toml(Path(own.space)) if own.space else default_space(config)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         out = Path(run.out or f"runs/tune-{run.env.replace('/', '-')}-{run.algo}-{stamp}")
         progress = ProgressLine(console, run.quiet)
         how: Any = {"out": out, "devices": run.devices, "options": host, "progress": progress}
-        how |= {"seeds": run.seeds, "resume_or_start": run.resume_or_start}
+        how |= {"seeds": run.seeds, "resume_or_start": run.resume_or_start, "debug": run.debug}
         _show(tune(config, space, **how, **as_dict(own)), progress)
 
     return exit_code(command)

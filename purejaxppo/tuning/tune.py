@@ -83,6 +83,7 @@ def tune(
     out: str | Path | None = None,
     devices: int | Sequence[jax.Device] | None = None,
     options: HostOptions | Mapping[str, Any] | None = None,
+    debug: bool = False,
     quiet: bool = True,
     progress: ProgressLine | None = None,
     resume_or_start: bool = False,
@@ -102,6 +103,7 @@ def tune(
         out: the directory, which must be new or empty. None: nothing is kept.
         devices: how many, or which; None is all.
         options: `HostOptions` of the final run.
+        debug: of the final run, see `run_experiment`.
         quiet: print warnings only.
         resume_or_start: if `out` holds this study already, go on with it.
         study: the other fields of `StudyOptions`: `method`, `trials`, `seeds_per_trial`, `sampler`, `pruner`, `rungs`,
@@ -129,13 +131,13 @@ def tune(
         there, here = read_study(Path(out or ""), progress, devices, *again)
         same_study(there, begun[0])
         with lock(there.record.directory):
-            return run_study(there, here, progress)
+            return run_study(there, here, progress, debug)
     with ExitStack() as stack:
         where = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-"))
         directory = stack.enter_context(new_directory(Path(where)))
         new = dataclasses.replace(begun[0], record=begun[0].record._replace(directory=directory))
         new.write()
-        result = run_study(new, begun[1], progress)
+        result = run_study(new, begun[1], progress, debug)
         return result if out is not None else dataclasses.replace(result, out=None)
 
 
@@ -210,7 +212,7 @@ def same_study(there: Study, wanted: Study) -> None:
             )
 
 
-def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine) -> TuneResult:
+def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine, debug: bool = False) -> TuneResult:
     """Train what is not trained yet, then the best settings on seeds of their own, and write the results."""
     record, out = study.record, study.record.directory
     search = run_search(study, devices, progress)
@@ -223,7 +225,7 @@ def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine) -
         )
     progress.show(trials_table(search))
     progress.say(f"training trial {best.number} on {plural(len(record.seeds), 'seed')} that no trial had")
-    how: Any = {"devices": devices, "options": HostOptions.of(record.options), "progress": progress}
+    how: Any = {"devices": devices, "options": HostOptions.of(record.options), "progress": progress, "debug": debug}
     config = scheduled(record.config, best, search.rungs)
     final = run_experiment(config, record.seeds, out / "best", resume_or_start=True, **how)
     columns = write_results(out, search, config, record.seeds, progress.warn)
