@@ -118,7 +118,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
         if sys.__stderr__ is not None:
             os.write(sys.__stderr__.fileno(), b"stopped: nothing had to be saved\n")
     if others := joined():
-        others.leave("stopped: nothing had to be saved", 128 + signum)
+        others.leave("nothing had to be saved", 128 + signum)
     os._exit(128 + signum)
 
 
@@ -129,7 +129,7 @@ def _tell(text: str, code: int) -> int:
     with contextlib.suppress(OSError):
         print(" ".join(text.split()), file=sys.stderr, flush=True)
     if others:
-        others.leave(text, code)
+        others.leave(text.partition(": ")[2], code)
     return code
 
 

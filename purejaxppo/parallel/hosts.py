@@ -218,7 +218,7 @@ class Joined(Group):
                 heard[i] = beat, now
             elif now - heard[i][1] > self._timeout:
                 line = f"{self.named(i)} is lost: not heard of for {self._timeout:g} s"
-                self._post({"from": i, "line": line, "code": 1})
+                self._post({"from": i, "line": line, "code": 1, "lost": True})
                 self._client.key_value_set(f"left/{i}", "", allow_overwrite=True)
                 return
 
@@ -229,8 +229,8 @@ class Joined(Group):
             return
         if news["from"] == self.index or self._leaving.wait(GRACE):
             return
-        lost = news["line"].startswith("process ")
-        self._end(news["line"] if lost else f"{self.named(news['from'])} has ended: {news['line']}", news["code"])
+        what = "" if news.get("lost") else f"{self.named(news['from'])} has ended: "
+        self._end(what + news["line"], news["code"])
 
     def _judge(self) -> None:
         """A thread: the one that listens may itself be waiting for process 0, where a whole machine is lost."""
@@ -248,7 +248,8 @@ class Joined(Group):
                 os._exit(self._code)
             self._leaving.set()
             advice = self.way_out()
-            line = " ".join(f"error: {line}{'; ' if advice else ''}{advice}".split())
+            kind = "stopped" if code > 128 else "error"
+            line = " ".join(f"{kind}: {line}{'; ' if advice else ''}{advice}".split())
             with contextlib.suppress(OSError, ValueError):
                 print(line, file=sys.stderr, flush=True)
             with contextlib.suppress(RuntimeError):
