@@ -363,7 +363,10 @@ def test_sigterm_to_any_saves_all_and_they_resume_on_as_many_processes_and_on_on
         assert [code for code, _ in found] == [143, 143]
         assert all("saved at update" in line for _, line in found)
         assert not (out / ".claim.json").exists()
-    short = ["--total-steps", str(32 * 200 * (2 + max(int(x.name) for x in out.glob("checkpoints/[0-9]*")) // 6400))]
+    short = [
+        "--total-steps",
+        str(32 * 200 * (2 + max(int(x.name) for x in tmp_path.glob("run*/checkpoints/[0-9]*")) // 6400)),
+    ]
     assert codes(start_all(["--resume", tmp_path / "run0", *short, "--quiet"])) == [0] * 2
     assert codes([start(["--resume", tmp_path / "run1", *short, "--quiet"], devices=2)]) == [0]
     assert_same(tmp_path / "run0", tmp_path / "run1")
@@ -415,3 +418,14 @@ def test_two_processes_share_one_run_and_have_the_same_bits_as_two_devices(tmp_p
     alone, both = start([*flags, "--out", tmp_path / "one"], devices=2), start_all([*flags, "--out", tmp_path / "two"])
     assert ended([alone, *both]) == [(0, "")] * 3
     assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_three_processes_that_slurm_starts_are_one_run(tmp_path):
+    flags = [*SMALL, *"--num-seeds 6 --total-steps 128 --checkpoint-interval 2".split()]
+    slurm = {"JOB_ID": str(free_port()), "STEP_NODELIST": "127.0.0.1", "NTASKS": "3", "LOCALID": "0"}
+    tasks = [{f"SLURM_{name}": value for name, value in (slurm | {"PROCID": str(i)}).items()} for i in range(3)]
+    alone = start([*flags, "--out", tmp_path / "one"], devices=3)
+    three = [start([*flags, "--out", tmp_path / "three"], **task) for task in tasks]
+    assert ended([alone, *three]) == [(0, "")] * 4
+    assert_same(tmp_path / "one", tmp_path / "three")
