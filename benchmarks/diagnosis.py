@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +39,11 @@ from purejaxppo.diagnosis.probe import ProbeResult, probe
 from purejaxppo.envs.registry import make_env
 from purejaxppo.experiment.program import PER_EPISODE
 from purejaxppo.health import CAUSES
-from purejaxppo.presets import settings_of
+from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.rundir.contents import RunContents
 from purejaxppo.rundir.files import shown, to_json
 from purejaxppo.rundir.metrics import MetricsTable
+from purejaxppo.sweeps.axes import traced
 
 HERE = Path(__file__).parent
 SEEDS, EPISODES = 4, 20
@@ -131,7 +131,7 @@ class Run(NamedTuple):
 
 def faults() -> list[Run]:
     """What is wrong, and what may be said of it."""
-    cart, pendulum = ({"total_steps": x, "eval_max_steps": 1000} for x in (20_000, 40_000))
+    cart, pendulum = ({"total_steps": 60_000, "eval_max_steps": 1000} for _ in range(2))
     short = {"num_envs": 1, "num_steps": 8, "num_minibatches": 1, "total_steps": 20_000}
 
     def env(fault: str, *expected: str, algo: str = "ppo", base: str = "CartPole-v1", apart: bool = False) -> Run:
@@ -213,9 +213,9 @@ def faults() -> list[Run]:
 
 
 def healthy() -> list[Run]:
-    """Presets; where no number of steps stands here, as long as they come."""
+    """Presets, some of them shorter than they come."""
     some, many = {"total_steps": 60_000}, {"total_steps": 400_000}
-    cart = {"trpo": {}, "npg": {}, "ppo-penalty": {}, "cem": many, "cma-es": many}
+    cart = {"cem": many, "cma-es": many}
     found = [
         (algo, "CartPole-v1", cart.get(algo, some), seed)
         for seed in (0, 100)
@@ -232,14 +232,28 @@ def healthy() -> list[Run]:
     ]
     found += [(algo, "MountainCarContinuous-v0", {}, 0) for algo in ("trpo", "ppo")]
     found += [("ppo", f"{name}-MinAtar", {"total_steps": 1_000_000}, 0) for name in ("Breakout", "SpaceInvaders")]
-    runs = [Run(f"{algo} {env} {seed}", (), algo, env, own, "", False, seed) for algo, env, own, seed in found]
+    runs = [
+        Run(f"{algo} {env} {seed}", (), algo, env, {**own, "eval_max_steps": 1000}, "", False, seed)
+        for algo, env, own, seed in found
+    ]
     return [run._replace(apart=run.first_seed == 100) for run in runs]
 
 
-def in_turn() -> list[Run]:
-    """A fault, a healthy run, and so on: a part of it says something of both."""
-    some, others = faults(), healthy()
-    return [run for pair in itertools.zip_longest(some, others) for run in pair if run]
+def groups() -> list[list[Run]]:
+    """Runs that share a program: they differ in numbers only. Large groups first, then faults and healthy in turn."""
+    found: dict[str, list[Run]] = {}
+    for run in [run for pair in itertools.zip_longest(faults(), healthy()) for run in pair if run]:
+        found.setdefault(repr((run.algo, run.env, run.patch, split(run)[0])), []).append(run)
+    wrong, right = ([runs for runs in found.values() if bool(runs[0].expected) == has] for has in (True, False))
+    turns = [runs for pair in itertools.zip_longest(wrong, right) for runs in pair if runs]
+    return sorted(turns, key=lambda runs: len(runs) < 3)
+
+
+def split(run: Run) -> tuple[dict[str, Any], dict[str, float]]:
+    """What shapes the program of a run, and its numbers."""
+    config = preset(run.algo, run.env)
+    numbers = {name: x for name, x in run.settings.items() if traced(config, name)}
+    return {name: x for name, x in run.settings.items() if name not in numbers}, numbers
 
 
 @contextlib.contextmanager
@@ -270,14 +284,31 @@ def patched(fault: str) -> Iterator[None]:
         yield
 
 
-def train_and_probe(run: Run, out: Path) -> None:
-    """Keep what a run directory would say, and what a probe of the environment finds."""
-    config, seeds = preset(run.algo, run.env, **run.settings), [*range(run.first_seed, run.first_seed + SEEDS)]
-    keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
-    with patched(run.patch), config.environment:
-        state, metrics = jax.device_get(jax.jit(jax.vmap(make_train(config)))(keys))
-        play = jax.jit(jax.vmap(lambda state, key: evaluate(config, state, key, EPISODES).returns.mean()))
-        scores = np.asarray(play(state, keys)) if run.is_evaluated else None
+def train_and_probe(runs: list[Run], work: Path) -> None:
+    """Keep what the run directories would say, and what probes of the environment find."""
+    base = preset(runs[0].algo, runs[0].env, **split(runs[0])[0])
+    usual, own = settings_of(base), [split(run)[1] for run in runs]
+    names = {name for numbers in own for name in numbers}
+    swept = {name: np.repeat([float(x.get(name, usual[name])) for x in own], SEEDS) for name in names}
+    seeds = np.ravel([np.arange(run.first_seed, run.first_seed + SEEDS) for run in runs]).astype(np.uint32)
+    with patched(runs[0].patch), base.environment:
+        train = jax.vmap(lambda own, key: make_train(with_settings(base, own))(key))
+        keys = jax.vmap(jax.random.key)(seeds)
+        state, metrics = jax.device_get(jax.jit(train)(swept, keys))
+        play = jax.vmap(lambda state, key: evaluate(base, state, key, EPISODES).returns.mean())
+        scores = (
+            np.asarray(jax.jit(play)(state, keys)) if any(run.is_evaluated for run in runs) else np.zeros(len(seeds))
+        )
+    for i, run in enumerate(runs):
+        mine = slice(i * SEEDS, (i + 1) * SEEDS)
+        keep(run, work, jax.tree.map(lambda x: x[mine], (state, metrics, scores)))  # noqa: B023
+
+
+def keep(run: Run, work: Path, outcome: Any) -> None:
+    """What came of one run: state, metrics [seeds, updates], scores of an evaluation [seeds]."""
+    state, metrics, scores = outcome
+    out, config = place(run, work), preset(run.algo, run.env, **run.settings)
+    seeds = [*range(run.first_seed, run.first_seed + SEEDS)]
     columns, ends = rows_of(metrics)
     np.savez(out.with_suffix(".npz"), update=ends, **columns)
     known: dict[str, Any] = {"settings": to_json(settings_of(config)), "seeds": seeds, "summary": None, "probe": None}
@@ -286,7 +317,7 @@ def train_and_probe(run: Run, out: Path) -> None:
         for seed, update, cause in zip(seeds, *state.failure, strict=True)
         if update
     ]
-    if scores is not None:
+    if run.is_evaluated:
         known["summary"] = {"eval_return": {"per_seed": scores.astype(float).tolist()}, "failed_seeds": failed}
     if run.is_probed:
         seen = probe(config, jax.tree.map(lambda x: x[0], state))._asdict()
@@ -337,27 +368,13 @@ def as_rows(found: list[Finding]) -> list[dict[str, Any]]:
     return [{"name": x.name, "evidence": x.evidence, "seeds": len(x.seeds)} for x in found]
 
 
-def row_of(run: Run, work: Path, again: bool) -> dict[str, Any]:
-    """Train, probe, diagnose."""
-    out, began = place(run, work), time.monotonic()
-    if not (again and out.with_suffix(".json").exists()):
-        train_and_probe(run, out)
-    found = diagnosed(run, out)
+def row_of(run: Run, work: Path) -> dict[str, Any]:
+    """What is said of a run, and whether it is right."""
+    found = diagnosed(run, place(run, work))
     first = [x["name"] for x in found[:2]]
     right = bool({*first} & {*run.expected}) if run.expected else not found
-    row: dict[str, Any] = {
-        "name": run.name,
-        "algo": run.algo,
-        "env": repr(run.env),
-        "apart": run.apart,
-        "probe": run.is_probed,
-    }
-    return row | {
-        "right": right,
-        "expected": run.expected,
-        "found": found,
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    about = {"name": run.name, "algo": run.algo, "env": repr(run.env), "apart": run.apart, "probe": run.is_probed}
+    return about | {"right": right, "expected": run.expected, "found": found}
 
 
 def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -376,21 +393,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "results" / "diagnosis.json")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "diagnosis")
-    parser.add_argument("--only", default="", help="runs whose name holds this")
     parser.add_argument("--again", action="store_true", help="apply the rules anew to the runs that are there")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     by_name = {row["name"]: row for row in rows}
-    for run in in_turn():
-        there = place(run, options.work).with_suffix(".json").exists()
-        if options.only not in run.name or (run.name in by_name and not (options.again and there)):
+    for runs in groups():
+        there = all(place(run, options.work).with_suffix(".json").exists() for run in runs)
+        if not there and not options.again and not all(run.name in by_name for run in runs):
+            train_and_probe(runs, options.work)
+        elif not options.again or not there:
             continue
-        if options.again and not there:
-            continue
-        by_name[run.name] = row = row_of(run, options.work, options.again)
-        names = [x["name"] for x in row["found"]]
-        print(f"{'  ' if row['right'] else '✗ '}{run.name}: {names}, {row['seconds']} s", flush=True)
+        for run in runs:
+            by_name[run.name] = row = row_of(run, options.work)
+            names = [x["name"] for x in row["found"]]
+            print(f"{'  ' if row['right'] else '✗ '}{run.name}: {names}", flush=True)
         order = {run.name: i for i, run in enumerate([*faults(), *healthy()])}
         rows = sorted(by_name.values(), key=lambda row: order.get(row["name"], 0))
         content = {"command": "python benchmarks/diagnosis.py", "total": total(rows), "rows": rows}

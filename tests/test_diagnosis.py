@@ -1,5 +1,6 @@
 """Every rule sees its own fault in made-up numbers and nothing in healthy ones; the probe, in environments that lie."""
 
+import csv
 import dataclasses
 import warnings
 from pathlib import Path
@@ -67,6 +68,7 @@ def healthy():
         "explained_variance": 0.8 * t,
         "learning_rate": 3e-4 * (1.0 - t) + 3e-6,
         "policy_loss": -0.01 + 0.0 * t,
+        "grad_norm": 0.1 + 0.0 * t,
     }
 
 
@@ -111,7 +113,7 @@ def case_of(name):
         "one-action": lambda: contents(still | {"entropy": const(0)}),
         "return-never-changes": lambda: contents(good | {"episode_return": const(-200), "episode_length": const(200)}),
         "policy-does-not-move": lambda: contents(still | {"kl": const(0)}),
-        "advantage-of-a-constant": lambda: contents(still | {"policy_loss": const(0)}),
+        "advantage-of-a-constant": lambda: contents(still | {"policy_loss": const(0), "grad_norm": const(1e-5)}),
         "line-search-fails": lambda: contents(natural(still) | {"accepted": const(0.2)}),
         "cg-does-not-converge": lambda: contents(natural(still) | {"cg_residual": const(0.9)}),
         "damping-dominates": lambda: contents(natural(still) | {"predicted_kl": const(1e-9)}, damping="100"),
@@ -192,7 +194,7 @@ def test_rules_and_symptoms_belong_together():
     own = {
         name for name, x in vars(symptoms).items() if callable(x) and getattr(x, "__module__", "") == symptoms.__name__
     }
-    assert {rule.find.__name__ for rule in RULES.values()} == own - {"seen"}
+    assert {rule.find.__name__ for rule in RULES.values()} == own - {"seen", "certain"}
     assert all(0 <= rule.share <= 1 < rule.weight or rule.name == "no-progress" for rule in RULES.values())
 
 
@@ -201,7 +203,7 @@ def test_words_and_the_two_lines_at_the_end_of_a_run():
     text = "\n".join(in_words(findings(run, probed), run))
     assert "worst first" in text
     assert "1. Updates are far too large (all 4 seeds)" in text
-    assert "evidence: median kl 2, clip_fraction 0.8" in text
+    assert "evidence: median kl 2, at most 2, clip_fraction 0.8" in text
     assert "try: lower --learning-rate" in text
     assert len(in_short(findings(run), run.directory)) == 2
     assert in_short([], run.directory) == []
@@ -247,6 +249,26 @@ def test_a_probe_of_a_run_in_an_environment_that_does_not(tmp_path, capsys):
     assert front(["diagnose", str(out), "--probe"]) == 0
     assert "ppo on CartPole-v1, 2 seeds, 64 steps each: no rule finds anything wrong." in capsys.readouterr().out
     jax.clear_caches()
+
+
+PLANTED = {  # a grid -> for each of its settings what should be among the first two; "": nothing is found
+    "ppo learning_rate=2.5e-4,1e-9,1.0": ["", "policy-does-not-move", "steps-too-large"],
+    "trpo max_kl=0.01,1e-7": ["", "steps-too-small"],
+    "trpo damping=0.1,10000": ["", "damping-dominates"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", PLANTED)
+def test_faults_in_settings_are_named(grid, tmp_path):
+    algo, axis = grid.split()
+    flags = f"--algo {algo} --num-seeds 4 --total-steps 40000 --final-episodes 20 --quiet".split()
+    assert front(["sweep", *flags, "--grid", axis, "--out", str(tmp_path / "it")]) == 0
+    with (tmp_path / "it" / "results.csv").open(newline="") as file:
+        directories = [row["directory"] for row in csv.DictReader(file)]
+    found = [[finding.name for finding in diagnose(tmp_path / "it" / name)] for name in directories]
+    for names, expected in zip(found, PLANTED[grid], strict=True):
+        assert expected in names[:2] if expected else not names, found
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path, capsys):

@@ -11,7 +11,7 @@ from purejaxppo.diagnosis.probe import ProbeResult
 from purejaxppo.rundir.contents import RunContents
 
 FEWEST_ROWS = 8  # of metrics.csv: with fewer, nothing is said of how numbers develop
-LEARNT = 2.0  # standard deviations of a row by which the late returns exceed the early ones
+LEARNT = 2.0  # times a row's noise by which the late returns exceed the early ones, see `Case.gain`
 
 
 class Symptom(NamedTuple):
@@ -72,13 +72,16 @@ class Case:
 
     @cached_property
     def gain(self) -> np.ndarray:
-        """[seeds] `late` - `early`, in standard deviations of one row within these parts; NaN if nothing is known."""
+        """[seeds] `late` - `early` in units of the rows' noise; NaN if nothing is known.
+
+        The noise is the standard deviation of what changes from one row to the next, by √2: of a curve that only rises
+        it is small, and one jump of J in n rows makes it J / √(2n).
+        """
         noise = np.full(len(self.run.seeds), np.nan)
         for i, row in enumerate(self.returns):
             known = row[~np.isnan(row)]
             if known.size >= FEWEST_ROWS:
-                parts = known[: max(2, known.size // 10)], known[-max(2, known.size // 5) :]
-                noise[i] = np.sqrt(np.mean([part.var() for part in parts]))
+                noise[i] = np.diff(known).std() / np.sqrt(2)
         change = self.late - self.early
         scale = 1e-3 * np.maximum(np.abs(self.early), np.abs(self.late))
         return change / np.maximum(np.maximum(noise, scale), 1e-12)

@@ -14,6 +14,12 @@ def seen(seeds: np.ndarray, evidence: str, update: int | None = None) -> Symptom
     return Symptom(seeds, evidence, update) if seeds.any() else None
 
 
+def certain(case: Case) -> np.ndarray:
+    """[seeds] Whether discrete actions have become sure: such a policy moves no more, whatever is done."""
+    entropy = case.metric("entropy")
+    return case.none() if entropy is None else np.abs(case.median("entropy")) < 0.05 * np.abs(entropy[:, 0])
+
+
 def failed_seeds(case: Case, at: Limits) -> Symptom | None:
     """Numbers that turned non-finite."""
     alive = case.run.metrics.columns.get("alive")
@@ -45,7 +51,7 @@ def return_never_changes(case: Case, at: Limits) -> Symptom | None:
 def policy_does_not_move(case: Case, at: Limits) -> Symptom | None:
     """KL of nothing; where a line search refuses all steps, that is another rule's."""
     kl, accepted = case.median("kl"), np.nan_to_num(case.median("accepted"), nan=1.0)
-    return seen((kl < at["kl"]) & (accepted > 0.5), f"median kl {span(kl)}")
+    return seen((kl < at["kl"]) & (accepted > 0.5) & ~certain(case), f"median kl {span(kl)}")
 
 
 def one_action(case: Case, at: Limits) -> Symptom | None:
@@ -90,9 +96,11 @@ def damping_dominates(case: Case, at: Limits) -> Symptom | None:
 def steps_too_large(case: Case, at: Limits) -> Symptom | None:
     """KL or clip fraction far too high."""
     kl, clipped = case.median("kl", 0.0, 0.75), case.median("clip_fraction", 0.0, 0.75)
-    high = (kl > at["kl"]) | (clipped > at["clip_fraction"])
+    values = case.metric("kl")
+    worst = kl if values is None else over_rows(np.nanmax, values)
+    high = (kl > at["kl"]) | (clipped > at["clip_fraction"]) | (worst > at["worst"])
     clip = "" if np.isnan(clipped).all() else f", clip_fraction {span(clipped)}"
-    return seen(high, f"median kl {span(kl)}{clip}")
+    return seen(high, f"median kl {span(kl)}, at most {span(worst)}{clip}")
 
 
 def steps_too_small(case: Case, at: Limits) -> Symptom | None:
@@ -121,7 +129,8 @@ def entropy_never_falls(case: Case, at: Limits) -> Symptom | None:
     if entropy is None:
         return None
     first, last = entropy[:, 0], case.median("entropy", 0.8)
-    high = last > first - at["share"] * np.abs(first)
+    moves = ~(case.median("kl") < at["kl"])
+    high = moves & (last > first - at["share"] * np.abs(first))
     return seen(high & (first > 0.01), f"entropy {span(first)} → {span(last)}")
 
 
@@ -144,12 +153,15 @@ def reward_scale(case: Case, at: Limits) -> Symptom | None:
 
 
 def advantage_of_a_constant(case: Case, at: Limits) -> Symptom | None:
-    """A surrogate that is nil in nearly all updates."""
-    loss, kl = case.metric("policy_loss"), case.metric("kl")
-    if loss is None or kl is None or case.metric("accepted") is not None:
+    """A surrogate that is nil in nearly all updates, and so is its gradient; with a tiny step, only the first is."""
+    loss, gradient = case.metric("policy_loss"), case.median("grad_norm")
+    if loss is None or case.metric("accepted") is not None:
         return None
     nil = over_rows(np.nanmean, np.where(np.isnan(loss), np.nan, np.abs(loss) < at["loss"]))
-    return seen(nil > 0.9, f"policy_loss is below {at['loss']:g} in {span(100 * nil)}% of the rows")
+    evidence = (
+        f"policy_loss is below {at['loss']:g} in {span(100 * nil)}% of the rows, median grad_norm {span(gradient)}"
+    )
+    return seen((nil > 0.9) & (gradient < at["gradient"]) & ~certain(case), evidence)
 
 
 def returns_fall(case: Case, at: Limits) -> Symptom | None:
