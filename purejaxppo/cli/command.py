@@ -52,6 +52,8 @@ def exit_code(command: Callable[[], None]) -> int:
         return _tell("stopped: nothing had to be saved", 130)
     except BaseException as error:
         if others := joined():  # the others shall not wait for a process with an error of ours
+            if isinstance(error, RuntimeError):  # JAX's, of a program that several processes have together
+                others.await_loss()
             others.begin_to_leave()
             others.leave(reason(error), 1)
         raise

@@ -69,6 +69,9 @@ class Group:
     def report_signal(self, signum: int) -> None:
         """Let all know that this process has received a signal."""
 
+    def await_loss(self) -> None:
+        """After an error that another process's loss may have caused: it shall be named, which ends this process."""
+
     def begin_to_leave(self) -> None:
         """From here on, this process says itself why it ends."""
 
@@ -110,7 +113,7 @@ class Joined(Group):
 
     def gathered(self, value: T) -> list[T] | None:
         self._turn += 1
-        self._client.key_value_set(f"{self._turn}/{self.index:06}", encode(value))
+        self._call("key_value_set", f"{self._turn}/{self.index:06}", encode(value))
         return self._collect() if self.leads else None
 
     def decided(self, value: T, decide: Callable[[list[T]], Any]) -> Any:
@@ -126,22 +129,29 @@ class Joined(Group):
             answer = {"value": decide(values)}
         except Exception as error:
             failed = {"error": " ".join(str(error).split()), "usage": isinstance(error, UsageError)}
-            self._client.key_value_set(key, encode(failed))
+            self._call("key_value_set", key, encode(failed))
             raise
-        self._client.key_value_set(key, encode(answer))
+        self._call("key_value_set", key, encode(answer))
         self._told.append(key)
         return answer["value"]
+
+    def _call(self, name: str, *arguments: str) -> Any:
+        """A call of the store, without which this process cannot go on."""
+        try:
+            return getattr(self._client, name)(*arguments)
+        except RuntimeError:  # as JAX says that it is not there
+            self._coordinator_lost()
 
     def _collect(self) -> list[Any]:
         """What all have put into the store for this turn, which is taken out of it."""
         prefix = f"{self._turn}/"
-        while len(found := dict(self._client.key_value_dir_get(prefix))) < self.count:
+        while len(found := dict(self._call("key_value_dir_get", prefix))) < self.count:
             keys = [f"{prefix}{i:06}" for i in range(self.count)]
             missing = next(i for i, key in enumerate(keys) if key not in found)
             self._wait(keys[missing], missing)
-        self._client.key_value_delete(prefix)
+        self._call("key_value_delete", prefix)
         while self._told:  # all have read what was told them before this turn
-            self._client.key_value_delete(self._told.pop())
+            self._call("key_value_delete", self._told.pop())
         return [decode(found[key]) for key in sorted(found)]
 
     def _wait(self, key: str, whom: int) -> Any:
@@ -163,6 +173,9 @@ class Joined(Group):
 
     def report_signal(self, signum: int) -> None:
         self._unsent = self._unsent or signum  # sent by the thread that listens: this is called by a signal's handler
+
+    def await_loss(self) -> None:
+        self._leaving.wait(self._timeout + 2 * GRACE)
 
     def begin_to_leave(self) -> None:
         self._leaving.set()
