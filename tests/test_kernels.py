@@ -217,6 +217,9 @@ def test_auto_takes_kernels_on_gpus_alone():
         assert not notes
         assert kernels_in(update_step, config) == 3  # rollout, policy, critic
     assert notes == ["the rollout: one kernel", "Adam's minibatches: one kernel"]
+    with compiling_for("cuda"), noted() as notes:
+        assert kernels_in(update_step, config.replace(precision="highest")) == 0
+    assert notes[0].startswith("the rollout: XLA, not one kernel: its products would take longer")
 
 
 def test_runs_that_are_spread_over_devices_have_kernels():

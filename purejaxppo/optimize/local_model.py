@@ -49,5 +49,6 @@ def local_model(
         "a Fisher product",
         lambda: fisher_by_kernel(policy, params, obs, damping),
         lambda: fisher_vector_product(lambda theta: policy(unravel(theta), obs), theta, damping),
+        pays_if_exact=True,  # by XLA, activations of the whole batch go through memory in each product
     )
     return LocalModel(theta, unravel, gradient, product, lambda theta: mean_over_shards(evaluate(theta)))
