@@ -50,6 +50,7 @@ class Trainer:
         self.seeds, self.numbers, self.devices, self.record = seeds, numbers, devices, record
         self.progress, self.signals, self.way_out, self.size = progress, signals, way_out, size
         self.programs: dict[str, Program] = {}
+        self._pace = 1  # updates per call, as the lots so far were found to take
 
     def train(self, static: str, configs: list[Config], done: int, until: int, states: list[Arrays] | None) -> Trained:
         """Train all from update `done`, where they have `states`, to update `until`, and evaluate them.
@@ -83,10 +84,9 @@ class Trainer:
 
     def _advance(self, program: Program, runs: RunBatch, state: Any, done: int, until: int) -> Any:
         """In chunks of a few seconds, between which signals are heard."""
-        pace = 1
         totals = np.zeros((len(runs.rows), len(program.metrics)), np.float32)
         while done < until:
-            began, count = time.monotonic(), min(pace, until - done)
+            began, count = time.monotonic(), min(self._pace, until - done)
 
             def chunk(state: Any = state, done: int = done, count: int = count) -> Any:
                 return jax.block_until_ready(
@@ -97,7 +97,7 @@ class Trainer:
             if self.signals.received:
                 raise Stopped(self.signals.received, self.way_out)
             done += count
-            pace = int(max(1, min(until, CHUNK_SECONDS * count / (time.monotonic() - began))))
+            self._pace = int(max(1, min(_NEVER, CHUNK_SECONDS * count / (time.monotonic() - began))))
         return state
 
     def _batch(self, configs: list[Config]) -> RunBatch:
