@@ -34,6 +34,7 @@ def start(flags, *, index=None, port=0, processes=2, devices=1, more=",timeout=8
     place = f"coordinator=127.0.0.1:{port},processes={processes},process={index}{more}"
     flags = [*flags, *([] if index is None else ["--distributed", place])]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | env
+    env.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which JAX has set in this process
     command = [sys.executable, "-m", "purejaxppo", "run", *map(str, flags)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
