@@ -141,6 +141,8 @@ def trial(number: int, signum: int, undisturbed: str, seconds: float, work: Path
         "after": [round(x, 2) for x in after],
         "lines": lines,
         "resumed_on": others,
+        "resumed": ends,
+        "resumed_lines": [(work / f"errors{i}").read_text().strip() for i in range(len(resumed))],
         "same": same,
     }
 
