@@ -1,7 +1,8 @@
 """Tables that take hours: batches of runs, trained one after the other by the command line, whose results are rows.
 
 A row is one run, a line of JSON. What has its row is never trained again; a batch that was interrupted is resumed. So a
-benchmark can work in the background for days: `ppo_paper.py`, `mujoco.py` and `minatar.py` say which batches.
+benchmark can work in the background for days. `ppo_paper.py`, `mujoco_table.py` and `minatar_table.py` say which
+batches.
 """
 
 import argparse

@@ -40,14 +40,6 @@ class Distribution(struct.PyTreeNode):
     def sample(self, key: jax.Array) -> jax.Array:
         return self.sample_with(self.noise(key))
 
-    def noises(self, keys: jax.Array) -> Any:
-        """The noise of T steps, one after the other, from their keys [T]."""
-        return jax.vmap(self.noise)(keys)
-
-    def marginal(self) -> Any:
-        """The distribution over a single step's action, whatever links it to other steps'."""
-        return self
-
 
 class Categorical(Distribution):
     """p_i = softmax(logits)_i over actions 0 … n-1. A logit of -inf is an action of probability 0."""

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from purejaxppo.agent import Agent
 from purejaxppo.distributions import Distribution
 from purejaxppo.health import cause_of_failure, freeze
+from purejaxppo.networks.gsde import marginal
 from purejaxppo.parallel.mesh import ENV_AXIS, key_of_shard, shards, sum_over_shards
 from purejaxppo.rollout import rollout
 from purejaxppo.types import Metrics, Params, RolloutState, TrainState
@@ -87,7 +88,7 @@ def members_policy(agent: Agent, state: TrainState, members: Params) -> Callable
 
     def act_as(member: Params, inputs: Any) -> tuple[Any, Any]:
         distribution, hidden = agent.make_policy(state.replace(policy=member))(*inputs)
-        return distribution.marginal(), hidden
+        return marginal(distribution), hidden
 
     def act(*inputs: Any) -> tuple[Any, Any]:
         by_member = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), inputs)

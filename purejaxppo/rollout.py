@@ -11,6 +11,7 @@ from purejaxppo.envs.base import BaseEnv
 from purejaxppo.kernels.choice import kernel_or_xla
 from purejaxppo.kernels.loops import scan_in_kernel
 from purejaxppo.kernels.padding import NoKernelError
+from purejaxppo.networks.gsde import marginal, noise_of_steps
 from purejaxppo.parallel.packing import packed_scan
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.precision import single_precision
@@ -84,7 +85,7 @@ def rollout(
         action = distribution.sample_with(noise)
         env_state, next_obs, reward, terminated, truncated = step_envs(step_keys, env, state.env, distribution, action)
         done = terminated | truncated
-        transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, distribution.marginal())
+        transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, marginal(distribution))
 
         returns, lengths = state.episode_return + reward, state.episode_length + 1
         ended = EpisodeSums(done, jnp.where(done, returns, 0.0), jnp.where(done, lengths, 0))
@@ -97,7 +98,7 @@ def rollout(
 
     keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
     shapes, _ = jax.eval_shape(policy, state.obs, state.hidden, state.episode_length == 0)
-    noise = shapes.noises(keys[:, 0])  # one draw: many small ones are slow
+    noise = noise_of_steps(shapes, keys[:, 0])  # one draw: many small ones are slow
     step_keys, reset_keys = jnp.split(keys[:, 1:], 2, axis=1)
     in_all, of_each = EpisodeSums(*jnp.zeros((3,))), EpisodeSums(*jnp.zeros((3, num_envs)))
 

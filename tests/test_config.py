@@ -44,10 +44,16 @@ NETWORK = (  # what `init` depends on
 )
 
 
-# in more detail, in test_recurrent.py, test_action_distributions.py, test_observations.py and test_pitfalls.py
+# in more detail, in test_recurrent.py, test_action_distributions.py, test_observations.py, test_pitfalls.py,
+# test_gsde.py, test_other_libraries_settings.py, test_wrappers.py, test_first_order_switches.py, test_networks.py
 # which a CPU does not look at: see test_precision.py and test_kernels.py
 OF_ACCELERATORS = {"precision", "step_precision", "kernels"}
-TESTED_ELSEWHERE = {"recurrent", "recurrent_size", "action_distribution", "policy_obs", "critic_obs", "eval_episodes"}
+TESTED_ELSEWHERE = {
+    *("recurrent", "recurrent_size", "action_distribution", "policy_obs", "critic_obs", "eval_episodes"),
+    *("optimizer", "optimizer_eps", "weight_decay", "minibatch_size", "critic_hidden_sizes", "initialization"),
+    *("log_std_init", "noise_steps", "frame_stack", "action_repeat", "desired_kl", "anneal", "policy_network"),
+    *("truncation_as_termination", "shared_torso", "joint_update", "critic_network", "eval_max_steps"),
+}
 
 
 class Quadratic(nn.Module):
@@ -297,7 +303,7 @@ def test_published_defaults_fill_what_is_left_open():
         for name, value in {**DEFAULTS, **algorithm.published}.items():
             assert getattr(config, name) == value, name
         unset = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None}
-        assert unset == {"policy_network", "critic_network"}
+        assert unset == {"policy_network", "critic_network", "critic_hidden_sizes", "minibatch_size"}
         explicit = Config(algo=algorithm(), num_envs=3, learning_rate=0.5, gae_lambda=0.1, value_target="td0")
         assert (explicit.num_envs, explicit.learning_rate) == (3, 0.5)
         assert (explicit.gae_lambda, explicit.value_target) == (0.1, "td0")
@@ -430,7 +436,7 @@ BAD = [  # (settings, what the message must contain)
     ({"entropy_reward_coef": -0.1}, ["entropy_reward_coef = -0.1"]),
     ({"advantage_estimator": "vtrace"}, ["advantage_estimator = 'vtrace'", "gae, monte-carlo"]),
     ({"value_target": "td1"}, ["value_target = 'td1'", "td0"]),
-    ({"activation": "gelu"}, ["activation = 'gelu'", "tanh"]),
+    ({"activation": "mish"}, ["activation = 'mish'", "tanh"]),
     ({"hidden_sizes": (64, 0)}, ["hidden_sizes = ", "0"]),
     ({"hidden_sizes": 64}, ["hidden_sizes = 64"]),
     ({"hidden_sizes": [64, "x"]}, ["hidden_sizes = 'x'"]),

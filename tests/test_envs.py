@@ -49,7 +49,10 @@ def avals(tree):
     return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("name", PLAYABLE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow if "MinAtar" in x and "Breakout" not in x else ()) for x in PLAYABLE],
+)
 def test_environment_keeps_the_protocol(name):
     """Shapes and types stay as reset gave them, none weak; 20 random steps of a batch are finite, with sane flags."""
     with jax.numpy_rank_promotion("allow" if name in BROADCASTS else "raise"):

@@ -48,7 +48,7 @@ def command(monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("policy", ["greedy", "sample"])
+@pytest.mark.parametrize("policy", ["greedy", pytest.param("sample", marks=pytest.mark.slow)])
 def test_figures_are_those_of_the_bare_trains_states(policy, finished, bare_states, tmp_path, command):
     code, _ = command(finished, "--episodes", 9, "--json", tmp_path / "x.json", f"--{policy}", "--episode-seed", 3)
     assert code == 0

@@ -51,7 +51,7 @@ def test_noise_is_linear_in_the_features_and_held():
     keys = jax.random.split(KEY, 7)
     for hold, expected in ((0, [0] * 7), (1, range(7)), (3, [0, 0, 0, 3, 3, 3, 6])):
         np.testing.assert_array_equal(
-            jax.random.key_data(made.replace(hold=hold).noises(keys)), jax.random.key_data(keys[np.array([*expected])])
+            jax.random.key_data(made.replace(hold=hold).held(keys)), jax.random.key_data(keys[np.array([*expected])])
         )
 
 

@@ -10,7 +10,7 @@ import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import long_runs
-import mujoco
+import mujoco_table
 import ppo_paper
 
 from purejaxppo.cli.run import main
@@ -47,7 +47,7 @@ def test_rows_of_a_run(tmp_path: Path) -> None:
     assert all(row["final"] >= 1 and row["last_100"] >= 1 for row in rows)
 
 
-@pytest.mark.parametrize("stem", ["ppo_paper", "mujoco"])
+@pytest.mark.parametrize("stem", ["ppo_paper", "mujoco_table"])
 def test_commands(stem: str) -> None:
     """Every batch's flags are known, and a sweep's directories are named as its methods expect."""
     batches = (
@@ -55,7 +55,7 @@ def test_commands(stem: str) -> None:
         if stem == "ppo_paper"
         else [
             long_runs.Batch("any", "", f"--algo {method} --total-steps 1000000", {"": method})
-            for method in mujoco.METHODS
+            for method in mujoco_table.METHODS
         ]
     )
     for batch in batches:

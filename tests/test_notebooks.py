@@ -141,7 +141,7 @@ def test_flags_that_are_named_exist() -> None:
     source = "\n".join(path.read_text() for path in SOURCES if "purejaxppo/" in path.as_posix())
     missing = []
     for path in [ROOT / "README.md", *SITE, *NOTEBOOKS]:
-        others = r"\b(pip|pytest|python benchmarks|XLA_FLAGS|docker|uv|benchmarks/gpu.py)"
+        others = r"\b(pip|pytest|python benchmarks|XLA_FLAGS|docker|uv|benchmarks/gpu.py|SBATCH|sbatch|srun|scontrol)"
         lines = [line for line in text(path).splitlines() if not re.search(others, line)]
         for flag in sorted(set(re.findall(r"(?<![\w-])--([a-z][a-z-]+[a-z])", "\n".join(lines)))):
             field = flag.removeprefix("no-").replace("-", "_")

@@ -31,7 +31,11 @@ def program(config):
 
 
 @pytest.mark.parametrize(
-    ("algo", "env"), [*(case for case in OURS if case not in MINATAR), ("ppo", "Breakout-MinAtar")]
+    ("algo", "env"),
+    [
+        pytest.param(*case, marks=() if case[1] in ("CartPole-v1", "Pendulum-v1") else pytest.mark.slow)
+        for case in (*(case for case in OURS if case not in MINATAR), ("ppo", "Breakout-MinAtar"))
+    ],
 )
 def test_every_preset_is_the_same_program(algo, env):
     config = preset(algo, env)

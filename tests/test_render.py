@@ -288,7 +288,9 @@ def test_the_names_that_can_be_drawn_are_those_that_gymnax_draws(monkeypatch):
     assert known == {*CLASSIC_CONTROL, *DRAWN}
 
 
-@pytest.mark.parametrize("name", [*CLASSIC_CONTROL, *DRAWN])
+@pytest.mark.parametrize(
+    "name", [*CLASSIC_CONTROL, *(pytest.param(x, marks=pytest.mark.slow if i % 3 else ()) for i, x in enumerate(DRAWN))]
+)
 def test_every_environment_that_gymnax_knows_is_drawn(name):
     env = make_env(name)
     states = [env.reset(jax.random.key(i))[0] for i in range(4)]

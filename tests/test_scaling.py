@@ -176,10 +176,10 @@ def test_a_replica_that_differs_is_found():
         failure: tuple
 
     state = State({"w": torn}, (np.zeros(1), np.zeros(1)))
-    runs = SimpleNamespace(members=[])
-    loop.Loop._find_failed(SimpleNamespace(runs=runs, state=state, debug=False))
+    given = {"runs": SimpleNamespace(members=[], own_count=0), "state": state, "_of_all": lambda row: row}
+    loop.Loop._find_failed(SimpleNamespace(**given, debug=False))
     with pytest.raises(UsageError, match=r"policy\.w differs between devices"):
-        loop.Loop._find_failed(SimpleNamespace(runs=runs, state=state, debug=True))
+        loop.Loop._find_failed(SimpleNamespace(**given, debug=True))
 
 
 @pytest.mark.parametrize(("runs", "together", "enough"), [(3, None, 4), (18, 8, 20)])

@@ -1,5 +1,7 @@
 """Generalised state-dependent exploration (Raffin, Kober and Stulp, 2022, arXiv:2005.05719)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -27,10 +29,7 @@ class StateDependentNoise(DiagonalGaussian):
         variance = features**2 @ jnp.exp(2 * weight_log_std) + VARIANCE_FLOOR
         return cls(mean, 0.5 * jnp.log(variance), features, weight_log_std, hold)
 
-    def marginal(self) -> DiagonalGaussian:
-        return DiagonalGaussian(self.mean, self.log_std)
-
-    def noises(self, keys: jax.Array) -> jax.Array:
+    def held(self, keys: jax.Array) -> jax.Array:
         """The key of each of T steps [T]: that of the first one with the same Z."""
         steps = jnp.arange(len(keys))
         return keys[steps // self.hold * self.hold if self.hold else steps * 0]
@@ -44,3 +43,17 @@ class StateDependentNoise(DiagonalGaussian):
         weights = jnp.exp(self.weight_log_std)
         z = jax.random.normal(noise, (*self.features.shape, weights.shape[-1]), self.mean.dtype)
         return self.mean + jnp.einsum("...l,lk,...lk->...k", self.features, weights, z)
+
+
+def noise_of_steps(distribution: Any, keys: jax.Array) -> Any:
+    """What chance there is in T steps, one after the other, from their keys [T]."""
+    if isinstance(distribution, StateDependentNoise):
+        return distribution.held(keys)
+    return jax.vmap(distribution.noise)(keys)
+
+
+def marginal(distribution: Any) -> Any:
+    """The distribution over a single step's action, whatever links it to other steps'."""
+    if isinstance(distribution, StateDependentNoise):
+        return DiagonalGaussian(distribution.mean, distribution.log_std)
+    return distribution

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from purejaxppo import distributions
 from purejaxppo.errors import UsageError, reason
-from purejaxppo.networks.gsde import StateDependentNoise
+from purejaxppo.networks.gsde import StateDependentNoise, marginal
 from purejaxppo.networks.recurrent import CELLS, initial_carry, is_recurrent, swap, unroll
 from purejaxppo.networks.torso import Torso, head, orthogonal, select
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, ObservationSpace, Space
@@ -100,8 +100,7 @@ class PolicyNetwork(Network, kw_only=True):
     noise_steps: int = 0
 
     def __call__(self, seen: Any) -> Any:
-        result = self.apply_batch(seen, "hidden")
-        return result.marginal() if isinstance(result, StateDependentNoise) else result
+        return marginal(self.apply_batch(seen, "hidden"))
 
     @nn.compact
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[Any, Any]:

@@ -1,8 +1,8 @@
 """MinAtar at ten million steps: PPO, as purejaxrl has it, and TRPO, of which nobody has published scores there.
 
-python benchmarks/minatar.py                    # all that has no row yet: some 3 hours on 2 cores
-python benchmarks/minatar.py --only Freeway     # a word of a batch's name
-python benchmarks/minatar.py --report           # the table of the rows that are there
+python benchmarks/minatar_table.py                    # all that has no row yet: some 3 hours on 2 cores
+python benchmarks/minatar_table.py --only Freeway     # a word of a batch's name
+python benchmarks/minatar_table.py --report           # the table of the rows that are there
 """
 
 import sys
@@ -30,7 +30,7 @@ def report(rows: list[Row]) -> None:
     lines = [
         "# MinAtar, ten million steps",
         "",
-        "Made by `python benchmarks/minatar.py`: final policy, mean of 100 greedy episodes of each seed; and",
+        "Made by `python benchmarks/minatar_table.py`: final policy, mean of 100 greedy episodes of each seed; and",
         "the last 100 training episodes, as others score. Published scores are PPO's.",
         "",
         "| game | method | seeds | final policy, IQM [95%] | worst seed | last 100, IQM | asked | published |",
@@ -47,11 +47,11 @@ def report(rows: list[Row]) -> None:
                     f"| {game} | {method} | {len(final[game, method])} | {middle:.1f} [{low:.1f}, {high:.1f}] | "
                     f"{min(final[game, method]):.1f} | {training:.1f} | {target} | {PUBLISHED[game]} |"
                 )
-    (RESULTS / "minatar.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / "minatar_table.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
     batches = [
         Batch(game, f"{game}-MinAtar", flags, {"": method}) for method, flags in FLAGS.items() for game in TO_REACH
     ]
-    sys.exit(train(batches, "minatar", __doc__, report, seeds=5))
+    sys.exit(train(batches, "minatar_table", __doc__, report, seeds=5))

@@ -1,8 +1,8 @@
 """TRPO, NPG and PPO in Gymnasium's MuJoCo tasks, with the presets' settings, beside what other libraries publish.
 
-    python benchmarks/mujoco.py                     # all that has no row yet: some 8 hours on 2 cores
-    python benchmarks/mujoco.py --only Swimmer      # a word of a batch's name
-    python benchmarks/mujoco.py --report            # the table of the rows that are there
+    python benchmarks/mujoco_table.py                     # all that has no row yet: some 8 hours on 2 cores
+    python benchmarks/mujoco_table.py --only Swimmer      # a word of a batch's name
+    python benchmarks/mujoco_table.py --report            # the table of the rows that are there
 
 Needs `pip install -e ".[gymnasium]"`. One million steps; the score is that of the final policy, the mean of 100 greedy
 episodes. Tianshou publishes the greatest score over training, which is higher. Others' tasks are v3 or v4, where the
@@ -42,7 +42,7 @@ def report(rows: list[Row]) -> None:
     lines = [
         "# MuJoCo v5, one million steps",
         "",
-        "Made by `python benchmarks/mujoco.py`: final policy, mean of 100 greedy episodes of each seed.",
+        "Made by `python benchmarks/mujoco_table.py`: final policy, mean of 100 greedy episodes of each seed.",
         "",
         "| task | method | seeds | mean ± std | IQM [95%] | last 100 training episodes | published |",
         "|---|---|---|---|---|---|---|",
@@ -58,7 +58,7 @@ def report(rows: list[Row]) -> None:
                     f"{middle:,.0f} [{low:,.0f}, {high:,.0f}] | {training.mean():,.0f} ± {training.std():,.0f} | "
                     f"{PUBLISHED[task, method]} |"
                 )
-    (RESULTS / "mujoco.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / "mujoco_table.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
@@ -67,4 +67,4 @@ if __name__ == "__main__":
         for method in METHODS
         for task in TASKS
     ]
-    sys.exit(train(batches, "mujoco", __doc__, report, seeds=5))
+    sys.exit(train(batches, "mujoco_table", __doc__, report, seeds=5))
