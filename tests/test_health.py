@@ -237,9 +237,11 @@ def of(tree, seeds):
     return jax.tree.unflatten(jax.tree.structure(tree), [x[seeds] for x in arrays(tree)])
 
 
+QUICK = ("a2c", "npg", "trpo", "cem")
+
+
 @pytest.mark.parametrize(
-    ("name", "fault"),
-    [pytest.param(*case, marks=() if case[0] in ("a2c", "npg", "trpo", "cem") else pytest.mark.slow) for case in CASES],
+    ("name", "fault"), [pytest.param(*case, marks=() if case[0] in QUICK else pytest.mark.slow) for case in CASES]
 )
 def test_a_sick_seed_is_frozen_as_it_last_was_and_named_and_the_others_keep_their_bits(name, fault):
     """76 faults, each in a run of its own, in one seed of four."""
@@ -268,7 +270,7 @@ def test_a_sick_seed_is_frozen_as_it_last_was_and_named_and_the_others_keep_thei
         assert_same_bits(of(mine, others), of(theirs, others))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in ALGORITHMS])
 def test_a_run_without_a_fault_fails_nowhere_and_goes_on_learning(name):
     """Nothing is flagged, and what a sick seed is compared with really moves from update to update."""
     states, metrics = healthy(name)
@@ -321,7 +323,13 @@ def test_a_fault_amid_a_compiled_scan_is_found_in_its_update():
     np.testing.assert_array_equal(metrics["alive"], expected)
 
 
-@pytest.mark.parametrize("fault", ["observation NaN", "parameter NaN", "reward NaN in the first step"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "observation NaN",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("parameter NaN", "reward NaN in the first step")),
+    ],
+)
 def test_a_run_alone_is_frozen_too(fault):
     """Not vmapped, it is frozen by a branch: it ends as it was before its fault, and without one goes on."""
     fault = FAULTS[fault]
