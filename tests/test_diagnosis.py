@@ -206,7 +206,10 @@ def test_words_and_the_two_lines_at_the_end_of_a_run():
     assert "evidence: median kl 2, at most 2, clip_fraction 0.8" in text
     assert "try: lower --learning-rate" in text
     assert len(in_short(findings(run), run.directory)) == 2
+    assert in_short(findings(run), run.directory, "m:Env")[1].endswith("--probe --env m:Env")
     assert in_short([], run.directory) == []
+    settings = {**run.settings, "init_from": "runs/other"}  # it may have nothing left to learn
+    assert "no-progress" not in [found.name for found in findings(run._replace(settings=settings))]
     assert "no rule finds anything" in "\n".join(in_words([], run))
 
 

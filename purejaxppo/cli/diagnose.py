@@ -27,6 +27,9 @@ def print_diagnosis(options: DiagnoseOptions) -> None:
         start_jax()
         probed = probe_run(options.directory, options.env)
     print("\n".join(in_words(findings(run, probed), run)))
+    if probed is None:
+        again = f" --env {run.env}" if ":" in run.env else ""
+        print(f"\nOnly the log was read; --probe{again} looks at the environment, too.")
 
 
 main = Command("diagnose", DiagnoseOptions, "Say what is probably wrong with a run, and what to try.", print_diagnosis)

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         progress, result = (resume_run if value_of(argv, "resume") else start_run)(argv, console)
         out = Path(result.out or "")
         progress.show(table(result.summary, out))
-        for line in in_short(diagnose(out), out) if group().leads else ():
+        for line in in_short(diagnose(out), out, result.config.env_name) if group().leads else ():
             progress.say(line)
 
     return exit_code(command)

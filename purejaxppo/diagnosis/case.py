@@ -88,7 +88,9 @@ class Case:
 
     @cached_property
     def learnt(self) -> np.ndarray:
-        """[seeds] Whether the returns have risen beyond their noise."""
+        """[seeds] Whether the returns have risen beyond their noise, or training began with what another run learnt."""
+        if self.run.settings.get("init_from"):
+            return self.all()
         return np.nan_to_num(self.gain) > LEARNT
 
     @cached_property

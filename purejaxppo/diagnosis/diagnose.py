@@ -91,12 +91,13 @@ def probe_run(directory: Path, env: Any = None) -> ProbeResult:
     return probe(record.config, trained)
 
 
-def in_short(found: list[Finding], directory: Path) -> list[str]:
-    """Two lines at most, for the end of a run; none if nothing was found."""
+def in_short(found: list[Finding], directory: Path, env: str = "") -> list[str]:
+    """Two lines at most, for the end of a run; none if nothing was found. `env` is named if it is the user's code."""
     if not found:
         return []
     titles = "; ".join(f"{finding.title.lower()} ({finding.evidence})" for finding in found[:2])
-    return [f"diagnosis: {titles}", f"what to try: purejaxppo diagnose {directory}"]
+    again = f" --env {env}" if ":" in env else ""
+    return [f"diagnosis: {titles}", f"what to try: purejaxppo diagnose {directory} --probe{again}"]
 
 
 def in_words(found: list[Finding], run: RunContents) -> Iterable[str]:
@@ -105,7 +106,7 @@ def in_words(found: list[Finding], run: RunContents) -> Iterable[str]:
     if not found:
         yield f"{what}: no rule finds anything wrong."
         return
-    yield f"{what}: {plural(len(found), 'finding')}, worst first."
+    yield f"{what}: {plural(len(found), 'finding')}{', worst first' if found[1:] else ''}."
     for i, finding in enumerate(found, 1):
         yield f"\n{i}. {finding.title} ({finding.where(len(run.seeds))})"
         yield f"   {finding.means}"

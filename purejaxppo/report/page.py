@@ -128,7 +128,9 @@ def shared_seeds(entries: list[Entry]) -> list[str]:
     """What is to be said of runs of the same settings that share seeds, and so are the same runs in part."""
     alike: dict[frozenset[tuple[str, str]], list[Entry]] = {}
     for e in entries:
-        training = (item for item in e.run.settings.items() if not item[0].startswith(("total_steps", "eval_")))
+        annealed = e.run.settings.get("anneal_learning_rate") == "true"  # over total_steps, which matters then
+        other = ("eval_",) if annealed else ("total_steps", "eval_")
+        training = (item for item in e.run.settings.items() if not item[0].startswith(other))
         alike.setdefault(frozenset(training), []).append(e)
     found = [
         f"{x.label} and {y.label} on {x.run.env} have the same settings and share {seed_range(seeds)}. These runs "

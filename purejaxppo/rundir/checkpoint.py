@@ -234,6 +234,7 @@ def _orbax(directory: Path) -> Iterator[tuple[Any, Path]]:
     Without the tracebacks that orbax's and tensorstore's threads print and log; what they say is raised, too.
     """
     import orbax.checkpoint as ocp
+    from orbax.checkpoint._src.futures import signaling_client
     from orbax.checkpoint._src.multihost import multihost
 
     logger, hooks = logging.getLogger("absl"), (sys.excepthook, sys.unraisablehook, threading.excepthook)
@@ -254,6 +255,11 @@ def _orbax(directory: Path) -> Iterator[tuple[Any, Path]]:
                 alone["async_options"] = ocp.options.AsyncOptions(barrier_sync_fn=lambda *_, **__: None)
                 stack.callback(setattr, multihost, "process_index", multihost.process_index)
                 multihost.process_index = lambda: 0
+                # threads of one checkpoint signal to each other under numbers that all processes count alike: in the
+                # store that they share, they would take each other's signals for their own
+                own = signaling_client.ThreadSafeKeyValueSignalingClient()
+                stack.callback(setattr, signaling_client, "get_signaling_client", signaling_client.get_signaling_client)
+                signaling_client.get_signaling_client = lambda: own
             yield stack.enter_context(ocp.StandardCheckpointer(**alone)), folder
     finally:
         logger.setLevel(level)

@@ -41,6 +41,9 @@ def read_contents(directory: Path) -> RunContents:
     """Read a run's files; its environment need not be installed. Raises: UsageError: one is missing, or malformed."""
     content = read_config(directory / "config.json")
     settings, seeds = content["settings"], content["seeds"]
+    begun_from = (content.get("options") or {}).get("init_from")
+    if begun_from:  # an option of the command, and decides what is learnt
+        settings = {**settings, "init_from": begun_from}
     surroundings = content["versions"] | {"PRNG": content["prng_implementation"]}
     return RunContents(
         directory,

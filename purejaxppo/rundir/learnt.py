@@ -51,10 +51,12 @@ def read_learnt(directory: Path, config: Config) -> Learnt:
     for path, wanted in leaves_by_path(shapes).items():
         found = snapshot.arrays.get(path)
         if found is None or (found.shape[1:], found.dtype) != (wanted.shape, wanted.dtype):
+            elsewhere = "" if theirs.get("env") == ours["env"] else f"; there env = {theirs.get('env')!s:.80}"
             what = "missing" if found is None else f"{found.dtype}{list(found.shape[1:])}"
             raise UsageError(
                 f"init_from = {str(directory)!r}: {path.removeprefix('state.')} is {what} there and "
-                f"{wanted.dtype}{list(wanted.shape)} here; observations, actions and networks must be the same."
+                f"{wanted.dtype}{list(wanted.shape)} here; observations, actions and networks must be the same"
+                f"{elsewhere}."
             )
         arrays[path] = found
     tree = jax.tree.unflatten(jax.tree.structure(shapes), arrays.values())["state"]
