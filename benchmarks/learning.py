@@ -7,6 +7,7 @@ Each policy is judged by the mean of 100 greedy episodes after training.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -111,14 +112,21 @@ def measure(claim: Claim) -> dict[str, Any]:
 def curve(config: Config, metrics: dict[str, jax.Array], points: int = 40) -> dict[str, list[Any]]:
     """Training returns at `points` places: mean over the episodes that ended since the last one, per seed."""
     returns, episodes = np.asarray(metrics["episode_return"]), np.asarray(metrics["episodes"])
-    totals = np.where(episodes > 0, returns, 0.0) * episodes
     edges = np.unique(np.linspace(0, config.num_updates, points + 1).astype(int))
-    count = np.maximum(np.add.reduceat(episodes, edges[:-1], axis=1), 1e-9)
-    means = np.where(count >= 1, np.add.reduceat(totals, edges[:-1], axis=1) / count, np.nan)
     return {
         "env_steps": (edges[1:] * config.num_envs * config.num_steps).tolist(),
-        "episode_return": [[None if np.isnan(x) else round(float(x), 2) for x in seed] for seed in means],
+        "episode_return": means_between(edges, returns, episodes),
     }
+
+
+def means_between(edges: np.ndarray, returns: np.ndarray, episodes: np.ndarray) -> list[list[float | None]]:
+    """[seeds][parts] Mean return of the episodes that ended in each part of [seeds, rows]; None where none did."""
+    totals = np.where(episodes > 0, returns, 0.0) * episodes
+    parts = [*itertools.pairwise(edges)]
+    count = np.array([episodes[:, a:b].sum(axis=1) for a, b in parts])
+    means = np.array([totals[:, a:b].sum(axis=1) for a, b in parts]) / np.maximum(count, 1e-9)
+    means = np.where(count >= 1, means, np.nan)
+    return [[None if np.isnan(x) else round(float(x), 2) for x in seed] for seed in means.T]
 
 
 def write(results: dict[str, dict[str, Any]], stem: str, title: str, table: Callable[[Any], str]) -> None:

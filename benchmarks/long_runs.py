@@ -6,7 +6,6 @@ batches.
 """
 
 import argparse
-import itertools
 import json
 import subprocess
 import sys
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from learning import RESULTS, means_between
 
 from purejaxppo.rundir.metrics import MetricsTable, read_metrics
 from purejaxppo.rundir.record import read_record, versions
 from purejaxppo.rundir.summary import read_summary
 
-RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
@@ -59,13 +58,8 @@ def last_episodes(table: MetricsTable, count: int = 100) -> np.ndarray:
 
 def curve(table: MetricsTable, points: int = 50) -> list[list[float | None]]:
     """[seeds][points] Mean return of the episodes that ended in each of equal parts of training; None without any."""
-    parts = np.linspace(0, len(table.update), points + 1).astype(int)
-    episodes = np.nan_to_num(table.metric("episodes"))
-    totals = np.where(episodes > 0, np.nan_to_num(table.metric("episode_return")), 0.0) * episodes
-    counts = np.array([episodes[:, a:b].sum(axis=1) for a, b in itertools.pairwise(parts)])
-    means = np.array([totals[:, a:b].sum(axis=1) for a, b in itertools.pairwise(parts)])
-    means = np.where(counts > 0, means / np.maximum(counts, 1), np.nan)
-    return [[None if np.isnan(x) else round(float(x), 2) for x in seed] for seed in means.T]
+    edges = np.linspace(0, len(table.update), points + 1).astype(int)
+    return means_between(edges, *(np.nan_to_num(table.metric(name)) for name in ("episode_return", "episodes")))
 
 
 def rows_of(batch: Batch, out: Path, command: Sequence[str]) -> list[Row]:

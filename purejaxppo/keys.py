@@ -20,11 +20,21 @@ ACTIONS = 0x61637473  # of sampled actions in an environment that has seeds of i
 RESUMED = 0x72657375  # of host environments' episodes after a resume
 
 
+def is_key(x: Any) -> bool:
+    """Whether the elements of an array, or of its shape and type, are PRNG keys."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def as_data(x: Any) -> Any:
+    """The integers that PRNG keys are; other arrays as they are."""
+    return jax.random.key_data(x) if is_key(x) else x
+
+
 def as_key(key: Any) -> jax.Array:
     """One key []; the words of `PRNGKey` are accepted too. Raises: UsageError: it is none, or several."""
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
         key = jax.random.wrap_key_data(key)
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.ndim:
+    if not isinstance(key, jax.Array) or not is_key(key) or key.ndim:
         given = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
         raise UsageError(f"key = {given:.80} is not one PRNG key; pass jax.random.key(0), or vmap over several.")
     return key

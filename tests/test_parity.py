@@ -60,18 +60,6 @@ CASES = {
         ),
         {"use_rms_prop": False, "ent_coef": 0.01},
     ),
-    "a2c rmsprop": (
-        Config(
-            algo=A2C(entropy_coef=0.01),
-            joint_update=True,
-            value_coef=1.0,
-            max_grad_norm=0.5,
-            learning_rate=1e-3,
-            optimizer="rmsprop",
-            **COMMON,
-        ),
-        {"use_rms_prop": True, "ent_coef": 0.01},
-    ),
     "trpo": (
         Config(
             algo=TRPO(normalize_advantages=False, cg_iterations=5),
@@ -90,6 +78,7 @@ CASES = {
         },
     ),
 }
+CASES["a2c rmsprop"] = (CASES["a2c"][0].replace(optimizer="rmsprop"), {**CASES["a2c"][1], "use_rms_prop": True})
 
 
 def doubles(tree):

@@ -27,14 +27,14 @@ from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.snapshot import flatten
-from purejaxppo.tuning import results
+from purejaxppo.tuning import study_results
 from purejaxppo.tuning import trainer as trainer_module
 from purejaxppo.tuning.journal import Journal
-from purejaxppo.tuning.options import StudyOptions
 from purejaxppo.tuning.population import Population, exploit_and_explore, inherited, scheduled
 from purejaxppo.tuning.rungs import Rungs
 from purejaxppo.tuning.search import FINISHED, RUNNING, STOPPED, Outcome, Search
 from purejaxppo.tuning.space import as_toml, combinations, default_space, parse_space
+from purejaxppo.tuning.study_options import StudyOptions
 from purejaxppo.tuning.trainer import Trainer
 from purejaxppo.tuning.tune import read_study
 
@@ -362,7 +362,7 @@ def test_a_study_that_was_stopped_ends_in_the_same_one(study, tmp_path, monkeypa
     with pytest.raises(KilledError):
         tune(CONFIG, SPACE, 10**5, out=own, **FINAL, **STUDY)
     monkeypatch.undo()
-    monkeypatch.setattr(results, "draw", lambda *_: None)
+    monkeypatch.setattr(study_results, "draw", lambda *_: None)
     again = tune(CONFIG, SPACE, 10**5, out=own, resume_or_start=True, **FINAL, **STUDY)
     same_directories(own, out)
     assert again.settings == result.settings
@@ -398,7 +398,7 @@ def test_states_that_are_damaged_are_trained_again(study, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         tune(CONFIG, SPACE, 10**5, out=own, **FINAL, **STUDY)
     monkeypatch.undo()
-    monkeypatch.setattr(results, "draw", lambda *_: None)
+    monkeypatch.setattr(study_results, "draw", lambda *_: None)
     (manifest, *_) = sorted((own / "states").glob("*/manifest.json"))
     manifest.write_text("{}")
     tune(CONFIG, SPACE, 10**5, out=own, resume_or_start=True, **FINAL, **STUDY)
@@ -546,7 +546,7 @@ def test_a_population_is_one_program_and_its_schedule_can_be_replayed(population
 
 def test_run_takes_a_schedule_from_a_file(tmp_path, capsys):
     path, staged = tmp_path / "schedule.toml", CONFIG.replace(stages=("32 gamma=0.5", "64 learning_rate=0.001"))
-    path.write_text(results.schedule_toml(staged, SPACE))
+    path.write_text(study_results.schedule_toml(staged, SPACE))
     config, *_ = parse_settings([*FLAGS[:10], "--schedule", str(path)], "", "", NoOptions())
     assert config.stages == (f"0 learning_rate={CONFIG.learning_rate} gamma=0.99", *staged.stages)
     config.check()
@@ -566,7 +566,7 @@ def test_a_population_that_was_stopped_ends_as_an_undisturbed_one(population, tm
         return train(self, *args)
 
     monkeypatch.setattr(Trainer, "train", stopping)
-    monkeypatch.setattr(results, "draw", lambda *_: None)
+    monkeypatch.setattr(study_results, "draw", lambda *_: None)
     with pytest.raises(KilledError):
         tune(CONFIG, SPACE, 10**5, out=own, **FINAL, **POPULATION)
     tune(CONFIG, SPACE, 10**5, out=own, resume_or_start=True, **FINAL, **POPULATION)
@@ -636,7 +636,7 @@ def test_a_population_that_cannot_be_is_refused(space, options, message):
 
 def test_trials_begin_with_what_another_run_has_learnt(study, tmp_path, monkeypatch):
     out, *_ = study
-    monkeypatch.setattr(results, "draw", lambda *_: None)
+    monkeypatch.setattr(study_results, "draw", lambda *_: None)
     options = FINAL["options"] | {"init_from": str(out / "best")}
     how = STUDY | {"trials": 2, "pruner": "none", "seeds": 2, "options": options}
     same = tune(CONFIG, {"learning_rate": [1e-30, 2e-30]}, 10**5, out=tmp_path / "own", **how)

@@ -6,7 +6,7 @@ from pathlib import Path
 from purejaxppo.cli.command import start_jax
 from purejaxppo.cli.flags import Command
 from purejaxppo.cli.settings import ENV_AGAIN
-from purejaxppo.diagnosis.diagnose import findings, in_words, probe_run
+from purejaxppo.diagnosis.diagnose import findings, in_words, probe_flags, probe_run
 from purejaxppo.fields import static
 from purejaxppo.rundir.contents import read_contents
 
@@ -28,8 +28,7 @@ def print_diagnosis(options: DiagnoseOptions) -> None:
         probed = probe_run(options.directory, options.env)
     print("\n".join(in_words(findings(run, probed), run)))
     if probed is None:
-        again = f" --env {run.env}" if ":" in run.env else ""
-        print(f"\nOnly the log was read; --probe{again} looks at the environment, too.")
+        print(f"\nOnly the log was read; {probe_flags(run.env)} looks at the environment, too.")
 
 
 main = Command("diagnose", DiagnoseOptions, "Say what is probably wrong with a run, and what to try.", print_diagnosis)

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,7 +146,8 @@ def _begun(argv: list[str], stack: ExitStack) -> Command:
 def _joined(argv: list[str]) -> Command:
     """One that other workers may have, too; the first writes its plan."""
     out = Path(value_of(argv, "join"))
-    if (out / SWEEP).exists() and {flag_name(x) for x in argv} - {""} <= {x.name for x in fields(JoinOptions)}:
+    own = {field.name for field in dataclasses.fields(JoinOptions)}
+    if (out / SWEEP).exists() and {flag_name(x) for x in argv} - {""} <= own:
         again = parse_flags(JoinOptions, argv, _PROG, "Be one of the workers of a sweep.")
         start_jax()
         progress = ProgressLine(plain_console(), again.quiet)

@@ -16,9 +16,9 @@ from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.lock import lock
 from purejaxppo.sweeps.results import run_command
 from purejaxppo.tuning.default_spaces import SPACES
-from purejaxppo.tuning.options import StudyOptions, as_dict
-from purejaxppo.tuning.results import final_table
 from purejaxppo.tuning.space import as_toml, default_space, parse_space
+from purejaxppo.tuning.study_options import StudyOptions, as_dict
+from purejaxppo.tuning.study_results import final_table
 from purejaxppo.tuning.tune import TuneResult, read_study, run_study, tune
 
 _PROG = "purejaxppo tune"

@@ -96,8 +96,12 @@ def in_short(found: list[Finding], directory: Path, env: str = "") -> list[str]:
     if not found:
         return []
     titles = "; ".join(f"{finding.title.lower()} ({finding.evidence})" for finding in found[:2])
-    again = f" --env {env}" if ":" in env else ""
-    return [f"diagnosis: {titles}", f"what to try: purejaxppo diagnose {directory} --probe{again}"]
+    return [f"diagnosis: {titles}", f"what to try: purejaxppo diagnose {directory} {probe_flags(env)}"]
+
+
+def probe_flags(env: str) -> str:
+    """What makes the command look at an environment, which is named if it is the user's code."""
+    return f"--probe --env {env}" if ":" in env else "--probe"
 
 
 def in_words(found: list[Finding], run: RunContents) -> Iterable[str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from purejaxppo.envs.base import BaseEnv, Step
 from purejaxppo.errors import UsageError, reason
+from purejaxppo.keys import is_key
 from purejaxppo.spaces import Box
 from purejaxppo.types import Observation
 
@@ -72,8 +73,7 @@ def strong(tree: Any, like: Any = None) -> Any:
     """Arrays of the types in `like`, or of their own; never weak ones, which a scan's carry must not be."""
 
     def cast(x: Any, old: Any) -> jax.Array:
-        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return x if is_key else jnp.asarray(x).astype(jnp.asarray(old).dtype)
+        return x if isinstance(x, jax.Array) and is_key(x) else jnp.asarray(x).astype(jnp.asarray(old).dtype)
 
     return jax.tree.map(cast, tree, tree if like is None else like)
 

@@ -111,8 +111,7 @@ def run_experiment(
     options = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
     config.check()
     options.check()
-    if options.init_from:  # refused before anything is made
-        read_learnt(Path(options.init_from), config)
+    learnt = read_learnt(Path(options.init_from), config) if options.init_from else None  # before anything is made
     keep = out is not None
     if not keep and (options.tensorboard or options.wandb):
         raise UsageError("tensorboard and wandb log into a run directory, and there is none; pass out=DIR.")
@@ -127,7 +126,7 @@ def run_experiment(
         stack.enter_context(held_for_all(directory, new_directory))
         record = start_record(config, seeds, directory, chosen, options)
         group().by_leader(lambda: write_record(record))
-        loop = Loop(RunBatch([record], chosen), progress, debug, on_chunk, keep)
+        loop = Loop(RunBatch([record], chosen, source=learnt), progress, debug, on_chunk, keep)
         return _result(loop, loop.run(), keep)
 
 

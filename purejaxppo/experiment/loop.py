@@ -22,7 +22,6 @@ from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.health import CAUSES
 from purejaxppo.keys import RESUMED
-from purejaxppo.parallel.devices import process_bytes, require_memory
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.runs import differing_replica, on_host
 from purejaxppo.presets import settings_of
@@ -33,6 +32,11 @@ from purejaxppo.types import TrainState
 CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
 CHECKPOINT_SECONDS = 30.0
 PATIENCE = 6.0  # seconds after SIGTERM that a chunk, or an evaluation between two, may still take
+
+
+def chunk_updates(updates: int, seconds: float, most: int) -> int:
+    """How many updates to make before the host looks again, if so many took so many seconds."""
+    return int(max(1, min(most, CHUNK_SECONDS * updates / seconds)))
 
 
 class Loop:
@@ -123,8 +127,7 @@ class Loop:
         if program is None:
             self.progress.stage("compiling")
             program = self.signals.wait(partial(compile_program, runs), patience=0.0)
-            need = process_bytes(program.device_bytes, runs.devices)
-            require_memory(need, runs.devices, "all seeds", "--num-seeds, --num-envs or --num-steps")
+            program.check_fit(runs.devices, "all seeds", "--num-seeds, --num-envs or --num-steps")
         self.program = program
         for note in program.notes if self.debug else ():
             self.progress.say(note)
@@ -180,7 +183,7 @@ class Loop:
         """
         seconds, signum = (max(column) for column in zip(*values, strict=True))
         ended = len(self.failed) == len(self.runs.members)
-        pace = int(max(1, min(self.config.num_updates, CHUNK_SECONDS * updates / seconds)))
+        pace = chunk_updates(updates, seconds, self.config.num_updates)
         return pace, bool(signum) or ended or self._save_is_due(), int(signum), ended
 
     def _tell_all_failed(self) -> None:

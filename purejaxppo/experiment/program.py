@@ -16,7 +16,7 @@ from purejaxppo.evaluation import evaluate
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.kernels.choice import noted
-from purejaxppo.parallel.devices import require_memory
+from purejaxppo.parallel.devices import process_bytes, require_memory
 from purejaxppo.parallel.runs import abstract_args, over_runs
 from purejaxppo.precision import single_precision
 from purejaxppo.presets import with_settings
@@ -39,6 +39,10 @@ class Program(NamedTuple):
     evaluate: Callable[..., Any]  # state -> Evaluation, at intervals
     final: Callable[..., Any]  # state -> Evaluation, after training
     notes: list[str]  # which parts of an update are kernels of ours
+
+    def check_fit(self, devices: list[jax.Device], what: str, way: str) -> None:
+        """By XLA's own account. Raises: UsageError: there is not so much memory for `what`; lower `way`."""
+        require_memory(process_bytes(self.device_bytes, devices), devices, what, way)
 
 
 def compile_program(runs: RunBatch) -> Program:

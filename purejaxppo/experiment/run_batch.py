@@ -41,6 +41,7 @@ class RunBatch:
     size: int = 0  # runs that the program is made for; 0: as few as these members need
     out: Path | None = None  # where checkpoints of all of them are kept until the end; None: the run directory
     resumed_as: Path | None = None  # what `--resume` takes; None: the run directory
+    source: Learnt | None = None  # what `init_from` has learnt, if it was read already
 
     @property
     def config(self) -> Config:
@@ -128,7 +129,7 @@ class RunBatch:
         if checkpoint.steps_saved(self.directory / "checkpoints"):
             shapes = learnt_shapes(self.config)
             return jax.tree.map(lambda x: np.zeros((len(self.rows), *x.shape), x.dtype), shapes)
-        learnt = read_learnt(Path(self.options.init_from), self.config)
+        learnt = self.source or read_learnt(Path(self.options.init_from), self.config)
         position = self.rows % len(self.records[0].seeds)
         return jax.tree.map(lambda x: x[position % len(x)], learnt)
 

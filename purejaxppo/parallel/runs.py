@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from purejaxppo.errors import UsageError
+from purejaxppo.keys import as_data, is_key
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.mesh import ENV_AXIS, NET_AXIS, RUN_AXIS
 from purejaxppo.target import compiling_for
@@ -171,7 +172,7 @@ def on_host(tree: Any) -> Any:
 
 
 def _own_part(x: jax.Array, own: slice) -> Any:
-    if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_key(x):
         return jax.random.wrap_key_data(_own_part(jax.random.key_data(x), own), impl=jax.random.key_impl(x))
     part = np.empty((own.stop - own.start, *x.shape[1:]), x.dtype)
     for shard in x.addressable_shards:
@@ -187,7 +188,7 @@ def laid_out(tree: Any, like: Any) -> Any:
     def place(x: Any, sharding: Any) -> jax.Array:
         if sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
-        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if is_key(x):
             data = np.asarray(jax.random.key_data(x))
             return jax.random.wrap_key_data(_from_host(data, sharding), impl=jax.random.key_impl(x))
         return _from_host(np.asarray(x), sharding)
@@ -202,9 +203,8 @@ def _from_host(x: np.ndarray, sharding: Any) -> jax.Array:
 def differing_replica(tree: Any) -> str | None:
     """The first array of which two devices hold different bits, though they should be copies; None if there is none."""
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        data = jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         first: dict[str, bytes] = {}
-        for shard in data.addressable_shards:
+        for shard in as_data(x).addressable_shards:
             bits = np.asarray(shard.data).tobytes()
             if first.setdefault(str(shard.index), bits) != bits:
                 return jax.tree_util.keystr(path, simple=True, separator=".")

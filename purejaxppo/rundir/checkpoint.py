@@ -30,11 +30,12 @@ import numpy as np
 
 from purejaxppo._version import __version__
 from purejaxppo.errors import UsageError, reason
+from purejaxppo.keys import is_key
 from purejaxppo.parallel.devices import free_memory
 from purejaxppo.parallel.hosts import group
 from purejaxppo.rundir.files import malformed, read_json, refusing, sync, to_json
 from purejaxppo.rundir.manifest import describe, file_digest, read_manifest, write_manifest
-from purejaxppo.rundir.snapshot import Arrays, Snapshot, flatten, is_key, leaves_by_path
+from purejaxppo.rundir.snapshot import Arrays, Snapshot, flatten, leaves_by_path
 
 
 def save(directory: Path, tree: Any, about: Mapping[str, Any], seeds: list[int] | None = None) -> None:

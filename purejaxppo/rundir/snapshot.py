@@ -11,6 +11,7 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.keys import as_data, is_key
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import refusing, to_json
 
@@ -61,7 +62,7 @@ class Snapshot(NamedTuple):
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _leaf(self, path: str, wanted: Any) -> Any:
-        found, data = self.arrays.get(path), jax.eval_shape(_as_data, wanted)
+        found, data = self.arrays.get(path), jax.eval_shape(as_data, wanted)
         if found is None or (found.shape, found.dtype) != (data.shape, data.dtype):
             what = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
             raise UsageError(
@@ -92,7 +93,7 @@ class Snapshot(NamedTuple):
 
 def flatten(tree: Any) -> Arrays:
     """Every leaf by its path, on the host; PRNG keys as the integers that they are."""
-    return {path: np.asarray(_as_data(x)) for path, x in leaves_by_path(tree).items()}
+    return {path: np.asarray(as_data(x)) for path, x in leaves_by_path(tree).items()}
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
@@ -101,11 +102,3 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     if len(leaves) < len(found):  # a key holds the separator
         return {jax.tree_util.keystr(path): x for path, x in found}
     return leaves
-
-
-def _as_data(x: Any) -> Any:
-    return jax.random.key_data(x) if is_key(x) else x
-
-
-def is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

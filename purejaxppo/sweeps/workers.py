@@ -13,7 +13,6 @@ import jax
 from purejaxppo.errors import FailedSettingsError, UsageError, plural
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.signals import Signals, Stopped
-from purejaxppo.parallel.devices import process_bytes, require_memory
 from purejaxppo.rundir.files import SWEEP, UNFINISHED, malformed, read_json, refusing, shown, write_json
 from purejaxppo.rundir.lock import CLAIM, lock_free, new_directory
 from purejaxppo.rundir.summary import Summary
@@ -108,8 +107,7 @@ class Worker:
             try:
                 with Signals() as signals:
                     program = signals.wait(partial(compile_group, self.sweep, group, self.devices, size), patience=0.0)
-                need = process_bytes(program.device_bytes, self.devices)
-                require_memory(need, self.devices, f"{plural(size, 'setting')} at once", "--at-once in a new sweep")
+                program.check_fit(self.devices, f"{plural(size, 'setting')} at once", "--at-once in a new sweep")
                 self._steps[batch.group] = Step(group, program, size)
             except UsageError as error:
                 self.progress.warn(f"{group.name} cannot be trained here: {error}")

@@ -16,9 +16,9 @@ import numpy as np
 from purejaxppo.config import Config
 from purejaxppo.presets import with_settings
 from purejaxppo.sweeps.axes import Settings, traced
-from purejaxppo.tuning.options import StudyOptions
 from purejaxppo.tuning.rungs import Rungs
 from purejaxppo.tuning.space import Dimension, Space, label_of, settings_at
+from purejaxppo.tuning.study_options import StudyOptions
 
 RUNNING, STOPPED, FINISHED, FAILED = "running", "stopped", "finished", "failed"
 

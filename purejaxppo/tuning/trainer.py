@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,15 +12,18 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.experiment.loop import CHUNK_SECONDS, PATIENCE
+from purejaxppo.experiment.loop import PATIENCE, chunk_updates
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
-from purejaxppo.parallel.devices import process_bytes, require_memory
+from purejaxppo.keys import as_data, is_key
+from purejaxppo.parallel.runs import laid_out
+from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.record import RunRecord
 from purejaxppo.rundir.snapshot import Arrays, flatten, leaves_by_path
+from purejaxppo.types import Learnt
 
 _NEVER = 10**9  # updates
 
@@ -50,6 +54,7 @@ class Trainer:
         self.seeds, self.numbers, self.devices, self.record = seeds, numbers, devices, record
         self.progress, self.signals, self.way_out, self.size = progress, signals, way_out, size
         self.programs: dict[str, Program] = {}
+        self.learnt: dict[str, Learnt] = {}  # by the programs' names, if trials begin with what another run has learnt
         self._pace = 1  # updates per call, as the lots so far were found to take
 
     def train(self, static: str, configs: list[Config], done: int, until: int, states: list[Arrays] | None) -> Trained:
@@ -63,7 +68,7 @@ class Trainer:
             UsageError: it does not fit into memory.
             Stopped: by a signal.
         """
-        runs = self._batch(configs)
+        runs = self._batch(static, configs)
         program = self._program(static, runs)
         state = self.signals.wait(
             lambda: program.init(runs.keys, runs.swept, runs.learnt), patience=0.0, left=self.way_out
@@ -97,41 +102,40 @@ class Trainer:
             if self.signals.received:
                 raise Stopped(self.signals.received, self.way_out)
             done += count
-            self._pace = int(max(1, min(_NEVER, CHUNK_SECONDS * count / (time.monotonic() - began))))
+            self._pace = chunk_updates(count, time.monotonic() - began, _NEVER)
         return state
 
-    def _batch(self, configs: list[Config]) -> RunBatch:
+    def _batch(self, static: str, configs: list[Config]) -> RunBatch:
         episodes, begin = configs[0].eval_episodes, self.record.options.get("init_from", "")
+        if begin and static not in self.learnt:
+            self.learnt[static] = read_learnt(Path(begin), configs[0])
         options = HostOptions(log_interval=_NEVER, final_episodes=episodes, init_from=begin)
         own = self.record._replace(
             directory=self.record.directory / "states", seeds=self.seeds, options=dataclasses.asdict(options)
         )
         records = [own._replace(config=config.replace(eval_interval=0)) for config in configs]
         size = options.padded(configs[0], self.size * len(self.seeds), self.devices)
-        return RunBatch(records, self.devices, self.numbers, size)
+        return RunBatch(records, self.devices, self.numbers, size, source=self.learnt.get(static))
 
     def _program(self, static: str, runs: RunBatch) -> Program:
         if static not in self.programs:
             self.progress.stage("compiling")
             program = self.signals.wait(partial(compile_program, runs), patience=0.0, left=self.way_out)
-            need = process_bytes(program.device_bytes, self.devices)
-            require_memory(need, self.devices, "all trials of a lot", "--places, --seeds-per-trial or --num-envs")
+            program.check_fit(self.devices, "all trials of a lot", "--places, --seeds-per-trial or --num-envs")
             self.programs[static] = program
         return self.programs[static]
 
 
 def _restored(kept: Arrays, fresh: Any) -> Any:
     """Arrays [runs, ...] by path as a state laid out as the `fresh` one is. Raises: UsageError: they are none."""
-    placed: list[Any] = []
+    found: list[Any] = []
     for path, like in leaves_by_path(fresh).items():
         x: Any = kept.get(path, np.zeros(0))
-        key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-        wanted = jax.eval_shape(jax.random.key_data, like) if key else like
+        wanted = jax.eval_shape(as_data, like)
         if (x.shape, x.dtype) != (wanted.shape, wanted.dtype):
             raise UsageError(
                 f"states: {path} is {x.dtype}{list(x.shape)} and must be {wanted.dtype}{list(wanted.shape)}; they are "
                 "another study's: begin anew in another --out."
             )
-        x = jax.random.wrap_key_data(jnp.asarray(x), impl=str(jax.random.key_impl(like))) if key else x
-        placed.append(jax.device_put(x, like.sharding))
-    return jax.tree.unflatten(jax.tree.structure(fresh), placed)
+        found.append(jax.random.wrap_key_data(jnp.asarray(x), impl=jax.random.key_impl(like)) if is_key(like) else x)
+    return laid_out(jax.tree.unflatten(jax.tree.structure(fresh), found), fresh)

@@ -26,12 +26,12 @@ from purejaxppo.rundir.record import RunRecord, read_record, write_record
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.axes import Settings
 from purejaxppo.tuning.journal import TUNE, Journal
-from purejaxppo.tuning.options import StudyOptions, as_dict, check_study, numbers_of
 from purejaxppo.tuning.population import Population, inherited, scheduled
-from purejaxppo.tuning.results import trials_table, write_results
 from purejaxppo.tuning.search import Search, Trial
 from purejaxppo.tuning.space import Space, combinations, default_space, parse_space, plain
 from purejaxppo.tuning.study_file import StudyFile
+from purejaxppo.tuning.study_options import StudyOptions, as_dict, check_study, numbers_of
+from purejaxppo.tuning.study_results import trials_table, write_results
 from purejaxppo.tuning.trainer import Trainer
 
 
