@@ -1,10 +1,11 @@
 """Several processes that train one run: killed, stopped, laid out in other ways, and what it costs. One machine, CPUs.
 
-    TF_CPP_MIN_LOG_LEVEL=3 python benchmarks/hosts.py --kills 50 --stops 20 --layouts --cost
+    TF_CPP_MIN_LOG_LEVEL=3 python benchmarks/hosts.py --kills 50 --stops 20 --more 10 --layouts --cost
 
 Each trial begins a run in two processes of one device each, ends one of them at a random moment, resumes the run, and
 compares final state and log with those of one process with two devices that nothing happened to. `--kills` are resumed
-on two processes, every fifth on one process with two devices. Every trial is added to results/hosts.json when it is
+on two processes, every fifth on one process with two devices; `--more` are kills of one process with two devices, which
+are resumed on two. Every trial is added to results/hosts.json when it is
 done, so that a benchmark that is stopped goes on where it was.
 """
 
@@ -111,21 +112,22 @@ def reference(arguments: list[str], work: Path) -> tuple[str, float]:
     return digest(out), time.monotonic() - began
 
 
-def trial(number: int, signum: int, undisturbed: str, seconds: float, work: Path) -> dict[str, Any]:
-    """End one of two processes at a random moment, resume, and compare."""
-    rng, out = random.Random(1000 * signum + number), work / "run"
+def trial(kind: str, number: int, undisturbed: str, seconds: float, work: Path) -> dict[str, Any]:
+    """End one of two processes, or the only one, at a random moment, resume, and compare."""
+    signum, begun_on = signal.SIGTERM if kind == "stops" else signal.SIGKILL, 1 if kind == "more" else 2
+    rng, out = random.Random(1000 * signum + number + 500 * (kind == "more")), work / "run"
     shutil.rmtree(out, ignore_errors=True)
-    victim, at = rng.randrange(2), rng.uniform(0.1, 1.0) * seconds
-    children = begin_two([*TRIAL, "--out", str(out)], work)
+    victim, at = rng.randrange(begun_on), rng.uniform(0.1, 1.0) * seconds
+    arguments = [*TRIAL, "--out", str(out)]
+    children = begin_two(arguments, work) if begun_on == 2 else [begin(arguments, 2, work / "errors0")]
     time.sleep(at)
     try:
         os.kill(children[victim], signum)
     except ProcessLookupError:
         at = -1.0
     codes, after = wait(children, 60.0)
-    lines = [(work / f"errors{i}").read_text().strip() for i in (0, 1)]
-    others = 1 if signum == signal.SIGTERM and number % 2 == 0 else 2
-    others = 1 if signum == signal.SIGKILL and number % 5 == 4 else others
+    lines = [(work / f"errors{i}").read_text().strip() for i in range(begun_on)]
+    others = 1 if (kind, number % 2) == ("stops", 0) or (kind, number % 5) == ("kills", 4) else 2
     if not (out / "config.json").exists():  # before anything was written: it begins anew
         shutil.rmtree(out, ignore_errors=True)
         again = [*TRIAL, "--out", str(out)]
@@ -189,30 +191,32 @@ def run_all(options: argparse.Namespace) -> None:
 
         for algo in (algo for algo in ALGORITHMS if options.layouts and algo not in results.get("layouts", {})):
             keep("layouts", algo, layout(algo, work))
-        wanted = {"stops": (signal.SIGTERM, options.stops), "kills": (signal.SIGKILL, options.kills)}
+        wanted = {"stops": options.stops, "kills": options.kills, "more": options.more}
         due = [
-            (kind, number, signum)
-            for number in range(max(options.stops, options.kills))
-            for kind, (signum, count) in wanted.items()
+            (kind, number)
+            for number in range(max(wanted.values()))
+            for kind, count in wanted.items()
             if number < count and str(number) not in results.get(kind, {})
         ]
         if due:
             undisturbed, seconds = reference(TRIAL, work)
-        for kind, number, signum in due:
-            keep(kind, str(number), trial(number, signum, undisturbed, 1.3 * seconds, work))
+        for kind, number in due:
+            keep(kind, str(number), trial(kind, number, undisturbed, 1.3 * seconds, work))
         if options.cost and "training_seconds" not in results.get("cost", {}):
             keep("cost", "training_seconds", cost(work))
-    for kind in ("kills", "stops"):
+    for kind in wanted:
         trials = [*results.get(kind, {}).values()]
         hangs = sum(None in x["codes"] for x in trials)
-        latest = max((max(x["after"]) for x in trials), default=0.0)
-        print(f"{kind}: {sum(x['same'] for x in trials)} of {len(trials)} the same, {hangs} hung, last out {latest} s")
+        latest, amid = max((max(x["after"]) for x in trials), default=0.0), sum(any(x["codes"]) for x in trials)
+        same = f"{sum(x['same'] for x in trials)} of {len(trials)} the same"
+        print(f"{kind}: {same}, {amid} before the run had ended, {hangs} hung, last out {latest} s")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--stops", type=int, default=0)
+    parser.add_argument("--more", type=int, default=0)
     parser.add_argument("--layouts", action="store_true")
     parser.add_argument("--cost", action="store_true")
     jax.config.update("jax_platforms", "cpu")

@@ -174,6 +174,39 @@ def test_what_cannot_be_joined_is_refused_in_one_line(flags, message, tmp_path, 
     assert message in error
 
 
+@pytest.fixture
+def slurm(monkeypatch):
+    """As the second of three tasks of `srun`."""
+    variables = {"JOB_ID": "7", "STEP_NODELIST": "127.0.0.1", "NTASKS": "3", "LOCALID": "1", "PROCID": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    before = jax.config.values["jax_cuda_visible_devices"]
+    yield
+    jax.config.update("jax_cuda_visible_devices", before)
+
+
+def test_the_tasks_of_a_scheduler_are_workers_of_one_sweep(slurm, tmp_path, trained, capsys):
+    out = tmp_path / "it"
+    sweep, _ = begun(out)
+    write_plan(sweep)
+    first = sweep.batch_directory([0, 1])
+    first.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool:  # another task has the first batch, and then goes
+        with lock_module.lock_free(first, {}) as mine:
+            assert mine
+            worker = pool.submit(main, [*FLAGS, "--out", str(out), "--resume-or-start"])
+            while sum(trained.values()) < 2 and not worker.done():
+                time.sleep(0.01)
+        assert worker.result() == 0
+    assert trained == {GAMMAS[:2]: 1, GAMMAS[2:4]: 1, GAMMAS[4:]: 1}
+    assert len((out / "results.csv").read_text().splitlines()) == 7
+    assert jax.config.values["jax_cuda_visible_devices"] == "1"
+    assert main(["--resume", str(out), "--quiet"]) == 0  # the job is queued again, when all is done
+    assert sum(trained.values()) == 3
+    assert main(FLAGS) == 2
+    assert "3 processes share a sweep's directory, and there is none; pass --out DIR." in capsys.readouterr().err
+
+
 def test_a_plan_is_not_written_over_what_is_there(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="already holds files"):

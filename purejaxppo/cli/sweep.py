@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import flag_name, parse_flags, value_of, with_file
-from purejaxppo.cli.settings import DEBUG, ENV_AGAIN, RunOptions, parse_resume, parse_settings
+from purejaxppo.cli.settings import DEBUG, ENV_AGAIN, ResumeOptions, RunOptions, parse_resume, parse_settings
 from purejaxppo.config import Config
 from purejaxppo.errors import FailedSettingsError, UsageError, plural
 from purejaxppo.experiment.experiment import same_run
@@ -19,6 +20,7 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.fields import check_fields, static
 from purejaxppo.parallel.devices import choose_devices
+from purejaxppo.parallel.places import find_place
 from purejaxppo.rundir.files import SWEEP, to_json
 from purejaxppo.rundir.lock import lock, lock_shared, new_directory
 from purejaxppo.rundir.summary import Summary
@@ -28,6 +30,7 @@ from purejaxppo.sweeps.results import best_first, command_of, plan_table, result
 from purejaxppo.sweeps.workers import Worker, divided, write_plan
 
 _PROG = "purejaxppo sweep"
+_TABLES = ("grid", "sample")  # of a TOML file
 _ABOUT = "Train one algorithm on many settings × many seeds; those that differ in numbers as one program."
 
 
@@ -96,8 +99,8 @@ def main(argv: list[str]) -> int:
 
     def command() -> None:
         with ExitStack() as stack:
-            if value_of(argv, "join"):
-                found = _joined(argv)
+            if out := _shared(argv):
+                found = _joined(argv, out)
                 stack.enter_context(lock_shared(found.sweep.record.directory))
                 summaries, failed = Worker(*found).work()
             else:
@@ -113,9 +116,7 @@ def main(argv: list[str]) -> int:
 
 def _resumed(argv: list[str], stack: ExitStack) -> Command:
     """One that was interrupted; it is held by `stack`."""
-    again = parse_resume(argv, _PROG)
-    if again.total_steps is not None:
-        raise UsageError("--total-steps cannot be changed on --resume of a sweep; resume single runs.")
+    again = _parsed_resume(argv)
     start_jax()
     progress, out = ProgressLine(plain_console(), again.quiet), Path(again.resume)
     found = read_sweep(out, progress, again.devices, again.mesh, again.env)
@@ -143,18 +144,39 @@ def _begun(argv: list[str], stack: ExitStack) -> Command:
     return Command(sweep, devices, progress, options.debug)
 
 
-def _joined(argv: list[str]) -> Command:
+def _shared(argv: list[str]) -> Path | None:
+    """The directory of a sweep that has several workers: of --join, or that of one process of several. None: of one.
+
+    Raises:
+        UsageError: this is one process of several, and there is no directory.
+    """
+    if join := value_of(argv, "join"):
+        return Path(join)
+    if "--help" in argv or not (place := find_place(way_out="--join DIR, which asks nobody")):
+        return None
+    if place.local_device is not None:
+        jax.config.update("jax_cuda_visible_devices", str(place.local_device))  # as `jax.distributed` would
+    out = value_of(argv, "resume") or value_of(with_file(argv, _TABLES), "out")
+    if not out:
+        raise UsageError(f"{place.processes} processes share a sweep's directory, and there is none; pass --out DIR.")
+    return Path(out)
+
+
+def _joined(argv: list[str], out: Path) -> Command:
     """One that other workers may have, too; the first writes its plan."""
-    out = Path(value_of(argv, "join"))
-    own = {field.name for field in dataclasses.fields(JoinOptions)}
-    if (out / SWEEP).exists() and {flag_name(x) for x in argv} - {""} <= own:
+    again: JoinOptions | ResumeOptions | None = None
+    if value_of(argv, "resume"):
+        again = _parsed_resume(argv)
+    elif (out / SWEEP).exists() and {flag_name(x) for x in argv} - {""} <= {x.name for x in fields(JoinOptions)}:
         again = parse_flags(JoinOptions, argv, _PROG, "Be one of the workers of a sweep.")
+    if again:
         start_jax()
         progress = ProgressLine(plain_console(), again.quiet)
-        sweep, devices = read_sweep(out, progress, again.devices, env=again.env)
+        mesh = again.mesh if isinstance(again, ResumeOptions) else None
+        sweep, devices = read_sweep(out, progress, again.devices, mesh, again.env)
         return Command(divided(sweep), devices, progress, again.debug)
     config, options, host, chosen = _parsed(argv)
-    if options.out or options.resume_or_start:
+    if chosen.join and (options.out or options.resume_or_start):
         raise UsageError("--join DIR is the sweep's directory, begun or not; leave out --out and --resume-or-start.")
     settings = chosen.settings(config, options.seed)
     start_jax()
@@ -168,8 +190,15 @@ def _joined(argv: list[str]) -> Command:
     return Command(divided(sweep), devices, progress, options.debug)
 
 
+def _parsed_resume(argv: list[str]) -> ResumeOptions:
+    again = parse_resume(argv, _PROG)
+    if again.total_steps is not None:
+        raise UsageError("--total-steps cannot be changed on --resume of a sweep; resume single runs.")
+    return again
+
+
 def _parsed(argv: list[str]) -> tuple[Config, RunOptions, HostOptions, SweepOptions]:
-    return parse_settings(with_file(argv, tables=("grid", "sample")), _PROG, _ABOUT, SweepOptions())
+    return parse_settings(with_file(argv, _TABLES), _PROG, _ABOUT, SweepOptions())
 
 
 def _same_sweep(

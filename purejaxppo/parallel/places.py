@@ -8,6 +8,7 @@ from purejaxppo.errors import UsageError
 
 LOST_SECONDS = 60.0  # after which a process that is not heard of is lost
 JOIN_SECONDS = 300.0  # for all processes to come
+BY_HAND = "--distributed coordinator=HOST:PORT,processes=N,process=I, or --distributed off for one by itself"
 
 
 class Place(NamedTuple):
@@ -54,15 +55,19 @@ def _unreadable(text: str, why: str) -> UsageError:
     return UsageError(f"distributed = {text!r:.160}: {why}; pass {example}, or off.")
 
 
-def find_place(text: str | None) -> Place | None:
+def find_place(text: str | None = None, way_out: str = BY_HAND) -> Place | None:
     """What the flag says; without it, what JAX finds in SLURM, Open MPI, Kubernetes and cloud TPU. None: one process.
+
+    Args:
+        text: the flag.
+        way_out: what to pass where JAX does not find its way.
 
     Raises:
         UsageError: the flag cannot be read; or JAX finds a cluster, but not its way in it.
     """
     if text == "off":
         return None
-    place = _detected() if text is None else parse_place(text)
+    place = _detected(way_out) if text is None else parse_place(text)
     return place if place and place.processes > 1 else None
 
 
@@ -73,7 +78,7 @@ def expects_others(argv: Sequence[str] = ()) -> bool:
     return flag or any(size != "1" for size in sizes) or "JOB_COMPLETION_INDEX" in os.environ
 
 
-def _detected() -> Place | None:
+def _detected(way_out: str) -> Place | None:
     from jax._src import cloud_tpu_init, clusters
 
     if not expects_others() and not cloud_tpu_init.running_in_cloud_tpu_vm:  # the usual case: nobody is asked
@@ -90,5 +95,5 @@ def _detected() -> Place | None:
     except Exception as error:  # of a cluster's client library, or of ours
         raise UsageError(
             f"this seems to be one process of several, and JAX cannot join them ({' '.join(str(error).split()):.200}); "
-            "pass --distributed coordinator=HOST:PORT,processes=N,process=I, or --distributed off for one by itself."
+            f"pass {way_out}."
         ) from error
