@@ -3,7 +3,8 @@
     TF_CPP_MIN_LOG_LEVEL=3 python benchmarks/hosts.py --kills 50 --stops 20 --more 10 --layouts --cost
 
 Each trial begins a run in two processes of one device each, ends one of them at a random moment, resumes the run, and
-compares final state and log with those of one process with two devices that nothing happened to. `--kills` are resumed
+compares final state and log with those of one process with two devices that nothing happened to. The moment is drawn
+from all that the run takes in every third trial, and after the first checkpoint in the others. `--kills` are resumed
 on two processes, every fifth on one process with two devices; `--more` are kills of one process with two devices, which
 are resumed on two. Every trial is added to results/hosts.json when it is
 done, so that a benchmark that is stopped goes on where it was.
@@ -35,7 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "hosts.json"
 RUN = (
     "--num-envs 2 --num-steps 16 --num-minibatches 1 --num-epochs 1 --hidden-sizes 8 --final-episodes 2 --quiet".split()
 )
-TRIAL = [*RUN, *"--algo a2c --num-seeds 4 --total-steps 96000 --checkpoint-interval 300 --log-interval 100".split()]
+TRIAL = [*RUN, *"--algo a2c --num-seeds 4 --total-steps 256000 --checkpoint-interval 500 --log-interval 250".split()]
 TIMEOUT = 6  # seconds of silence after which a process is lost
 
 
@@ -95,31 +96,37 @@ def digest(out: Path) -> str:
 
 def _digest(out: Path) -> str:
     from purejaxppo.rundir.checkpoint import read, steps_saved
+    from purejaxppo.rundir.logs import read_log
 
     snapshot, found = read(steps_saved(out / "checkpoints")[-1]), hashlib.sha256()
     for path in sorted(snapshot.arrays):
         found.update(path.encode() + snapshot.arrays[path].tobytes())
-    found.update((out / "metrics.csv").read_bytes())
+    for name, x in read_log(out, snapshot.about["seeds"]).tidy().items():
+        found.update(name.encode() + x.tobytes())
     return found.hexdigest()
 
 
-def reference(arguments: list[str], work: Path) -> tuple[str, float]:
-    """One process with two devices: what it leaves, and the seconds it took."""
+def reference(arguments: list[str], work: Path) -> tuple[str, float, float]:
+    """One process with two devices: what it leaves, and the seconds it took, in all and to train."""
     out, began = work / "reference", time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
     codes, _ = wait([begin([*arguments, "--out", str(out)], 2, work / "errors")])
     assert codes == [0], (work / "errors").read_text()
-    return digest(out), time.monotonic() - began
+    summary = json.loads((out / "summary.json").read_text())
+    return digest(out), time.monotonic() - began, summary["training_seconds"]
 
 
-def trial(kind: str, number: int, undisturbed: str, seconds: float, work: Path) -> dict[str, Any]:
+def trial(kind: str, number: int, undisturbed: tuple[str, float, float], work: Path) -> dict[str, Any]:
     """End one of two processes, or the only one, at a random moment, resume, and compare."""
     signum, begun_on = signal.SIGTERM if kind == "stops" else signal.SIGKILL, 1 if kind == "more" else 2
     rng, out = random.Random(1000 * signum + number + 500 * (kind == "more")), work / "run"
     shutil.rmtree(out, ignore_errors=True)
-    victim, at = rng.randrange(begun_on), rng.uniform(0.1, 1.0) * seconds
+    (expected, whole, training), victim, saved = undisturbed, rng.randrange(begun_on), number % 3 != 0
+    at = rng.uniform(0.0, 0.9) * (training if saved else 1.3 * whole)  # two processes take longer to start
     arguments = [*TRIAL, "--out", str(out)]
     children = begin_two(arguments, work) if begun_on == 2 else [begin(arguments, 2, work / "errors0")]
+    while saved and not [*out.glob("checkpoints/[0-9]*")]:
+        time.sleep(0.01)
     time.sleep(at)
     try:
         os.kill(children[victim], signum)
@@ -135,9 +142,10 @@ def trial(kind: str, number: int, undisturbed: str, seconds: float, work: Path) 
         again = ["--resume", str(out), "--quiet"]
     resumed = begin_two(again, work) if others == 2 else [begin(again, 2, work / "errors0")]
     ends, _ = wait(resumed)
-    same = ends == [0] * len(resumed) and digest(out) == undisturbed
+    same = ends == [0] * len(resumed) and digest(out) == expected
     return {
         "victim": victim,
+        "after_a_checkpoint": saved,
         "at": round(at, 2),
         "codes": codes,
         "after": [round(x, 2) for x in after],
@@ -154,7 +162,7 @@ def layout(algo: str, work: Path) -> dict[str, Any]:
     found = {}
     for mode in ("vmap", "map"):
         flags = [*RUN, "--algo", algo, "--num-seeds", "16", "--total-steps", "640", "--seed-mode", mode]
-        expected, _ = reference(flags, work)
+        expected, *_ = reference(flags, work)
         out = work / "run"
         shutil.rmtree(out, ignore_errors=True)
         codes, _ = wait(begin_two([*flags, "--out", str(out)], work))
@@ -199,9 +207,9 @@ def run_all(options: argparse.Namespace) -> None:
             if number < count and str(number) not in results.get(kind, {})
         ]
         if due:
-            undisturbed, seconds = reference(TRIAL, work)
+            undisturbed = reference(TRIAL, work)
         for kind, number in due:
-            keep(kind, str(number), trial(kind, number, undisturbed, 1.3 * seconds, work))
+            keep(kind, str(number), trial(kind, number, undisturbed, work))
         if options.cost and "training_seconds" not in results.get("cost", {}):
             keep("cost", "training_seconds", cost(work))
     for kind in wanted:

@@ -23,6 +23,7 @@ from purejaxppo.parallel.joining import meet
 from purejaxppo.parallel.places import Place, find_place, parse_place
 from purejaxppo.parallel.runs import own_runs
 from purejaxppo.rundir.checkpoint import read, steps_saved
+from purejaxppo.rundir.logs import read_log
 
 SMALL = "--env CartPole-v1 --num-envs 2 --num-steps 16 --hidden-sizes 8 --num-minibatches 1 --num-epochs 1".split()
 SMALL += "--algo a2c --final-episodes 1 --no-anneal-learning-rate --quiet".split()
@@ -95,7 +96,10 @@ def assert_same(one, other):
     assert a.about["seeds"] == b.about["seeds"]
     for path, x in a.arrays.items():
         np.testing.assert_array_equal(x, b.arrays[path], err_msg=path)
-    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+    logs = [read_log(out, a.about["seeds"]).tidy() for out in (one, other)]
+    assert logs[0].keys() == logs[1].keys()
+    for name, x in logs[0].items():
+        np.testing.assert_array_equal(x, logs[1][name], err_msg=name)
     returns = [json.loads((out / "summary.json").read_text())["eval_return"] for out in (one, other)]
     assert returns[0] == returns[1]
 
@@ -108,6 +112,7 @@ def test_two_processes_learn_what_one_does_on_two_devices_to_the_bit(tmp_path):
     )
     assert ended([alone, *both]) == [(0, "")] * 3
     assert_same(tmp_path / "one", tmp_path / "two")
+    assert sorted(path.name for path in (tmp_path / "two").glob("*.csv")) == ["metrics.0-2.csv", "metrics.2-3.csv"]
     parts = steps_saved(tmp_path / "two" / "checkpoints")[-1]
     manifest = json.loads((parts / "manifest.json").read_text())
     assert manifest["format"] == 2

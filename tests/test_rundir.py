@@ -125,6 +125,23 @@ def test_of_several_that_wait_for_a_dead_process_one_takes_over(tmp_path, monkey
         assert sum(pool.map(claim, range(4))) == 1
 
 
+def test_a_claim_that_is_only_looked_at_is_nobody_elses(tmp_path, monkeypatch):
+    """Another process has moved a living one's claim away, sees that it lives, and puts it back."""
+    monkeypatch.setattr(lock_module, "DEAD_SECONDS", 5.0)
+    monkeypatch.setattr(lock_module, "RENEW_SECONDS", 0.02)
+    claim, moved = tmp_path / lock_module.CLAIM, tmp_path / ".b.dead"
+    moved.write_text('{"host": "elsewhere", "pid": 1, "token": "a", "renewed": 3}')
+    with ThreadPoolExecutor(1) as pool, warnings.catch_warnings(action="ignore"):
+        mine = pool.submit(lambda: lock(tmp_path).__enter__())
+        while not claim.exists():
+            time.sleep(0.01)
+        moved.rename(claim)
+        time.sleep(0.1)
+        claim.write_text(claim.read_text().replace("3", "4"))  # it is renewed
+        with pytest.raises(UsageError, match="is being written by process 1 of elsewhere"):
+            mine.result()
+
+
 def test_the_package_is_imported_where_there_is_no_fcntl():
     """As on Windows, where JAX's own modules, too, must do without it."""
     code = "import sys; sys.modules['fcntl'] = None\nimport purejaxppo, purejaxppo.cli.run, purejaxppo.cli.sweep"

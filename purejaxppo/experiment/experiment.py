@@ -27,7 +27,7 @@ from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import shown, to_json
 from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.lock import held_for_all, lock, new_directory
-from purejaxppo.rundir.metrics import read_metrics
+from purejaxppo.rundir.logs import read_log
 from purejaxppo.rundir.record import RunRecord, read_record, versions, write_record
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.types import TrainState
@@ -44,8 +44,13 @@ class ExperimentResult:
     seeds: list[int]
     out: Path | None  # the run directory; None: nothing was kept
     summary: Summary  # as summary.json
-    metrics: dict[str, np.ndarray]  # metrics.csv: tidy columns `seed`, `update`, `env_steps`, then metrics
+    kept_metrics: dict[str, np.ndarray] | None = dataclasses.field(repr=False)  # see `metrics`
     padded_state: TrainState = dataclasses.field(repr=False)  # on the devices; see `state`
+
+    @cached_property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The log: tidy columns `seed`, `update`, `env_steps`, then metrics. Of several processes', read when asked."""
+        return self.kept_metrics or read_log(self.out or Path(), self.seeds).tidy()
 
     @cached_property
     def state(self) -> TrainState:
@@ -276,6 +281,6 @@ def devices_again(
 
 def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResult:
     (record,) = loop.runs.records
-    metrics = read_metrics(record.directory / "metrics.csv", record.seeds).tidy()
+    metrics = read_log(record.directory, record.seeds).tidy() if group().count == 1 else None
     out = record.directory if keep else None
     return ExperimentResult(record.config, record.seeds, out, summaries[0], metrics, loop.state)

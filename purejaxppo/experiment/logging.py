@@ -11,7 +11,9 @@ import numpy as np
 
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.experiment.options import HostOptions
-from purejaxppo.rundir.metrics import MetricsFile, Row
+from purejaxppo.parallel.hosts import group
+from purejaxppo.rundir.logs import open_log
+from purejaxppo.rundir.metrics import Row
 from purejaxppo.statistics import iqm
 
 _GROUPS = {  # other metrics are the policy's
@@ -121,40 +123,47 @@ def _values(row: Row, per_seed: bool) -> list[dict[str, float]]:
 
 
 class Log:
-    """All sinks that the options ask for."""
+    """All sinks that the options ask for: of several processes, each has a file, and process 0 what shows all seeds."""
 
     def __init__(
         self,
         out: Path,
         seeds: list[int],
+        own: slice,
         options: HostOptions,
         settings: Mapping[str, Any],
         done: int,
         begin: int,
         upto: Mapping[str, Any] | None,
     ) -> None:
-        """`upto`: what metrics.csv was when `done` updates were saved, see `MetricsFile`."""
-        self._sinks: list[MetricsFile | TensorBoard | WeightsAndBiases] = []
+        """`own`: which of the seeds this process has. `upto`: what the files were when `done` updates were saved."""
+        self._sinks: list[TensorBoard | WeightsAndBiases] = []
         with ExitStack() as undo:  # a sink that cannot be made closes those made before
-            undo.callback(self.close)
             intervals = options.log_interval or 1, settings["eval_interval"]
-            self._file = MetricsFile(out / "metrics.csv", seeds, done, intervals, upto)
-            self._sinks.append(self._file)
-            if options.tensorboard:
+            self._file = open_log(out, seeds, own, done, intervals, upto)
+            undo.callback(self.close)
+            if options.tensorboard and group().leads:
                 self._sinks.append(TensorBoard(out, seeds, options.run_per_seed, settings, begin))
-            if options.wandb:
+            if options.wandb and group().leads:
                 self._sinks.append(WeightsAndBiases(out, seeds, options, settings))
             undo.pop_all()
 
-    def write(self, update: int, env_steps: int, row: Row) -> None:
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self._file.path.name
+
+    def write(self, update: int, env_steps: int, own: Row, everybody: Row) -> None:
+        """A row: of the seeds that this process has, and of all, which the sinks of process 0 show."""
+        self._file.write(update, env_steps, own)
         for sink in self._sinks:
-            sink.write(update, env_steps, row)
+            sink.write(update, env_steps, everybody)
 
     def written(self) -> dict[str, Any]:
-        """What metrics.csv is so far, and on disk."""
-        return self._file.written()
+        """{name: what the file is so far, and on disk}."""
+        return {self.name: self._file.written()}
 
     def close(self) -> None:
         with ExitStack() as all_of_them:  # also after one that cannot be
-            for sink in self._sinks:
+            for sink in (self._file, *self._sinks):
                 all_of_them.callback(sink.close)

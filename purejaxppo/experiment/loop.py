@@ -13,9 +13,9 @@ import numpy as np
 from purejaxppo.config import Config
 from purejaxppo.envs.base import host_failures
 from purejaxppo.errors import UsageError
+from purejaxppo.experiment.batch_log import BatchLog
 from purejaxppo.experiment.chunk_report import ChunkReport, tidy_rows
 from purejaxppo.experiment.failures import explain, file_remedy
-from purejaxppo.experiment.logging import Log
 from purejaxppo.experiment.program import ROWS, Program, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
@@ -24,7 +24,6 @@ from purejaxppo.health import CAUSES
 from purejaxppo.keys import RESUMED
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.runs import differing_replica, on_host
-from purejaxppo.presets import settings_of
 from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import FailedSeed, Summary
 from purejaxppo.types import TrainState
@@ -58,7 +57,6 @@ class Loop:
         self.returns = np.full(len(runs.members), np.nan)  # the last known of each member
         self.failed: dict[int, FailedSeed] = {}  # by member; of others than this process's, process 0 alone knows
         self.seconds = {"compile": 0.0, "run": 0.0, "evaluation": 0.0, "saving": 0.0}
-        self.logs: list[Log] = []  # of all members, in process 0
         # set by `_start`
         self.program: Program
         self.state: TrainState  # [runs]
@@ -88,25 +86,22 @@ class Loop:
                 self.progress,
                 contextlib.ExitStack() as stack,
             ):
-                begin = self.env_steps + 1
-                known = snapshot.about.get("logs") if snapshot else None  # older versions' checkpoints have none
+                begin, shows = self.env_steps + 1, self.on_chunk is not None
                 if group().count > 1:
                     group().way_out = self.way_out
-                for i, x in enumerate(runs.records if group().leads else ()):
-                    upto = known[i] if known else None
-                    log = Log(x.directory, x.seeds, runs.options, settings_of(x.config), self.done, begin, upto)
-                    self.logs.append(stack.enter_context(contextlib.closing(log)))
+                known = snapshot.about.get("logs") if snapshot else None  # older versions' checkpoints have none
+                self.log = stack.enter_context(contextlib.closing(BatchLog(runs, self.done, begin, known, shows)))
                 self._start(snapshot, program)
                 self._train()
                 returns = self._final_returns()
             if runs.out:  # the members' checkpoints are together, and now each gets its own
                 self.state = jax.device_get(self.state)
                 for i, x in enumerate(runs.records):
-                    self._save(x.directory, runs.members_of(i), x.config, self.logs[i : i + 1])
+                    self._save(x.directory, runs.members_of(i), x.config, slice(i, i + 1))
             self._count_seconds()
             outcome = returns, self.failed, self.seconds, self.done
-            ended = range(len(runs.records))
-            return [group().by_leader(partial(runs.write_outcome, i, *outcome)) for i in ended]
+            logs = [self.log.of_returns(i, self.done) for i in range(len(runs.records))]
+            return [group().by_leader(partial(runs.write_outcome, i, log, *outcome)) for i, log in enumerate(logs)]
         except OSError as error:
             if error is self.callback_error:
                 raise
@@ -193,17 +188,6 @@ class Loop:
             f"update {first['update']}; check the environment, or lower --learning-rate. --debug names the operation."
         )
 
-    def _of_all(self, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Values of all members from those of each process's; in others than process 0, those of others are missing."""
-        if (parts := group().gathered(own)) is not None:
-            return {name: np.concatenate([part[name] for part in parts]) for name in own}
-        everybody = {}
-        for name, x in own.items():
-            nothing = np.nan if np.issubdtype(x.dtype, np.floating) else 0
-            everybody[name] = np.full((len(self.runs.members), *x.shape[1:]), nothing, x.dtype)
-            everybody[name][self.runs.own] = x
-        return everybody
-
     def _advance(self, at_most: int) -> list[tuple[int, dict[str, np.ndarray]]]:
         """Make a chunk of updates and log its rows, which are returned: the update that each ends with, and metrics."""
         runs, done, program, interval = self.runs, self.done, self.program, self.runs.options.log_interval or 1
@@ -251,10 +235,7 @@ class Loop:
                 self.totals = sums
                 self.save()
                 raise Stopped(signum, self._kept())
-        row = self._of_all(own)
-        for i, log in enumerate(self.logs):
-            members = self.runs.members_of(i)
-            log.write(end, end * self.config.steps_per_update, {name: x[members] for name, x in row.items()})
+        row = self.log.write(end, own)
         self.logged = True
         returns = row.get("eval_return", row["episode_return"])
         self.returns = np.where(np.isnan(returns), self.returns, returns)
@@ -282,7 +263,7 @@ class Loop:
             played = self.signals.wait(lambda: on_host(self.program.final(self.state)), patience=0.0)
         own = slice(self.runs.own_count)
         returns, cuts = np.asarray(played.returns[own]).mean(axis=1), np.asarray(played.cut[own])
-        everybody = self._of_all({"returns": returns, "cut": cuts.sum(axis=1)})
+        everybody = self.runs.of_all({"returns": returns, "cut": cuts.sum(axis=1)})
         if cut := int(np.sum(everybody["cut"])):
             self.progress.warn(
                 f"{cut:,} of {len(everybody['cut']) * cuts.shape[1]:,} episodes of the final evaluation were cut off "
@@ -306,7 +287,7 @@ class Loop:
         """Name the members that failed since the last look. Raises: UsageError, with `debug`, for the first."""
         members, own = self.runs.members, slice(self.runs.own_count)
         found_here = (np.asarray(x[own]) for x in on_host(self.state.failure))
-        updates, causes = self._of_all(dict(zip(("update", "cause"), found_here, strict=True))).values()
+        updates, causes = self.runs.of_all(dict(zip(("update", "cause"), found_here, strict=True))).values()
         for i in (int(i) for i in np.flatnonzero(updates) if i not in self.failed):
             record, seed = members[i]
             found = FailedSeed(seed=seed, update=int(updates[i]), cause=CAUSES[causes[i] - 1])
@@ -339,15 +320,15 @@ class Loop:
     def save(self) -> None:
         """A checkpoint of all members."""
         if self.keep:
-            self._save(self.runs.directory, slice(0, len(self.runs.members)), self.runs.full_config, self.logs)
+            self._save(self.runs.directory, slice(0, len(self.runs.members)), self.runs.full_config, slice(None))
             self.saved, self.saved_at = self.done, time.monotonic()
 
-    def _save(self, directory: Path, members: slice, config: Config, logs: list[Log]) -> None:
-        """A checkpoint of some members, which have these logs."""
+    def _save(self, directory: Path, members: slice, config: Config, records: slice) -> None:
+        """A checkpoint of some members, which these run directories are of."""
         with self._timed("saving"):
             self._count_seconds()
             what = directory, members, config, self.done, self.state, self.totals, self.returns, self.seconds
-            self.runs.write_checkpoint(*what, [log.written() for log in logs])
+            self.runs.write_checkpoint(*what, self.log.written()[records])
 
     def _count_seconds(self) -> None:
         self.seconds["run"] = time.monotonic() - self.began

@@ -19,7 +19,8 @@ from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.learnt import learnt_shapes, read_learnt
 from purejaxppo.rundir.lock import check_claim
-from purejaxppo.rundir.metrics import read_metrics
+from purejaxppo.rundir.logs import log_name
+from purejaxppo.rundir.metrics import MetricsTable, Row, read_metrics
 from purejaxppo.rundir.record import RunRecord
 from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
@@ -87,6 +88,30 @@ class RunBatch:
         start, stop = (min(i, len(self.members)) for i in (self.own_rows.start, self.own_rows.stop))
         first = self.devices[self.own_rows.start * len(self.devices) // len(self.rows)]
         return slice(start, stop if first.process_index == jax.process_index() else start)
+
+    def own_of(self, record: int) -> slice:
+        """Which seeds of the n-th run directory are this process's own."""
+        its = self.members_of(record)
+        start, stop = max(its.start, self.own.start), min(its.stop, self.own.stop)
+        return slice(start - its.start, max(start, stop) - its.start)
+
+    def own_log(self, i: int, done: int) -> MetricsTable | None:
+        """The rows of up to `done` updates, of this process's own seeds of the i-th run directory, if it has any."""
+        record, own = self.records[i], self.own_of(i)
+        path = record.directory / log_name(own, len(record.seeds))
+        due = self.options.log_interval or 1, self.config.eval_interval
+        return read_metrics(path, record.seeds[own], done, due) if own.start < own.stop else None
+
+    def of_all(self, own: Row) -> dict[str, np.ndarray]:
+        """Values of all members from those of each process's; in others than process 0, those of others are missing."""
+        if (parts := group().gathered(own)) is not None:
+            return {name: np.concatenate([part[name] for part in parts]) for name in own}
+        everybody = {}
+        for name, x in own.items():
+            nothing = np.nan if np.issubdtype(x.dtype, np.floating) else 0
+            everybody[name] = np.full((len(self.members), *x.shape[1:]), nothing, x.dtype)
+            everybody[name][self.own] = x
+        return everybody
 
     @property
     def shared(self) -> bool:
@@ -219,7 +244,13 @@ class RunBatch:
         group().by_leader(lambda: checkpoint.prune(directory / "checkpoints", keep, written))
 
     def write_outcome(
-        self, i: int, returns: np.ndarray, failed: Mapping[int, FailedSeed], seconds: Mapping[str, float], done: int
+        self,
+        i: int,
+        log: MetricsTable,
+        returns: np.ndarray,
+        failed: Mapping[int, FailedSeed],
+        seconds: Mapping[str, float],
+        done: int,
     ) -> Summary:
         """The summary and the learning curve of the i-th run directory, which gets its share of the seconds."""
         record, own = self.records[i], self.members_of(i)
@@ -227,9 +258,7 @@ class RunBatch:
         here = [found for member, found in failed.items() if own.start <= member < own.stop]
         steps = done * self.config.steps_per_update
         summary = write_summary(record, returns[own], here, share, self.devices, steps)
-        intervals = self.options.log_interval or 1, self.config.eval_interval
-        table = read_metrics(record.directory / "metrics.csv", record.seeds, done, intervals)
-        curve = table.env_steps.tolist(), [*table.metric("episode_return").T]
+        curve = log.env_steps.tolist(), [*log.metric("episode_return").T]
         learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
         return summary
 

@@ -17,6 +17,7 @@ from purejaxppo.report.labels import labels, seed_range
 from purejaxppo.report.sections import Entry, seeds_of
 from purejaxppo.rundir.contents import RunContents, read_contents
 from purejaxppo.rundir.files import check_out, replacing
+from purejaxppo.rundir.logs import has_log
 from purejaxppo.statistics import iqm_over_seeds
 
 
@@ -64,7 +65,7 @@ def run_directories(paths: list[Path]) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.json").is_file() and (path / "metrics.csv").is_file()
+    return (path / "config.json").is_file() and has_log(path)
 
 
 def page(runs: list[RunContents]) -> str:

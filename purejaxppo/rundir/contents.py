@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from purejaxppo.rundir.files import shown
-from purejaxppo.rundir.metrics import MetricsTable, read_metrics
+from purejaxppo.rundir.logs import read_log
+from purejaxppo.rundir.metrics import MetricsTable
 from purejaxppo.rundir.record import read_config
 from purejaxppo.rundir.summary import Summary, read_summary
 
@@ -52,6 +53,6 @@ def read_contents(directory: Path) -> RunContents:
         seeds,
         {shown(name): shown(value) for name, value in settings.items()},
         {shown(name): shown(value) for name, value in surroundings.items()},
-        read_metrics(directory / "metrics.csv", seeds),
+        read_log(directory, seeds),
         read_summary(directory, seeds),
     )

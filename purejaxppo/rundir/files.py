@@ -34,7 +34,8 @@ def refuse_links(directory: Path) -> None:
     ours = ["config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints", "tensorboard"]
     ours += ["wandb", "wandb/id", SWEEP, "results.csv", "results.png", UNFINISHED]
     ours += ["tune.json", SCORES, "study.db", "states", "best", "best.toml", "trials.csv"]
-    for path in (*(directory / name for name in ours), *(directory / "tensorboard").glob("*")):
+    several = *(directory / "tensorboard").glob("*"), *directory.glob("metrics.*.csv")
+    for path in (*(directory / name for name in ours), *several):
         if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
             raise UsageError(f"{path} is a link or no file, which none of ours is; put the file itself there.")
 

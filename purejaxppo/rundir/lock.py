@@ -55,7 +55,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         try:
             yield out
         except BaseException:
-            logged = any(path.stat().st_size for path in out.rglob("metrics.csv"))
+            logged = any(path.stat().st_size for path in out.rglob("metrics*.csv"))
             if not logged and not any(out.glob("**/checkpoints/[0-9]*")) and not (out / SCORES).exists():
                 shutil.rmtree(place, ignore_errors=True)
                 if existed:
@@ -150,7 +150,17 @@ def _take(directory: Path, me: dict[str, object], seen: dict[str, object]) -> bo
             file.write(json.dumps(me | {"renewed": 0}))
     except FileExistsError:
         return False
-    return True
+    return _stands(path, str(me["token"]))
+
+
+def _stands(path: Path, token: str) -> bool:
+    """Whether a claim that was just made holds: not where another one had only been moved away, see `_bury`."""
+    ends = time.monotonic() + DEAD_SECONDS
+    while (moved := [*path.parent.glob(".*.dead")]) and time.monotonic() < ends:
+        time.sleep(0.005)
+    for left in moved:  # by a process that was killed while it looked
+        left.unlink(missing_ok=True)
+    return _token(path) == token
 
 
 def _bury(path: Path, seen: dict[str, object], token: str) -> bool:
@@ -159,7 +169,7 @@ def _bury(path: Path, seen: dict[str, object], token: str) -> bool:
     with suppress(FileNotFoundError):  # of several that wait, one takes it away
         path.rename(dead)
         if _read(dead) != seen:
-            dead.rename(path)
+            dead.rename(path)  # also over one that was made meanwhile: its maker looks once more
             return False
         dead.unlink()
     return True

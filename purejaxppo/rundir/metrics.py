@@ -1,4 +1,4 @@
-"""metrics.csv: its writer and its reader."""
+"""A file of metrics.csv's format: its writer and its reader."""
 
 import csv
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 from purejaxppo.errors import UsageError
 from purejaxppo.rundir.files import malformed, read_text, refusing, replacing, shown, to_float
 
-_FIX = "restore it, or move it away to log from here on"
+FIX = "restore it, or move it away to log from here on"
 Row = Mapping[str, np.ndarray]  # each metric [seeds]
 
 
@@ -57,46 +57,38 @@ class MetricsFile:
         Raises:
             UsageError: the file is damaged, or lacks rows; see `read_metrics`.
         """
-        self._seeds, self._columns, self._bytes, self._hash = seeds, [], 0, hashlib.sha256()
+        self.path, self._seeds, self._columns, self._bytes, self._hash = path, seeds, [], 0, hashlib.sha256()
         if done and path.exists():
-            header, rows = _rows(path, seeds, done, intervals if upto is None else ())
+            header, rows = kept_rows(path, seeds, done, intervals, upto)
             if rows:
-                self._columns = header[3:]
-                text = io.StringIO()
-                csv.writer(text).writerows([header, *rows])
-                self._count(text.getvalue())
-            if upto is not None and upto != self._so_far():
-                raise malformed(path, "its rows are not those that were logged before the checkpoint", _FIX)
-            if rows:
+                self._columns, text = header[3:], _text([header, *rows])
+                self._count(text)
                 with replacing(path) as draft:
-                    draft.write_text(text.getvalue(), encoding="utf-8", newline="")
+                    draft.write_text(text, encoding="utf-8", newline="")
         elif done:
             warnings.warn(f"{path} is missing: a new one begins after update {done:,}", stacklevel=2)
         self._file = path.open("a" if self._columns else "w", encoding="utf-8", newline="")
 
     def write(self, update: int, env_steps: int, row: Row) -> None:
         """One row per seed. The first call fixes the columns; NaN becomes an empty cell."""
-        text = io.StringIO()
-        writer = csv.writer(text)
         if self._columns and self._columns != sorted(row):
             raise UsageError(f"{self._file.name} has other columns than this version logs; move it away to begin anew.")
+        lines: list[list[Any]] = []
         if not self._columns:
             self._columns = sorted(row)
-            writer.writerow(["seed", "update", "env_steps", *self._columns])
+            lines.append(["seed", "update", "env_steps", *self._columns])
         for i, seed in enumerate(self._seeds):
             cells = [float(row[name][i]) for name in self._columns]
-            writer.writerow([seed, update, env_steps, *("" if math.isnan(x) else f"{x:.7g}" for x in cells)])
-        self._file.write(text.getvalue())
+            lines.append([seed, update, env_steps, *("" if math.isnan(x) else f"{x:.7g}" for x in cells)])
+        text = _text(lines)
+        self._file.write(text)
         self._file.flush()
-        self._count(text.getvalue())
+        self._count(text)
 
     def written(self) -> dict[str, Any]:
         """Length and SHA-256 of the file so far, all of which is on disk when this returns."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
-        return self._so_far()
-
-    def _so_far(self) -> dict[str, Any]:
         return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
 
     def _count(self, text: str) -> None:
@@ -108,8 +100,26 @@ class MetricsFile:
         self._file.close()
 
 
+def kept_rows(
+    path: Path, seeds: list[int], done: int, intervals: Iterable[int] = (), upto: Mapping[str, Any] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """The header, and the rows of up to `done` updates. Raises: UsageError: see `MetricsFile`."""
+    header, rows = _rows(path, seeds, done, intervals if upto is None else ())
+    if upto is not None:
+        data = _text([header, *rows]).encode() if rows else b""
+        if upto != {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
+            raise malformed(path, "its rows are not those that were logged before the checkpoint", FIX)
+    return header, rows
+
+
+def _text(lines: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue()
+
+
 def read_metrics(path: Path, seeds: list[int], done: int = 0, intervals: Iterable[int] = ()) -> MetricsTable:
-    """Read metrics.csv as far as it is written, strictly.
+    """Read one file as far as it is written, strictly.
 
     Args:
         done: updates after which rows do not count, and up to which none may be missing; 0: all rows that there are.
@@ -144,10 +154,10 @@ def _rows(path: Path, seeds: list[int], done: int, intervals: Iterable[int]) -> 
             raise malformed(path, f"its first line is {shown(header)!r}, not seed, update, env_steps and metrics")
         for i, row in enumerate(rows):
             if len(row) != len(header):
-                raise malformed(path, f"line {i + 2} has {len(row)} cells and the first {len(header)}", _FIX)
+                raise malformed(path, f"line {i + 2} has {len(row)} cells and the first {len(header)}", FIX)
             seed, update, _ = map(int, row[:3])
             if seed != seeds[i % len(seeds)] or (update <= before if i % len(seeds) == 0 else update != before):
-                raise malformed(path, f"line {i + 2}, of seed {seed} and update {update}, does not follow", _FIX)
+                raise malformed(path, f"line {i + 2}, of seed {seed} and update {update}, does not follow", FIX)
             before = update
     if done and header:
         rows = [row for row in rows if int(row[1]) <= done]
@@ -155,5 +165,5 @@ def _rows(path: Path, seeds: list[int], done: int, intervals: Iterable[int]) -> 
         first = min(logged, default=1)
         due = {n for interval in intervals if interval for n in range(interval, done + 1, interval) if n >= first}
         if due - logged or len(rows) % len(seeds):
-            raise malformed(path, f"rows of update {min(due - logged, default=done):,} are missing", _FIX)
+            raise malformed(path, f"rows of update {min(due - logged, default=done):,} are missing", FIX)
     return header, rows

@@ -1,0 +1,78 @@
+"""The logs of a batch's run directories; of several processes, what each writes and what process 0 gathers."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from typing import Any
+
+import numpy as np
+
+from purejaxppo.experiment.logging import Log
+from purejaxppo.experiment.run_batch import RunBatch
+from purejaxppo.parallel.hosts import group
+from purejaxppo.presets import settings_of
+from purejaxppo.rundir.logs import discard_others, joined, together
+from purejaxppo.rundir.metrics import MetricsTable, Row
+
+SHOWN = ("episode_return", "eval_return")  # by the progress line, of all members
+
+
+class BatchLog:
+    """A log for each run directory, with the rows of this process's own members."""
+
+    def __init__(
+        self, runs: RunBatch, done: int, begin: int, known: Sequence[Any] | None, shows_rows: bool = False
+    ) -> None:
+        """Go on after `done` updates.
+
+        Args:
+            begin: the step from which on TensorBoard's figures are new.
+            known: what a checkpoint kept of the files of each directory, see `written`.
+            shows_rows: somebody looks at all rows of all members in this process.
+
+        Raises:
+            UsageError: a file is damaged or missing.
+        """
+        self._runs, self._logs, options = runs, list[Log](), runs.options
+        with ExitStack() as stack:
+            for i, x in enumerate(runs.records if runs.own_count else ()):
+                which = x.directory, x.seeds, runs.own_of(i), options, settings_of(x.config)
+                self._logs.append(stack.enter_context(closing(Log(*which, done, begin, known[i] if known else None))))
+            self._opened = stack.pop_all()
+        mine = [log.name for log in self._logs], bool(options.tensorboard or options.wandb or shows_rows)
+        self._names, shown = zip(*group().all_of(mine), strict=True)
+        self._gathers = group().count == 1 or any(shown)
+        group().by_leader(self._discard_others)  # all have opened their files
+
+    def _discard_others(self) -> None:
+        names = {name for some in self._names for name in some}
+        for record in self._runs.records:
+            discard_others(record.directory, names)
+
+    def write(self, update: int, own: Row) -> dict[str, np.ndarray]:
+        """A row of this process's members; returns that of all as far as it is gathered, `SHOWN` at least."""
+        runs, steps = self._runs, update * self._runs.config.steps_per_update
+        row = runs.of_all({name: x for name, x in own.items() if self._gathers or name in SHOWN})
+        for i, log in enumerate(self._logs):
+            its, mine = runs.members_of(i), runs.own_of(i)
+            here = slice(its.start + mine.start - runs.own.start, its.start + mine.stop - runs.own.start)
+            parts = ({name: x[of] for name, x in rows.items()} for rows, of in ((own, here), (row, its)))
+            log.write(update, steps, *parts)
+        return row
+
+    def written(self) -> list[Any]:
+        """What the files of each directory are so far, and on disk; in others than process 0 nothing."""
+        parts = group().gathered([log.written() for log in self._logs]) or []
+        return [together(files) for files in zip(*filter(None, parts), strict=True)]
+
+    def of_returns(self, i: int, done: int) -> MetricsTable:
+        """The training returns of all seeds of the i-th directory; in others than process 0 nothing is in it."""
+        own = self._runs.own_log(i, done)
+        mine = own and [own.update, own.env_steps, own.metric("episode_return")]
+        tables = [
+            MetricsTable([], update, env_steps, {"episode_return": returns})
+            for update, env_steps, returns in filter(None, group().gathered(mine) or [])
+        ]
+        return joined(tables or [MetricsTable([], np.zeros(0), np.zeros(0), {})])
+
+    def close(self) -> None:
+        self._opened.close()
