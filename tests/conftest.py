@@ -1,6 +1,7 @@
 """Every test runs strictly, on two CPU devices; slow ones only where `-m` speaks of them."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -14,6 +15,9 @@ from purejaxppo.parallel import runs as devices
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes millions of objects that live on, and to look through them again and again is a fifteenth of all tests.
+gc.set_threshold(100_000, 50, 100)
 
 # What one test compiled, later ones and the processes that they begin need not. Not shared by pytest's own workers: one
 # could read what another has half written.

@@ -101,7 +101,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(x, marks=() if x in ("image", "vector, box") else pytest.mark.slow) for x in KINDS]
+)
 def test_one_update_is_finite_with_each_kind_of_space(kind):
     """PPO with both normalisers, on observations of ranks 1 to 3 and on both kinds of action."""
     env = make_env(KINDS[kind])
@@ -191,6 +193,7 @@ assert image.figure is matplotlib.pyplot.gcf() and callable(seaborn.color_palett
 """
 
 
+@pytest.mark.slow
 def test_what_gymnax_draws_with_is_imported_when_it_draws():
     """Seconds of each start; and neither gymnax nor whoever imports the same afterwards is left with less."""
     subprocess.run([sys.executable, "-c", DEFERRED], check=True, timeout=120, env=os.environ | {"MPLBACKEND": "agg"})

@@ -224,7 +224,9 @@ class Draw(StepCounter):
         return Count(state.steps), obs, action[0], *ends
 
 
-@pytest.mark.parametrize("algo", [CEM(), CMAES(), CEM(envs_per_member=3)])
+@pytest.mark.parametrize(
+    "algo", [*(pytest.param(x, marks=pytest.mark.slow) for x in (CEM(), CMAES())), CEM(envs_per_member=3)]
+)
 def test_two_devices_that_share_the_members_find_what_one_does(algo):
     config = Config(env=Draw(), algo=algo, **SMALL | {"num_envs": 12})
     one = quick_jit(jax.vmap(make_train(config)))(KEY[None])

@@ -105,7 +105,15 @@ def read(path):
     return lambda obs: np.asarray(restored.call(obs))
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".jax"])
+@pytest.mark.parametrize(
+    ("trained", "suffix"),
+    [
+        pytest.param(env, suffix, marks=pytest.mark.slow if (env, suffix) == ("CartPole-v1", ".onnx") else ())
+        for env in ENVS
+        for suffix in (".onnx", ".jax")
+    ],
+    indirect=["trained"],
+)
 def test_the_file_alone_maps_batches_of_any_size_to_the_policys_actions(trained, suffix, tmp_path):
     difference = export_policy(trained, tmp_path / f"policy{suffix}")
     assert 0 <= difference <= TOLERANCE

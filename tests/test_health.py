@@ -237,7 +237,7 @@ def of(tree, seeds):
     return jax.tree.unflatten(jax.tree.structure(tree), [x[seeds] for x in arrays(tree)])
 
 
-QUICK = ("a2c", "npg", "trpo", "cem")
+QUICK = ("a2c", "cem")  # for npg and trpo, see what comes after
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_run_without_a_fault_fails_nowhere_and_goes_on_learning(name):
             np.testing.assert_array_equal(np.any(moved, axis=0), True)
 
 
-@pytest.mark.parametrize("name", ["ppo", "trpo"])
+@pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "trpo"])
 def test_what_has_failed_once_stays_failed_when_its_cause_is_gone(name):
     """The fuse of a frozen seed is taken out: it stays frozen, first failure and all."""
     states, _ = states_and_metrics(name, 2, FAULTS["reward NaN in the first step"])
@@ -350,7 +350,7 @@ def test_a_run_alone_is_frozen_too(fault):
 
 def test_runs_are_frozen_one_by_one_however_they_are_vmapped():
     """Seeds alone, seeds of settings, settings of seeds; and where only some arrays have an axis of runs."""
-    old, new, cause = compiled("ppo")[0], states_and_metrics("ppo")[0][-1], jnp.asarray([0, 3, 0, 1], jnp.int32)
+    old, new, cause = compiled("a2c")[0], states_and_metrics("a2c")[0][-1], jnp.asarray([0, 3, 0, 1], jnp.int32)
     pairs = zip(arrays(old), arrays(new), strict=True)
     leaves = [np.where(np.reshape(cause == 0, (-1,) + (1,) * (a.ndim - 1)), b, a) for a, b in pairs]
     expected = jax.tree.unflatten(jax.tree.structure(new), leaves).replace(failure=None)

@@ -18,7 +18,10 @@ from purejaxppo.train import learning_batch, learning_rate
 
 KEY = jax.random.key(0)
 SMALL = {"hidden_sizes": (8,), "num_envs": 3, "num_steps": 20}
-SPACES = pytest.mark.parametrize("env", [Walk(), Walk(continuous=True)], ids=["discrete", "continuous"])
+DISCRETE, CONTINUOUS = pytest.param(Walk(), id="discrete"), pytest.param(Walk(continuous=True), id="continuous")
+SLOWLY_DISCRETE, SLOWLY_CONTINUOUS = (
+    pytest.param(*x.values, id=x.id, marks=pytest.mark.slow) for x in (DISCRETE, CONTINUOUS)
+)
 
 fresh, update = quick_jit(init), quick_jit(update_step)
 
@@ -66,7 +69,7 @@ def by_hand(gae_lambda, gamma=0.9):
     return targets
 
 
-@SPACES
+@pytest.mark.parametrize("env", [DISCRETE, SLOWLY_CONTINUOUS])
 def test_ratio_is_1_in_the_first_minibatch(env):
     """After updates with running normalisation, too, the policy judges its own actions as it did when it acted."""
     config = Config(env=env, algo=PPO(), normalize_observations=True, num_minibatches=2, num_epochs=2, **SMALL)
@@ -80,7 +83,7 @@ def test_ratio_is_1_in_the_first_minibatch(env):
     assert np.std(batch.log_prob) > 1e-3
 
 
-@SPACES
+@pytest.mark.parametrize("env", [SLOWLY_DISCRETE, CONTINUOUS])
 def test_unclipped_ppo_of_one_step_is_a2c(env):
     """At ratio 1, ∇ ratio · A = ∇ log π · A: same gradient, so the same new policy and the same moments."""
     shared = {"learning_rate": 1e-2, "gae_lambda": 0.9, "num_epochs": 1, "num_minibatches": 1}

@@ -410,6 +410,7 @@ def at_home(self, address):
     return connect(self, address)
 socket.socket.connect = at_home
 
+conftest.jax.config.update("jax_compilation_cache_dir", sys.argv[2])
 loop.compile_program = here.compile_once
 out = pathlib.Path(sys.argv[1])
 for name, per_seed in (("one: #1", False), ("each", True)):
@@ -455,7 +456,7 @@ def test_wandb_offline_has_one_group_and_the_runs_that_were_asked_for(tmp_path):
     environment = {name: x for name, x in os.environ.items() if not name.startswith("WANDB")}
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT.parent)]), "HOME": str(tmp_path)}
     environment |= {"WANDB_MODE": "offline", "HTTPS_PROXY": "http://127.0.0.1:9", "WANDB__DISABLE_STATS": "true"}
-    command = [sys.executable, "-c", WANDB, str(tmp_path)]
+    command = [sys.executable, "-c", WANDB, str(tmp_path), jax.config.jax_compilation_cache_dir]
     done = subprocess.run(command, env=environment, timeout=240, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("--wandb cannot begin a run (UsageError: No API key configured")

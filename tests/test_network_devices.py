@@ -52,11 +52,7 @@ def test_what_is_handed_over_is_not_changed():
 
 @pytest.mark.parametrize(
     ("algo", "runs"),
-    [
-        pytest.param(x, n, marks=() if (type(x), n) in ((PPO, 1), (A2C, 2)) else pytest.mark.slow)
-        for x in ALL
-        for n in (1, 2)
-    ],
+    [pytest.param(x, n, marks=() if (type(x), n) == (PPO, 1) else pytest.mark.slow) for x in ALL for n in (1, 2)],
     ids=lambda x: str(x) if isinstance(x, int) else type(x).__name__,
 )
 def test_an_update_is_that_of_one_device(algo, runs):
@@ -74,7 +70,8 @@ def test_recurrent_networks_too():
     assert_close(apart(KEYS[:1]), one(KEYS[:1]))
 
 
-@pytest.mark.parametrize("algo", [PPO(), pytest.param(TRPO(), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", [PPO(), TRPO()])
 def test_both_devices_hold_the_same_bits_after_50_updates(algo):
     found = over_runs(make_train(config_of(algo, total_steps=50 * 64)), jax.devices(), net_shards=2)(KEYS[:1])
     assert int(found[0].update[0]) == 50
@@ -100,6 +97,7 @@ def test_beside_an_env_axis(algo):
     assert finishes(BOTH_AXES, 4, algo).split() == ["None"]
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_goes_on_in_the_same_bits(tmp_path, capsys):
     """Eight updates; and four, and four more on the mesh that the run's record names, looked at by --debug."""
     flags = "--algo a2c --num-seeds 1 --num-envs 4 --num-steps 8 --final-episodes 2 --hidden-sizes 8 --quiet".split()

@@ -53,7 +53,8 @@ def test_initialisation_calls_no_lapack():
     assert "lapack" not in text
 
 
-@pytest.mark.parametrize("kind", [pytest.param("vmap", marks=pytest.mark.slow), "shard_map"])
+@pytest.mark.slow
+@KINDS
 def test_64_runs_finish(kind):
     """`init` alone, and all of training: on one device, or spread over two. Twice."""
     finishes(kind, 0, 1)

@@ -77,7 +77,9 @@ def test_masked_actions_have_probability_zero_and_the_others_share_theirs(space)
     assert float(jnp.exp(pi.log_prob(forbidden))[0]) == 0.0
 
 
-@both
+@pytest.mark.parametrize(
+    "space", [pytest.param(MASKS["one factor"], marks=pytest.mark.slow), MASKS["two factors"]], ids=MASKS
+)
 def test_derivatives_through_a_mask_are_finite_and_make_no_nan_on_the_way(space):
     """Forward, backward, and the Fisher product, which is the Hessian of the KL; each operation checked."""
     policy, theta, _ = masked_policy(space)
@@ -254,7 +256,10 @@ class Scalar(nn.Module):
         return nn.Dense(1)(nn.tanh(nn.Dense(8)(obs)))[..., 0]
 
 
-@pytest.mark.parametrize("algo", [pytest.param(PPO(), marks=pytest.mark.slow), NPG()], ids=["ppo", "npg"])
+@pytest.mark.parametrize(
+    "algo",
+    [pytest.param(A2C(), id="a2c"), *(pytest.param(x(), id=x.__name__, marks=pytest.mark.slow) for x in (PPO, NPG))],
+)
 def test_modules_of_ones_own_train(algo):
     """One that gives logits, which the mask then rules; one that gives a distribution; and a critic."""
     for settings in (

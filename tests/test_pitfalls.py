@@ -292,6 +292,7 @@ def test_episode_statistics_are_nan_only_where_no_episode_ended():
         assert name.startswith("episode_") or np.all(np.isfinite(values)), name
 
 
+@pytest.mark.slow
 def test_metrics_take_memory_by_updates_not_by_steps():
     """What `train` returns beside the state is one number per metric and update; so is what it keeps while it runs."""
 

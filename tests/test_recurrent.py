@@ -63,7 +63,7 @@ POLICIES = {
     },
     "own": Config(env=Recall(), policy_network=Sum()),
 }
-QUICK = ("discrete", "multi-discrete", "own")
+QUICK = ("multi-discrete", "own")
 QUICK_PAIRS = {("ppo", "none"), ("trpo", "gru")}
 
 

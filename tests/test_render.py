@@ -339,6 +339,7 @@ def test_a_film_that_cannot_be_written_is_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_no_window_opens_and_nothing_is_said(finished, tmp_path):
     words = [sys.executable, "-m", "purejaxppo", "render", finished(), "--out", tmp_path / "x.mp4", "--max-steps", "3"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}

@@ -333,6 +333,7 @@ def test_a_directory_with_files_is_never_written_over(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_evaluates_at_an_interval_saves_and_the_log_goes_on_as_if_nothing_had_been(
     finished, tmp_path, monkeypatch, capsys
 ):

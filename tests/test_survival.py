@@ -4,26 +4,30 @@ The counts here are small; `python benchmarks/survival.py --kills 200 --stops 50
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import QUICK
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "survival.py"
 PROMISES = BENCHMARK.with_name("survival_promises.py")
 
 
-def survival(out, *flags):
+def survival(out, *flags, **environment):
     command = [sys.executable, BENCHMARK, *flags, "--out", out]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    environment = os.environ | environment
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return json.loads(out.read_text())
 
 
 def test_killed_and_stopped_runs_resume_bit_for_bit(tmp_path):
     few = "--kills 1 --stops 1 --algorithms a2c --updates 40"
-    counts = survival(tmp_path / "counts.json", *few.split())
+    quick = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+    counts = survival(tmp_path / "counts.json", *few.split(), XLA_FLAGS=quick)
     killed, stopped = counts["kills"], counts["stops"]
     assert killed["identical"] == killed["runs"] == 1
     assert stopped["identical"] == stopped["exit code 128 + n"] == stopped["stopped"] == 1

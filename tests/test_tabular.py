@@ -182,6 +182,7 @@ def test_no_bound_is_violated_by_10000_pairs():
     assert jnp.all(promised_by_cpi > 0)
 
 
+@pytest.mark.slow
 def test_conservative_policy_iteration_and_minorise_maximise_never_get_worse():
     mdps, logits = many(5, 50)
 

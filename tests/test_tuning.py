@@ -634,6 +634,7 @@ def test_a_population_that_cannot_be_is_refused(space, options, message):
         tune(CONFIG, space, 10**4, **FINAL, **(POPULATION | options))
 
 
+@pytest.mark.slow
 def test_trials_begin_with_what_another_run_has_learnt(study, tmp_path, monkeypatch):
     out, *_ = study
     monkeypatch.setattr(study_results, "draw", lambda *_: None)
