@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from support import QUICK
 
 from purejaxppo.errors import UsageError
 from purejaxppo.parallel import hosts
@@ -34,7 +35,9 @@ def start(flags, *, index=None, port=0, processes=2, devices=1, more=",timeout=8
     """`purejaxppo run` as a process; with an index, as one of several."""
     place = f"coordinator=127.0.0.1:{port},processes={processes},process={index}{more}"
     flags = [*flags, *([] if index is None else ["--distributed", place])]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | env
+    xla = {"xla_force_host_platform_device_count": devices} | QUICK
+    xla_flags = " ".join(f"--{name}={str(value).lower()}" for name, value in xla.items())
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags} | env
     env.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which JAX has set in this process
     command = [sys.executable, "-m", "purejaxppo", "run", *map(str, flags)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -64,7 +64,7 @@ POLICIES = {
     "own": Config(env=Recall(), policy_network=Sum()),
 }
 QUICK = ("multi-discrete", "own")
-QUICK_PAIRS = {("ppo", "none"), ("trpo", "gru")}
+QUICK_PAIRS = {("trpo", "gru")}
 
 
 def stub(config, key):

@@ -247,7 +247,7 @@ def test_sampled_gradient_gae_and_fisher_product_converge_at_the_monte_carlo_rat
     v, d, critic, advantage, tangent, gradient, product = (
         jnp.asarray(np.asarray(x), jnp.float32) for x in (v, d, critic, advantage, tangent, gradient, product)
     )
-    env, num_envs, sizes = adapt(RestartingMDP(mdp)), 8, (64, 128, 256, 512, 1024, 2048)
+    env, num_envs, sizes = adapt(RestartingMDP(mdp)), 8, (64, 512, 2048)
 
     def distribution(theta, obs):
         return Categorical(theta.reshape(S, A)[obs])

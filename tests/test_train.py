@@ -85,9 +85,14 @@ def test_the_joint_update_by_hand():
     )
     agent, before = Agent.of(config), init(config, KEY)
     after, metrics = quick_jit(partial(update_step, config))(before)
-    _, rollout_key, _ = jax.random.split(before.key, 3)
-    _, transitions, _ = rollout(rollout_key, agent.env, agent.make_policy(before), before.rollout, config.num_steps)
-    batch, *_ = learning_batch(agent, before, transitions)
+
+    @quick_jit
+    def collected(state):
+        _, rollout_key, _ = jax.random.split(state.key, 3)
+        _, transitions, _ = rollout(rollout_key, agent.env, agent.make_policy(state), state.rollout, config.num_steps)
+        return learning_batch(agent, state, transitions)[0]
+
+    batch = collected(before)
 
     def loss(params):
         policy = agent.policy.apply(params[0], batch.obs)
@@ -95,7 +100,7 @@ def test_the_joint_update_by_hand():
         errors = (agent.critic.apply(params[1], batch.obs) - batch.value_target) ** 2
         return -jnp.mean(ratio * batch.advantage) - 0.01 * jnp.mean(policy.entropy()) + 0.7 * 0.5 * jnp.mean(errors)
 
-    gradient = [np.float64(x) for x in arrays(jax.grad(loss)((before.policy, before.critic)))]
+    gradient = [np.float64(x) for x in arrays(quick_jit(jax.grad(loss))((before.policy, before.critic)))]
     norm = np.sqrt(sum(np.sum(x**2) for x in gradient))
     assert norm > 0.05
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
