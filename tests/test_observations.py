@@ -258,7 +258,10 @@ class Scalar(nn.Module):
 
 @pytest.mark.parametrize(
     "algo",
-    [pytest.param(A2C(), id="a2c"), *(pytest.param(x(), id=x.__name__, marks=pytest.mark.slow) for x in (PPO, NPG))],
+    [
+        pytest.param(A2C(), id="a2c"),
+        *(pytest.param(x(), id=x.__name__.lower(), marks=pytest.mark.slow) for x in (PPO, NPG)),
+    ],
 )
 def test_modules_of_ones_own_train(algo):
     """One that gives logits, which the mask then rules; one that gives a distribution; and a critic."""
