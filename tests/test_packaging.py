@@ -1,8 +1,12 @@
 """What is handed out: the files of source distribution and wheel, and what they say of themselves."""
 
 import email
+import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -44,7 +48,7 @@ def test_the_source_distribution_has_what_the_repository_has(built):
     kept = {name for name in tracked() if not name.startswith((".ci/", ".github/", ".git"))}
     assert kept <= built[0]
     assert {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"} <= kept
-    assert not [name for name in built[0] if "__pycache__" in name or "/work/" in name]
+    assert not [name for name in built[0] if "__pycache__" in name]
 
 
 def test_the_wheel_has_the_package_and_nothing_else(built):
@@ -86,6 +90,39 @@ def test_the_image_is_made_of_what_is_there():
     assert all((ROOT / path).exists() for path in copied)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {*re.findall(r"EXTRAS=(\w+)", steps)} <= {*extras}
+
+
+@pytest.mark.slow
+def test_the_images_commands_run_as_a_script(tmp_path):
+    """What `docker build` and `docker run` do, in a virtual environment in place of the image."""
+    steps = (ROOT / "Dockerfile").read_text()
+    image, home = tmp_path / "image", tmp_path / "home"
+    version = re.search(r"^FROM python:([0-9.]+)", steps, re.MULTILINE)[1]
+    pythons = [f"python{version}", *Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), sys.executable]
+    assert any(
+        subprocess.run([x, "-m", "venv", image], check=False).returncode == 0 for x in pythons if shutil.which(x)
+    )
+    home.mkdir()
+    environment = os.environ | {"PATH": f"{image / 'bin'}:{os.environ['PATH']}"}
+    environment |= dict(re.findall(r"(\w+)=(\S+)", re.search(r"^ENV (.+)$", steps, re.MULTILINE)[1]))
+    environment |= dict(re.findall(r"^ARG (\w+)=(\S+)$", steps, re.MULTILINE))
+    environment.pop("PYTHONPATH", None)
+    for kind, words in re.findall(r"^(COPY|RUN) (.+)$", steps.replace("\\\n", " "), re.MULTILINE):
+        if kind == "COPY":
+            *paths, where = words.replace("/src", f"{tmp_path}/src").split()
+            Path(where).mkdir(parents=True, exist_ok=True)
+            for path in (ROOT / name for name in paths):
+                shutil.copytree(path, where, dirs_exist_ok=True) if path.is_dir() else shutil.copy2(path, where)
+        elif not words.startswith("useradd "):  # which only the image's root may
+            script = words.replace("/src", f"{tmp_path}/src")
+            subprocess.run(["sh", "-ec", script], env=environment, cwd=tmp_path, check=True, timeout=1200)
+    assert not (tmp_path / "src").exists()
+    command = json.loads(re.search(r"^ENTRYPOINT (.+)$", steps, re.MULTILINE)[1])
+    run = [*command, *"run --algo trpo --total-steps 4096 --num-seeds 2 --quiet --out".split(), home / "first"]
+    for words in (run, [*command, *json.loads(re.search(r"^CMD (.+)$", steps, re.MULTILINE)[1])]):
+        subprocess.run(words, env=environment, cwd=home, check=True, timeout=600, stdout=subprocess.DEVNULL)
+    assert json.loads((home / "first/summary.json").read_text())["env_steps"] >= 4096
+    subprocess.run([*command, "render", home / "first"], env=environment, cwd=home, check=True, timeout=600)
 
 
 def test_tags_are_held_to_the_version_and_the_changelog():
