@@ -23,7 +23,7 @@ from purejaxppo.cli.completion import completion
 from purejaxppo.cli.flags import with_file
 from purejaxppo.cli.run import main as run
 from purejaxppo.cli.run import table
-from purejaxppo.cli.settings import NoOptions, parse_settings
+from purejaxppo.cli.settings import NoOptions, RunOptions, parse_settings
 from purejaxppo.envs.registry import make_env
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.fields import whole_number
@@ -379,3 +379,8 @@ def test_the_overview_and_the_version_need_no_jax():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"purejaxppo {__version__}\n")
+
+
+def test_a_directory_named_after_an_environment_has_neither_slash_nor_colon():
+    names = [RunOptions(env=env).env_in_path for env in ("gymnasium/a.b:Line-v0", "line:Line", "CartPole-v1")]
+    assert names == ["gymnasium-a.b-Line-v0", "line-Line", "CartPole-v1"]

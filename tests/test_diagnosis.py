@@ -184,6 +184,14 @@ def test_seeds_and_updates_are_named():
     assert (found.name, found.seeds) == ("seeds-apart", [1])
 
 
+def test_evidence_is_of_the_seeds_that_are_named_alone():
+    columns = flat(healthy())
+    columns["kl"][1:] = 2.0  # seed 0 is within the region
+    found = next(x for x in findings(contents(columns)) if x.name == "steps-too-large")
+    assert found.seeds == [1, 2, 3]
+    assert "median kl 2, at most 2," in found.evidence
+
+
 def test_what_learns_is_told_from_what_does_not():
     assert Case(contents(healthy())).learnt.all()
     assert not Case(contents(flat(healthy()))).learnt.any()

@@ -459,6 +459,7 @@ def test_files_of_a_study_are_not_believed(study, tmp_path):
         (["--space", "missing.toml"], "'missing.toml' cannot be read"),
         (["--mesh", "env=2"], "trials lie side by side"),
         (["--trails", "3"], "did you mean --trials"),
+        (["--env", "line.py:Line"], "names a file; name the module: line:Line"),
         (["--env", "gymnasium/CartPole-v1"], ""),
         (["--resume", "nowhere"], "cannot be read"),
     ],
@@ -626,6 +627,9 @@ def test_stages_that_cannot_be_are_refused(stages, message):
         (SPACE | {"num_steps": [8, 16]}, {}, "num_steps is static: it cannot change while a run learns"),
         ({"observation_clip": {"low": 1, "high": 2}}, {}, "observation_clip cannot change"),
         (SPACE, {"trials": 1}, "at least 2 members"),
+        (SPACE, {"pruner": "none"}, "pruner = 'none' would do nothing with method = 'pbt'"),
+        (SPACE, {"halving_factor": 2}, "halving_factor = 2 would do nothing"),
+        (SPACE, {"places": 4}, "places = 4 would do nothing"),
         (SPACE, {"trials": 64}, "budget = 10,000 is too small: 64 members of 2 seeds take 16,384 steps"),
     ],
 )

@@ -67,7 +67,7 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
     config, options, host, _ = parse_settings(argv, _PROG, about, NoOptions())
     _start(argv, options.distributed)
     stamp = group().told(time.strftime("%Y%m%d-%H%M%S"))
-    out = Path(options.out or f"runs/{options.env.replace('/', '-')}-{options.algo}-seed{options.seed}-{stamp}")
+    out = Path(options.out or f"runs/{options.env_in_path}-{options.algo}-seed{options.seed}-{stamp}")
     progress = ProgressLine(console, options.quiet)
     how: Any = {"devices": options.devices, "options": host, "debug": options.debug, "progress": progress}
     how["resume_or_start"] = options.resume_or_start

@@ -49,6 +49,11 @@ class RunOptions:
         """Raises: UsageError."""
         return seed_list(self.num_seeds, self.seed)
 
+    @property
+    def env_in_path(self) -> str:
+        """The environment in a directory's name, which not every system lets have a slash or a colon."""
+        return self.env.replace("/", "-").replace(":", "-")
+
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:

@@ -130,7 +130,7 @@ def _begun(argv: list[str], stack: ExitStack) -> Command:
     settings = chosen.settings(config, options.seed)
     start_jax()
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    out = Path(options.out or f"runs/sweep-{options.env.replace('/', '-')}-{options.algo}-{stamp}")
+    out = Path(options.out or f"runs/sweep-{options.env_in_path}-{options.algo}-{stamp}")
     progress = ProgressLine(plain_console(), options.quiet)
     if options.resume_or_start and (out / SWEEP).exists():
         sweep, devices = read_sweep(out, progress, options.devices, env=config.env)

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
             return
         start_jax()
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        out = Path(run.out or f"runs/tune-{run.env.replace('/', '-')}-{run.algo}-{stamp}")
+        out = Path(run.out or f"runs/tune-{run.env_in_path}-{run.algo}-{stamp}")
         progress = ProgressLine(console, run.quiet)
         how: Any = {"out": out, "devices": run.devices, "options": host, "progress": progress}
         how |= {"seeds": run.seeds, "resume_or_start": run.resume_or_start, "debug": run.debug}

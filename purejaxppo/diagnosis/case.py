@@ -103,6 +103,17 @@ class Case:
         """Environment steps per update."""
         return self.number("num_envs") * self.number("num_steps")
 
+    def only(self, which: np.ndarray) -> "Case":
+        """The same of some seeds alone, `which` [seeds] bool."""
+        seeds = [seed for seed, has in zip(self.run.seeds, which, strict=True) if has]
+        columns = {name: x[which] for name, x in self.run.metrics.columns.items()}
+        summary = self.run.summary
+        if summary is not None:
+            scores = np.array(summary["eval_return"]["per_seed"])[which].tolist()
+            summary = {**summary, "eval_return": {**summary["eval_return"], "per_seed": scores}}
+        metrics = self.run.metrics._replace(seeds=seeds, columns=columns)
+        return Case(self.run._replace(seeds=seeds, metrics=metrics, summary=summary), self.probe)
+
     def none(self) -> np.ndarray:
         return np.zeros(len(self.run.seeds), bool)
 

@@ -75,6 +75,8 @@ def _apply(rule: Rule, case: Case) -> Finding | None:
     share = seen.mean()
     if not seen.any() or share < rule.share:
         return None
+    with np.errstate(invalid="ignore"):  # None of a rule that compares seeds with each other
+        symptom = rule.find(case.only(seen), rule.thresholds) or symptom
     seeds = [seed for seed, has in zip(case.run.seeds, seen, strict=True) if has]
     link, weight = f"{SITE}#{rule.name}", rule.weight * (0.5 + 0.5 * share)
     return Finding(rule.name, rule.title, rule.means, symptom.evidence, seeds, symptom.update, rule.tries, link, weight)

@@ -145,6 +145,9 @@ def _params(name: str, parts: list[str]) -> dict[str, Any]:
 
 def _user_env(name: str, path: str, params: dict[str, Any]) -> Env:
     module, _, attribute = path.partition(":")
+    if module.endswith(".py"):
+        dotted = module.removesuffix(".py").replace("/", ".").lstrip(".")
+        raise UsageError(f"env = {name!r:.80} names a file; name the module: {dotted:.80}:{attribute:.80}")
     try:
         kind = getattr(importlib.import_module(module), attribute)
         return kind(**params)

@@ -106,6 +106,16 @@ def check_population(config: Config, space: Space, members: int, seeds: int, bud
         )
 
 
+def check_unused(options: StudyOptions) -> None:
+    """Raises: UsageError: a choice that population-based training would not look at."""
+    for name in ("pruner", "halving_factor", "places") if options.method == "pbt" else ():
+        if getattr(options, name) != getattr(StudyOptions, name):
+            raise UsageError(
+                f"{name} = {getattr(options, name)!r} would do nothing with method = 'pbt', where no member stops "
+                "early and all are trained at once; leave it out."
+            )
+
+
 def check_study(config: Config) -> None:
     """Raises: UsageError: a config that no study can be of."""
     config.check()

@@ -30,7 +30,7 @@ from purejaxppo.tuning.population import Population, inherited, scheduled
 from purejaxppo.tuning.search import Search, Trial
 from purejaxppo.tuning.space import Space, combinations, default_space, parse_space, plain
 from purejaxppo.tuning.study_file import StudyFile
-from purejaxppo.tuning.study_options import StudyOptions, as_dict, check_study, numbers_of
+from purejaxppo.tuning.study_options import StudyOptions, as_dict, check_study, check_unused, numbers_of
 from purejaxppo.tuning.study_results import trials_table, write_results
 from purejaxppo.tuning.trainer import Trainer
 
@@ -152,6 +152,7 @@ def plan_study(
 ) -> tuple[Study, list[jax.Device]]:
     """A new study, nothing of which is written yet, and its devices. Raises: UsageError: it cannot work."""
     options.check()
+    check_unused(options)
     final.check()
     if final.mesh:
         raise UsageError(f"mesh = {final.mesh!r}: trials lie side by side on all devices; leave it out.")
