@@ -424,6 +424,7 @@ def test_other_settings_or_another_directory_are_refused_by_all(tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_one_run_and_have_the_same_bits_as_two_devices(tmp_path):
     flags = [*SMALL, *"--num-seeds 1 --mesh env=2 --total-steps 3200 --log-interval 1 --checkpoint-interval 50".split()]
+    flags += ["--debug"]  # which holds the replicas of both against each other
     alone, both = start([*flags, "--out", tmp_path / "one"], devices=2), start_all([*flags, "--out", tmp_path / "two"])
     assert ended([alone, *both]) == [(0, "")] * 3
     assert_same(tmp_path / "one", tmp_path / "two")

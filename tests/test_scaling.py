@@ -176,7 +176,8 @@ def test_a_replica_that_differs_is_found():
         failure: tuple
 
     state = State({"w": torn}, (np.zeros(1), np.zeros(1)))
-    given = {"runs": SimpleNamespace(members=[], own_count=0), "state": state, "_of_all": lambda row: row}
+    runs = SimpleNamespace(members=[], own_count=0, of_all=lambda row: row)
+    given = {"runs": runs, "state": state}
     loop.Loop._find_failed(SimpleNamespace(**given, debug=False))
     with pytest.raises(UsageError, match=r"policy\.w differs between devices"):
         loop.Loop._find_failed(SimpleNamespace(**given, debug=True))

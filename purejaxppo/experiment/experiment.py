@@ -120,7 +120,7 @@ def run_experiment(
     keep = out is not None
     if not keep and (options.tensorboard or options.wandb):
         raise UsageError("tensorboard and wandb log into a run directory, and there is none; pass out=DIR.")
-    group().agree({**to_json(settings_of(config)), "seeds": seeds, **dataclasses.asdict(options)})
+    group().agree({**to_json(settings_of(config)), "seeds": seeds, "debug": debug, **dataclasses.asdict(options)})
     if not keep and group().count > 1:
         raise UsageError("several processes train in a run directory that they share; pass out=DIR.")
     chosen = options.place(config, len(seeds), choose_devices(devices))
@@ -181,7 +181,7 @@ def _go_on(
     progress: ProgressLine,
 ) -> ExperimentResult:
     """Train what a record says, from its newest checkpoint on."""
-    group().agree({**to_json(settings_of(record.config)), "seeds": record.seeds})
+    group().agree({**to_json(settings_of(record.config)), "seeds": record.seeds, "debug": debug})
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
     check_memory(record.config, len(record.seeds), here, HostOptions.of(record.options))
     with held_for_all(record.directory, lock):

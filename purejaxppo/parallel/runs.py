@@ -1,5 +1,7 @@
 """Runs laid out over devices."""
 
+import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -201,11 +203,17 @@ def _from_host(x: np.ndarray, sharding: Any) -> jax.Array:
 
 
 def differing_replica(tree: Any) -> str | None:
-    """The first array of which two devices hold different bits, though they should be copies; None if there is none."""
+    """The first array of which two devices hold different bits, though they should be copies; None if there is none.
+
+    Where several processes train together, all of them must ask.
+    """
+    held = []  # here: the path of an array, which part of it, and its digest
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        first: dict[str, bytes] = {}
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
         for shard in as_data(x).addressable_shards:
-            bits = np.asarray(shard.data).tobytes()
-            if first.setdefault(str(shard.index), bits) != bits:
-                return jax.tree_util.keystr(path, simple=True, separator=".")
+            held.append((name, str(shard.index), hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest()))
+    first: dict[tuple[str, str], str] = {}
+    for name, part, digest in itertools.chain(*group().all_of(held)):
+        if first.setdefault((name, part), digest) != digest:
+            return name
     return None
