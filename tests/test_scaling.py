@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -26,6 +27,7 @@ ROOT = pathlib.Path(__file__).parent
 BEGIN = """
 import json, re, sys, pathlib
 import jax
+import jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", {devices})
 jax.config.update("jax_platforms", "cpu")
 import numpy as np
@@ -175,7 +177,7 @@ def test_a_replica_that_differs_is_found():
         policy: dict
         failure: tuple
 
-    state = State({"w": torn}, (np.zeros(1), np.zeros(1)))
+    state = State({"w": torn}, (jnp.zeros(1), jnp.zeros(1)))
     runs = SimpleNamespace(members=[], own_count=0, of_all=lambda row: row)
     given = {"runs": runs, "state": state}
     loop.Loop._find_failed(SimpleNamespace(**given, debug=False))
