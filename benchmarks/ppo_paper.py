@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from long_runs import RESULTS, Batch, Row, scores, train
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from purejaxppo.statistics import iqm_over_seeds
 
@@ -109,15 +110,6 @@ def normalized(rows: list[Row], random: dict[str, float], score: str = "last_100
     }
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Correlation of the ranks, equal values sharing the mean of theirs."""
-
-    def ranks(values: np.ndarray) -> np.ndarray:
-        return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
-
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
-
-
 def report(rows: list[Row]) -> None:
     """The table and the figure of the rows that are there."""
     random = random_scores(RESULTS / "ppo_paper_random.json", tuple(dict.fromkeys(row["task"] for row in rows)))
@@ -149,8 +141,8 @@ def report(rows: list[Row]) -> None:
         )
     if ours:
         published = np.array([PAPER[method] for method in ours])
-        each = {t: spearman(published, np.array([found[t, m].mean() for m in ours])) for t in whole}
-        overall = spearman(published, np.array([*ours.values()]))
+        each = {t: spearmanr(published, np.array([found[t, m].mean() for m in ours])).statistic for t in whole}
+        overall = spearmanr(published, np.array([*ours.values()])).statistic
         lines += ["", f"Spearman's correlation with the paper's order: {overall:.2f}; of single tasks with it: "]
         lines[-1] += ", ".join(f"{task} {x:.2f}" for task, x in each.items()) + "."
     lines += [

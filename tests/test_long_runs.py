@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import long_runs
@@ -65,12 +64,6 @@ def test_commands(stem: str) -> None:
         if "" not in batch.methods:
             labels = [",".join(f"{k}={v}" for k, v in own.items()) for own in chosen.settings(config, 0)]
             assert labels == [*batch.methods]
-
-
-def test_spearman_is_scipys() -> None:
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=11), rng.integers(0, 4, 11).astype(float)
-    assert ppo_paper.spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
 
 
 def test_scores_are_0_for_random_and_1_for_the_best() -> None:
