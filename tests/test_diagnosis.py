@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 import warnings
 from pathlib import Path
 
@@ -11,14 +12,19 @@ import numpy as np
 import pytest
 from environments import Walk
 
-from purejaxppo import Config, UsageError, diagnose, run_experiment
+from purejaxppo import Config, UsageError, diagnose, preset, run_experiment
 from purejaxppo.__main__ import front
+from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.algorithms.members import OF_GRADIENTS
+from purejaxppo.cli.settings import RunOptions
 from purejaxppo.diagnosis import symptoms
 from purejaxppo.diagnosis.case import Case, span
 from purejaxppo.diagnosis.diagnose import SITE, findings, in_short, in_words
 from purejaxppo.diagnosis.probe import ProbeResult, probe
-from purejaxppo.diagnosis.rules import read_rules
+from purejaxppo.diagnosis.rules import fits, read_rules
+from purejaxppo.presets import settings_of
 from purejaxppo.rundir.contents import RunContents
+from purejaxppo.rundir.files import shown, to_json
 from purejaxppo.rundir.metrics import MetricsTable
 from purejaxppo.spaces import Box
 
@@ -114,9 +120,11 @@ def case_of(name):
         "return-never-changes": lambda: contents(good | {"episode_return": const(-200), "episode_length": const(200)}),
         "policy-does-not-move": lambda: contents(still | {"kl": const(0)}),
         "advantage-of-a-constant": lambda: contents(still | {"policy_loss": const(0), "grad_norm": const(1e-5)}),
-        "line-search-fails": lambda: contents(natural(still) | {"accepted": const(0.2)}),
-        "cg-does-not-converge": lambda: contents(natural(still) | {"cg_residual": const(0.9)}),
-        "damping-dominates": lambda: contents(natural(still) | {"predicted_kl": const(1e-9)}, damping="100"),
+        "line-search-fails": lambda: contents(natural(still) | {"accepted": const(0.2)})._replace(algo="trpo"),
+        "cg-does-not-converge": lambda: contents(natural(still) | {"cg_residual": const(0.9)})._replace(algo="trpo"),
+        "damping-dominates": lambda: contents(natural(still) | {"predicted_kl": const(1e-9)}, damping="100")._replace(
+            algo="trpo"
+        ),
         "time-limit-as-termination": lambda: contents(good, truncation_as_termination="true"),
         "steps-too-large": lambda: contents(still | {"kl": const(2), "clip_fraction": const(0.8)}),
         "steps-too-small": lambda: contents(still | {"kl": const(1e-7)}),
@@ -204,6 +212,42 @@ def test_rules_and_symptoms_belong_together():
     }
     assert {rule.find.__name__ for rule in RULES.values()} == own - {"seen", "certain"}
     assert all(0 <= rule.share <= 1 < rule.weight or rule.name == "no-progress" for rule in RULES.values())
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_all_advice_exists_in_the_method(algo):
+    config = preset(algo, "CartPole-v1")
+    settings = {name: shown(value) for name, value in to_json(settings_of(config)).items()}
+    run = contents(healthy())._replace(algo=algo, settings=settings | {"gamma": "0.5"})  # short-sighted
+    evolves, natural_gradient = algo in ("cem", "cma-es"), algo in ("npg", "trpo")
+    known = {*settings, *(field.name for field in dataclasses.fields(RunOptions)), "probe"}
+    known -= {*OF_GRADIENTS} if evolves else {*()}
+    for rule in RULES.values():
+        told = [attempt for attempt in rule.tries if fits(attempt, run)]
+        flags = [flag for attempt in told for flag in re.findall(r"--(?:no-)?([a-z-]+)", attempt)]
+        assert {flag.replace("-", "_") for flag in flags} <= known
+        of_natural_gradients = rule.name in ("line-search-fails", "cg-does-not-converge", "damping-dominates")
+        cannot_be = (of_natural_gradients and not natural_gradient) or (evolves and rule.name == "short-sighted")
+        assert told or cannot_be, rule.name
+        assert all(len(re.findall("--[a-z]", attempt)) <= 1 for attempt in rule.tries)
+
+
+def test_advice_that_is_followed_already_is_left_out():
+    run = contents(healthy(), entropy_coef="0", clip_eps="inf", target_kl="0.01", action_distribution="beta")
+    run = run._replace(settings=run.settings | {"normalize_rewards": "true", "num_epochs": "1"})
+    for attempt in (
+        *("lower --entropy-coef", "raise --clip-eps", "lower --target-kl to 0.02: why", "lower --num-epochs"),
+        *("--action-distribution beta", "--normalize-rewards, if they are rare", "--no-truncation-as-termination"),
+        *("raise --gamma to 0.99: why", "raise --max-kl"),
+    ):
+        assert not fits(attempt, run), attempt
+    for attempt in (
+        *("raise --entropy-coef", "lower --clip-eps", "raise --target-kl to 0.02", "raise --num-epochs", "mend it"),
+        *("--action-distribution tanh-gaussian", "--normalize-observations", "--no-normalize-rewards"),
+        *("raise --gamma to 0.999", "lower --learning-rate", "run it again with --debug"),
+    ):
+        assert fits(attempt, run), attempt
+    assert fits("raise --max-kl", run._replace(algo="mine", settings={"max_kl": "0.1"}))
 
 
 def test_words_and_the_two_lines_at_the_end_of_a_run():

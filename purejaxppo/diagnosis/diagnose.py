@@ -9,7 +9,7 @@ import numpy as np
 
 from purejaxppo.diagnosis.case import Case
 from purejaxppo.diagnosis.probe import ProbeResult, probe
-from purejaxppo.diagnosis.rules import Rule, read_rules
+from purejaxppo.diagnosis.rules import Rule, fits, read_rules
 from purejaxppo.errors import plural
 from purejaxppo.policy.load import load_all, seed_index
 from purejaxppo.rundir.contents import RunContents, read_contents
@@ -78,8 +78,9 @@ def _apply(rule: Rule, case: Case) -> Finding | None:
     with np.errstate(invalid="ignore"):  # None of a rule that compares seeds with each other
         symptom = rule.find(case.only(seen), rule.thresholds) or symptom
     seeds = [seed for seed, has in zip(case.run.seeds, seen, strict=True) if has]
+    tries = tuple(attempt for attempt in rule.tries if fits(attempt, case.run))
     link, weight = f"{SITE}#{rule.name}", rule.weight * (0.5 + 0.5 * share)
-    return Finding(rule.name, rule.title, rule.means, symptom.evidence, seeds, symptom.update, rule.tries, link, weight)
+    return Finding(rule.name, rule.title, rule.means, symptom.evidence, seeds, symptom.update, tries, link, weight)
 
 
 def probe_run(directory: Path, env: Any = None) -> ProbeResult:
