@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from types import MappingProxyType
+from typing import Any
 
 from purejaxppo.algorithms import ALGORITHMS, hyperparameters
 from purejaxppo.algorithms.members import OF_GRADIENTS
@@ -53,7 +54,8 @@ def fits(attempt: str, run: RunContents) -> bool:
     if not found:
         return True
     way, off, flag, to, choice = found.groups()
-    name, kind, lacking = flag.replace("-", "_"), ALGORITHMS.get(run.algo), {*hyperparameters()}
+    name, lacking = flag.replace("-", "_"), {*hyperparameters()}
+    kind: Any = ALGORITHMS.get(run.algo)
     own = {field.name: field for owner in (Config, kind) if owner for field in dataclasses.fields(owner)}
     lacking -= own.keys() if kind else run.settings.keys()  # an update rule of the user's own is not among ours
     if kind and traits_of(kind).evolves:
