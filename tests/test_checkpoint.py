@@ -1,7 +1,9 @@
 """Checkpoints: what is restored is what was saved, and what is not whole or not of this run is refused by name."""
 
+import io
 import json
 import shutil
+from contextlib import redirect_stderr
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 from support import assert_same_bits
 
-from purejaxppo import Config
+from purejaxppo import Config, diagnose
+from purejaxppo.__main__ import front
 from purejaxppo.cli.run import main
 from purejaxppo.errors import UsageError
 from purejaxppo.policy.load import load
@@ -399,12 +402,23 @@ class Unnamed:
 
 def test_an_environment_may_be_given_again_as_an_instance(tmp_path):
     out = make_run(tmp_path / "run", preset("trpo", "test_checkpoint:Unnamed", **SMALL))
-    with pytest.raises(UsageError, match="no file may run"):
+    with pytest.raises(UsageError, match="which may come from others"):
         load(out)
     assert load(out, env="test_checkpoint:Unnamed").env_steps == 64
     assert load(out, env=Unnamed()).env_steps == 64
     with pytest.raises(UsageError, match="not the one that this run was trained on"):
         load(out, env="CartPole-v1")
+
+
+def test_a_study_leads_to_its_run(tmp_path):
+    (tmp_path / "tune.json").write_text("{}")
+    for command in ("evaluate", "render", "export", "diagnose"):
+        with redirect_stderr(io.StringIO()) as said:
+            assert front([command, str(tmp_path)]) == 2
+        assert f"tune --resume {tmp_path} goes on" in said.getvalue()
+    (tmp_path / "best").mkdir()
+    with pytest.raises(UsageError, match=f"is in best: pass {tmp_path / 'best'}"):
+        diagnose(tmp_path)
 
 
 def test_the_best_seed_is_that_of_the_final_evaluation_if_the_run_has_ended(run, tmp_path):

@@ -65,6 +65,16 @@ def test_what_does_not_fit_is_named(source, tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_default_environment_is_not_taken_for_the_others(source, tmp_path, capfd):
+    assert main(["--init-from", str(source.out), "--out", str(tmp_path / "run")]) == 2
+    said = capfd.readouterr().err
+    assert "was trained on Pendulum-v1, and without --env a run is on CartPole-v1; add --env Pendulum-v1" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert main(["--init-from", str(source.out), "--env", "CartPole-v1", "--out", str(tmp_path / "run")]) == 2
+    assert "normalize_observations = True, and here it is False" in capfd.readouterr().err
+
+
 def test_no_run_to_begin_with(tmp_path, capfd):
     assert main(["--init-from", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
     assert "has no checkpoint; name the directory of a run." in capfd.readouterr().err

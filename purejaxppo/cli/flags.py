@@ -208,7 +208,10 @@ def _flags_of_run(path: Path, env: str) -> list[str]:
     """The settings of another run as flags: not its seeds, nor where and how it was logged."""
     settings = read_config(path)["settings"]
     if not env and (":" in str(settings.get("env")) or "(" in str(settings.get("env"))):
-        raise UsageError(f"{path}: env = {settings['env']!r:.80} is code, which no file may run; give it with --env.")
+        raise UsageError(
+            f"{path}: env = {settings['env']!r:.80} is code, and a config.json, which may come from others, may not "
+            "say what is run; give it with --env."
+        )
     known = {"algo", *hyperparameters(), *(field.name for field in dataclasses.fields(Config))}
     if unknown := settings.keys() - known:
         raise UsageError(f"{path}: {min(unknown)!r:.40} is not a setting; restore the file.")

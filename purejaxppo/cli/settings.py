@@ -13,6 +13,7 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.fields import check_fields, static
 from purejaxppo.presets import preset, preset_of
 from purejaxppo.rundir.files import read_toml
+from purejaxppo.rundir.record import read_config
 
 More = TypeVar("More")
 DEBUG = "say which parts run as kernels of ours, and stop when a seed's numbers turn non-finite"
@@ -116,9 +117,22 @@ def parse_settings(argv: list[str], prog: str, about: str, more: More) -> tuple[
     if options.resume_or_start and not options.out:
         raise UsageError("--resume-or-start needs a run directory to look into; pass --out DIR.")
     settings = {name: value for name, value in {**config, **algorithm}.items() if name in given}
+    if host["init_from"] and "env" not in given:
+        _check_default_env(Path(host["init_from"]), env)
     if options.schedule:
         settings["stages"] = read_schedule(Path(options.schedule))
     return preset(algo, env, **settings), options, HostOptions(**host), type(more)(**own)
+
+
+def _check_default_env(begun_from: Path, env: str) -> None:
+    """Raises: UsageError: the run to begin from was trained in another environment than the default, `env`."""
+    about = begun_from / "config.json"
+    theirs = read_config(about)["settings"]["env"] if about.is_file() else env  # what is no run is told by who reads it
+    if theirs != env:
+        raise UsageError(
+            f"init_from = {str(begun_from)!r} was trained on {theirs:.80}, and without --env a run is on {env}; "
+            f"add --env {theirs:.80}, or --env {env} if you mean that."
+        )
 
 
 def read_schedule(path: Path) -> tuple[str, ...]:

@@ -40,7 +40,15 @@ def write_record(record: RunRecord, name: str = "config.json", more: Mapping[str
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object that `write_record` wrote, its parts of the right types. Raises: UsageError: it is damaged."""
+    """The JSON object that `write_record` wrote, its parts of the right types.
+
+    Raises:
+        UsageError: it is damaged, or missing; where that is a study's directory, it names the run in it.
+    """
+    if path.name == "config.json" and not path.exists() and path.with_name("tune.json").exists():
+        best = path.parent / "best"
+        way_out = f"pass {best}" if best.is_dir() else f"it has none yet; tune --resume {path.parent} goes on"
+        raise UsageError(f"{path.parent} is the directory of a study, whose run is in best: {way_out}.")
     content = read_json(path)
     with refusing(path):
         settings, seeds = content["settings"], content["seeds"]
@@ -93,7 +101,8 @@ def read_record(
     algo, named = settings.pop("algo"), settings.pop("env")
     if env is None and (":" in named or "(" in named):
         raise UsageError(
-            f"{path}: env = {named!r:.80} is code, which no file may run; give it again: --env {named:.80}"
+            f"{path}: env = {named!r:.80} is code, and a config.json, which may come from others, may not say what is "
+            f"run; give it again: --env {named:.80}"
         )
     if isinstance(env, str) and env != named:
         raise UsageError(f"env = {env!r} is not the one that this run was trained on, {named!r:.80}; pass that one.")
