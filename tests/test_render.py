@@ -25,6 +25,7 @@ from PIL import Image
 from purejaxppo import init, load, preset
 from purejaxppo.__main__ import front
 from purejaxppo.cli.run import main as run
+from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL, DRAWN, GymnaxEnv
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
@@ -191,6 +192,8 @@ def test_an_environment_that_cannot_be_drawn_is_refused_with_a_way_out():
     config = preset("a2c", StepCounter(), num_envs=2, num_steps=4, total_steps=8, hidden_sizes=(4,))
     with pytest.raises(UsageError, match=r"render\(state\).*--gymnasium"):
         next(compiled_frames(config, None, [], 5))
+    with pytest.raises(UsageError, match=r"^this environment cannot be drawn"):  # no `<… object at 0x…>`
+        BaseEnv().render_frames([])
     with pytest.raises(UsageError, match=r"is not drawn by gymnax; those are Acrobot-v1.*Breakout-MinAtar"):
         GymnaxEnv("FrozenLake-misc").render_frames([])
 

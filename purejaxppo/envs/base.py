@@ -55,7 +55,8 @@ class BaseEnv(contextlib.AbstractContextManager["BaseEnv"]):
     def render_frames(self, states: Sequence[EnvState]) -> Iterator[np.ndarray]:
         """One picture, uint8 [H, W, 3], for each state. Raises: UsageError: at once, it cannot be drawn."""
         raise UsageError(
-            f"env = {self!r:.80} has no render(state) → uint8 [H, W, 3]; write it, or pass --gymnasium ID."
+            "this environment cannot be drawn: it has no method render(state) that returns a picture, uint8 [H, W, 3]; "
+            "write it, or pass --gymnasium ID to film in one of Gymnasium's."
         )
 
     def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:
