@@ -27,7 +27,6 @@ ROOT = pathlib.Path(__file__).parent
 BEGIN = """
 import json, re, sys, pathlib
 import jax
-import jax.numpy as jnp
 jax.config.update("jax_num_cpu_devices", {devices})
 jax.config.update("jax_platforms", "cpu")
 import numpy as np
