@@ -38,6 +38,7 @@ RUN = (
 )
 TRIAL = [*RUN, *"--algo a2c --num-seeds 4 --total-steps 256000 --checkpoint-interval 500 --log-interval 250".split()]
 TIMEOUT = 6  # seconds of silence after which a process is lost
+WAIT = 30  # seconds for all to come: one may be ended before it has
 
 
 def begin(arguments: list[str], devices: int, errors: Path) -> int:
@@ -59,7 +60,7 @@ def begin(arguments: list[str], devices: int, errors: Path) -> int:
 def begin_two(arguments: list[str], work: Path) -> list[int]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        where = f"coordinator=127.0.0.1:{listener.getsockname()[1]},processes=2,timeout={TIMEOUT}"
+        where = f"coordinator=127.0.0.1:{listener.getsockname()[1]},processes=2,timeout={TIMEOUT},wait={WAIT}"
     return [begin([*arguments, "--distributed", f"{where},process={i}"], 1, work / f"errors{i}") for i in (0, 1)]
 
 
