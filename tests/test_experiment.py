@@ -171,7 +171,7 @@ def test_a_mesh_is_parsed():
 
 def test_what_to_do_about_a_file_that_could_not_be_written(tmp_path):
     def way_out(error, directory=tmp_path, keep=True, logged=True, saved=3):
-        runs = SimpleNamespace(resume_directory=tmp_path)
+        runs = SimpleNamespace(resume_flags=f"--resume {tmp_path}")
         one = SimpleNamespace(runs=runs, saved=saved, keep=keep, logged=logged)
         return loop.Loop.way_out(one, file_remedy(error, directory))
 

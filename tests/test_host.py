@@ -486,7 +486,7 @@ def test_a_missing_package_names_the_extra(name, package, monkeypatch, capsys):
     [
         ("no_such_module:Arm-v0", "no module 'no_such_module'; correct its name, or put the directory"),
         ("gymnasium.nothing:Arm-v0", "no module 'gymnasium.nothing'; correct its name"),
-        ("Unheard-v0", "If it is your own: gymnasium/MODULE:Unheard-v0."),
+        ("Unheard-v0", "if it is your own: gymnasium/MODULE:Unheard-v0; "),
     ],
 )
 def test_environments_of_ones_own_that_are_not_found_say_what_to_do(name, part):

@@ -3,7 +3,9 @@
 import math
 
 import pytest
+from environments import ActionRecorder
 
+from purejaxppo.cli.run import lacks_preset
 from purejaxppo.presets import PRESETS, SOURCES, preset, settings_of
 
 CLEANRL_PPO = {  # vwxyzjn/cleanrl, cleanrl/ppo.py
@@ -143,3 +145,10 @@ def test_every_preset_says_where_it_is_from_and_what_names_a_source_is_held_to_i
     assert SOURCES.keys() == PRESETS.keys()
     others = {which for which, source in SOURCES.items() if not source.startswith(("ours", "as published"))}
     assert others <= TABLES.keys()
+
+
+def test_ppo_on_continuous_actions_without_a_preset_is_told_of():
+    own = ActionRecorder()
+    assert [lacks_preset(preset(algo, own)) for algo in ("ppo", "ppo-penalty", "trpo")] == [True, True, False]
+    assert not lacks_preset(preset("ppo", own, normalize_observations=True))
+    assert not any(lacks_preset(preset("ppo", env)) for env in ("CartPole-v1", "Pendulum-v1"))

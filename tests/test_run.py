@@ -239,7 +239,7 @@ BAD = {
     "--env test_run:UpsideDown": ["action_space = Box(1, -1, (1,)) must have low ≤ high everywhere, and no NaN"],
     "--env [/x]": ["env = '[/x]'"],
     "--env test_run:[red]": ["'test_run:[red]' cannot be made"],
-    "--env test_run:FourResults": ["step must return (state, obs, reward, terminated, truncated)"],
+    "--env test_run:FourResults": ["step must return (state, obs, reward, terminated, truncated), not 4 values"],
     "--env test_run:FloatFlags": ["terminated is float32[] but must be bool[]"],
     "--env test_run:WrongShape": ["obs", "float32[2]", "float32[1]"],
     "--env test_run:NoSpaces": ["test_run:NoSpaces", "no step, observation_space, action_space"],

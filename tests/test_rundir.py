@@ -31,7 +31,7 @@ from purejaxppo.rundir.checkpoint import read, save
 from purejaxppo.rundir.files import refuse_links, replacing, write_json
 from purejaxppo.rundir.lock import check_claim, lock, lock_free, new_directory
 from purejaxppo.rundir.metrics import MetricsFile, read_metrics
-from purejaxppo.rundir.record import read_record, versions, write_record
+from purejaxppo.rundir.record import env_again, read_record, versions, write_record
 from purejaxppo.rundir.summary import read_summary, write_summary
 
 ROW = {"episode_return": np.array([1.0, 2.0]), "kl": np.array([np.nan, 0.5])}
@@ -140,6 +140,12 @@ def test_a_claim_that_is_only_looked_at_is_nobody_elses(tmp_path, monkeypatch):
         claim.write_text(claim.read_text().replace("3", "4"))  # it is renewed
         with pytest.raises(UsageError, match="is being written by process 1 of elsewhere"):
             mine.result()
+
+
+def test_who_goes_on_is_told_to_name_an_environment_that_is_code():
+    assert env_again("my_module:Env,size=3") == " --env my_module:Env,size=3"
+    assert env_again("gymnasium/my module:Env-v0") == " --env 'gymnasium/my module:Env-v0'"
+    assert env_again("CartPole-v1") == env_again(object()) == ""
 
 
 def test_the_package_is_imported_where_there_is_no_fcntl():

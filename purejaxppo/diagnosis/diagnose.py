@@ -13,7 +13,7 @@ from purejaxppo.diagnosis.rules import Rule, fits, read_rules
 from purejaxppo.errors import plural
 from purejaxppo.policy.load import load_all, seed_index
 from purejaxppo.rundir.contents import RunContents, read_contents
-from purejaxppo.rundir.record import read_record
+from purejaxppo.rundir.record import env_again, read_record
 
 SITE = "https://purejaxppo.github.io/purejaxppo/guides/debug/"
 
@@ -104,7 +104,7 @@ def in_short(found: list[Finding], directory: Path, env: str = "") -> list[str]:
 
 def probe_flags(env: str) -> str:
     """What makes the command look at an environment, which is named if it is the user's code."""
-    return f"--probe --env {env}" if ":" in env else "--probe"
+    return f"--probe{env_again(env)}"
 
 
 def in_words(found: list[Finding], run: RunContents) -> Iterable[str]:

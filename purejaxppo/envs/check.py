@@ -27,7 +27,9 @@ def check_env(env: Any, name: str) -> None:
     except OTHERS_ERRORS as error:
         raise UsageError(f"env = {name}: reset or step fails under jax.jit ({reason(error)}).") from error
     if not isinstance(returned, tuple) or len(returned) != 5:
-        raise UsageError(f"env = {name}: step must return (state, obs, reward, terminated, truncated); see types.Env.")
+        found = f"{len(returned)} values" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
+        what = "(state, obs, reward, terminated, truncated)"
+        raise UsageError(f"env = {name}: step must return {what}, not {found}; see the guide Your own environment.")
     flag, scalar = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.float32)
     expected = (state, obs, scalar, flag, flag)
     for part, actual, wanted in zip(

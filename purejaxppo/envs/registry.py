@@ -77,8 +77,8 @@ def make_env(name: str) -> Env:
         raise UsageError(f"{missing}{typo}") from missing
     elsewhere = ":" in bare or bare.startswith("ALE/")  # registered by a package that may have to be imported first
     if not elsewhere and bare not in [*adapter.names(), *known_names(suite)]:
-        own = f" If it is your own: gymnasium/MODULE:{bare:.40}." if suite == "gymnasium" else ""
-        raise UsageError(f"env = {name!r:.80} is not a registered environment; {_meant(path)}{own}")
+        own = f"if it is your own: gymnasium/MODULE:{bare:.40}; " if suite == "gymnasium" else ""
+        raise UsageError(f"env = {name!r:.80} is not a registered environment; {own}{_meant(path)}")
     try:
         with jax.ensure_compile_time_eval():  # this may be the first use of the environment, and under a trace
             return getattr(adapter, f"{suite.capitalize()}Env")(bare, **params)

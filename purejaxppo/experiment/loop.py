@@ -114,7 +114,7 @@ class Loop:
         if not self.logged and not self.saved:
             return f"nothing was saved yet: {remedy}begin anew"
         what = "the last checkpoint is whole" if self.saved else "no checkpoint was saved yet"
-        return f"{what}: {remedy}--resume {self.runs.resume_directory}"
+        return f"{what}: {remedy}{self.runs.resume_flags}"
 
     def _start(self, snapshot: Snapshot | None, program: Program | None) -> None:
         """Compile, if that was not done before, and make or restore the state."""
@@ -243,7 +243,7 @@ class Loop:
 
     def _kept(self) -> str:
         """What a signal leaves, in words."""
-        saved = f"saved at update {self.done:,}; --resume {self.runs.resume_directory} goes on from there"
+        saved = f"saved at update {self.done:,}; {self.runs.resume_flags} goes on from there"
         return saved if self.keep else "nothing is kept without out=DIR"
 
     def _evaluate(self, now: bool) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from purejaxppo.rundir.learnt import learnt_shapes, read_learnt
 from purejaxppo.rundir.lock import check_claim
 from purejaxppo.rundir.logs import log_name
 from purejaxppo.rundir.metrics import MetricsTable, Row, read_metrics
-from purejaxppo.rundir.record import RunRecord
+from purejaxppo.rundir.record import RunRecord, env_again
 from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
 from purejaxppo.statistics import iqm
@@ -59,6 +59,11 @@ class RunBatch:
     @property
     def resume_directory(self) -> Path:
         return self.resumed_as or self.records[0].directory
+
+    @property
+    def resume_flags(self) -> str:
+        """What to pass to go on."""
+        return f"--resume {self.resume_directory}{env_again(self.config.env)}"
 
     @cached_property
     def members(self) -> list[tuple[RunRecord, int]]:

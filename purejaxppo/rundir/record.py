@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import platform
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +65,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_code(env: str) -> bool:
+    """Whether an environment's name makes Python import a module, which no file may ask for."""
+    return ":" in env or "(" in env
+
+
+def env_again(env: Any) -> str:
+    """The flag that commands need to read a run back; nothing where its record names the environment."""
+    return f" --env {shlex.quote(env)}" if isinstance(env, str) and is_code(env) else ""
+
+
 def read_record(
     directory: Path, env: Any = None, policy_network: Any = None, critic_network: Any = None, name: str = "config.json"
 ) -> RunRecord:
@@ -99,7 +110,7 @@ def read_record(
     refuse_huge(path, settings | options)
     refuse_links(directory)
     algo, named = settings.pop("algo"), settings.pop("env")
-    if env is None and (":" in named or "(" in named):
+    if env is None and is_code(named):
         raise UsageError(
             f"{path}: env = {named!r:.80} is code, and a config.json, which may come from others, may not say what is "
             f"run; give it again: --env {named:.80}"

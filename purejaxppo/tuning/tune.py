@@ -22,7 +22,7 @@ from purejaxppo.presets import with_settings
 from purejaxppo.rundir.files import malformed, read_json, read_toml, refusing
 from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.lock import lock, new_directory
-from purejaxppo.rundir.record import RunRecord, read_record, write_record
+from purejaxppo.rundir.record import RunRecord, env_again, read_record, write_record
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.axes import Settings
 from purejaxppo.tuning.journal import TUNE, Journal
@@ -242,13 +242,14 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
     if journal.entries:
         progress.say(f"going on after lot {len(journal.entries):,}, {search.env_steps:,} steps")
     file = StudyFile(record.directory, study.name)
+    again = f"--resume {record.directory}{env_again(record.config.env)}"
     seeds, numbers = study.options.search_seeds(record.seeds), numbers_of(record.config, study.space)
     with Signals() as signals, progress:
         make = partial(Trainer, seeds, numbers, study.lot_size, devices, record, progress, signals)
         trainer = make("nothing was trained yet: begin anew")
         while (lot := search.next_lot()) is not None:
             if journal.entries:
-                trainer.way_out = f"{plural(len(journal.entries), 'lot')} kept; --resume {record.directory} goes on"
+                trainer.way_out = f"{plural(len(journal.entries), 'lot')} kept; {again} goes on"
             file.update(search)
             journal.forget(search)
             sources = [search.sources(trial) for trial in lot.trials]
@@ -259,7 +260,7 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
             trained = trainer.train(lot.trials[0].static, configs, done, until, before or None)
             journal.add(search, lot, trained.returns, trained.evaluation_steps, trained.states)
             if signals.received:
-                raise Stopped(signals.received, f"--resume {record.directory} goes on")
+                raise Stopped(signals.received, f"{again} goes on")
         file.update(search)
         journal.forget(search)
     return search
