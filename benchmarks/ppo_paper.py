@@ -5,6 +5,9 @@
     python benchmarks/ppo_paper.py --seeds 5          # more seeds, where they differ most first
     python benchmarks/ppo_paper.py --report           # the report of the rows that are there
 
+A process for each core, with tasks of its own (`taskset -c 0 … --only Reacher`), makes about twice as many steps per
+second as one process with both cores: see "Environments on the host" in NOTES.md.
+
 Needs `pip install -e ".[gymnasium]"`. Table 1: PPO-clip with four ε, the adaptive penalty with three targets, the fixed
 one with four β; figure 3: PPO-clip against A2C, A2C with a trust region, CEM, a policy gradient with adaptive step, and
 TRPO. One million steps, scored as in the paper: the mean return of the last 100 training episodes, per task shifted and
