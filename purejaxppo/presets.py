@@ -9,6 +9,7 @@ from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import did_you_mean
+from purejaxppo.spaces import Box
 
 _OFF_POLICY = ("dqn", "qrdqn", "sac", "td3", "ddpg", "tqc")
 _ZOO_TRPO, _ZOO_PPO = "rl-baselines3-zoo, hyperparams/trpo.yml", "rl-baselines3-zoo, hyperparams/ppo.yml"
@@ -120,6 +121,12 @@ SOURCES = {which: source for which, (source, _) in _TABLE.items()}  # of what go
 def preset_of(algo: str, env: Any) -> dict[str, Any]:
     """The settings that (algo, env) has a preset for, whatever the environment's parameters; empty if none."""
     return PRESETS.get((algo, env.removeprefix("gymnax/").partition(",")[0] if isinstance(env, str) else ""), {})
+
+
+def lacks_preset(config: Config) -> bool:
+    """Whether PPO is left with the settings of discrete tasks where actions are continuous, and nobody chose others."""
+    plain = not config.normalize_observations and not preset_of(config.algo_name, config.env)
+    return plain and config.algo_name.startswith("ppo") and isinstance(config.environment.action_space, Box)
 
 
 def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:

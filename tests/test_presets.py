@@ -5,8 +5,7 @@ import math
 import pytest
 from environments import ActionRecorder
 
-from purejaxppo.cli.run import lacks_preset
-from purejaxppo.presets import PRESETS, SOURCES, preset, settings_of
+from purejaxppo.presets import PRESETS, SOURCES, lacks_preset, preset, settings_of
 
 CLEANRL_PPO = {  # vwxyzjn/cleanrl, cleanrl/ppo.py
     "num_envs": 4,

@@ -1,6 +1,7 @@
 """Run directories: how files are replaced, locked and read, and what is said where one is missing or damaged."""
 
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -129,15 +130,20 @@ def test_a_claim_that_is_only_looked_at_is_nobody_elses(tmp_path, monkeypatch):
     """Another process has moved a living one's claim away, sees that it lives, and puts it back."""
     monkeypatch.setattr(lock_module, "DEAD_SECONDS", 5.0)
     monkeypatch.setattr(lock_module, "RENEW_SECONDS", 0.02)
-    claim, moved = tmp_path / lock_module.CLAIM, tmp_path / ".b.dead"
-    moved.write_text('{"host": "elsewhere", "pid": 1, "token": "a", "renewed": 3}')
+    claim, moved, draft = tmp_path / lock_module.CLAIM, tmp_path / ".b.dead", tmp_path / "draft"
+    theirs = '{"host": "elsewhere", "pid": 1, "token": "a", "renewed": %d}'
+    moved.write_text(theirs % 0)
     with ThreadPoolExecutor(1) as pool, warnings.catch_warnings(action="ignore"):
         mine = pool.submit(lambda: lock(tmp_path).__enter__())
         while not claim.exists():
             time.sleep(0.01)
         moved.rename(claim)
-        time.sleep(0.1)
-        claim.write_text(claim.read_text().replace("3", "4"))  # it is renewed
+        for count in itertools.count(1):  # it is renewed
+            if mine.done():
+                break
+            draft.write_text(theirs % count)
+            draft.replace(claim)
+            time.sleep(0.02)
         with pytest.raises(UsageError, match="is being written by process 1 of elsewhere"):
             mine.result()
 

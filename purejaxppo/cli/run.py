@@ -13,7 +13,6 @@ from rich.table import Table
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import value_of, with_file
 from purejaxppo.cli.settings import NoOptions, parse_resume, parse_settings
-from purejaxppo.config import Config
 from purejaxppo.diagnosis.diagnose import diagnose, in_short
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
@@ -22,10 +21,8 @@ from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.joining import join
 from purejaxppo.parallel.places import find_place
-from purejaxppo.presets import preset_of
 from purejaxppo.rundir.record import read_config, versions
 from purejaxppo.rundir.summary import Summary
-from purejaxppo.spaces import Box
 from purejaxppo.statistics import interval_text
 
 _PROG = "purejaxppo run"
@@ -74,18 +71,7 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
     progress = ProgressLine(console, options.quiet)
     how: Any = {"devices": options.devices, "options": host, "debug": options.debug, "progress": progress}
     how["resume_or_start"] = options.resume_or_start
-    if lacks_preset(config):
-        progress.say(
-            f"no preset for {config.algo_name} on {config.env_name}, so nothing is normalised; for continuous actions "
-            "begin with the settings in the guide Choose settings."
-        )
     return progress, run_experiment(config, options.num_seeds, out, first_seed=options.seed, **how)
-
-
-def lacks_preset(config: Config) -> bool:
-    """Whether PPO is left with the settings of discrete tasks where actions are continuous, and nobody chose others."""
-    plain = not config.normalize_observations and not preset_of(config.algo_name, config.env)
-    return plain and config.algo_name.startswith("ppo") and isinstance(config.environment.action_space, Box)
 
 
 def resume_run(argv: list[str], console: Console) -> tuple[ProgressLine, ExperimentResult]:

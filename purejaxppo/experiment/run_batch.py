@@ -15,7 +15,7 @@ from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.runs import laid_out, on_host, own_runs
-from purejaxppo.presets import settings_of, with_settings
+from purejaxppo.presets import lacks_preset, settings_of, with_settings
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.learnt import learnt_shapes, read_learnt
 from purejaxppo.rundir.lock import check_claim
@@ -207,6 +207,11 @@ class RunBatch:
             notes.append(
                 f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
                 f"updates of {config.steps_per_update:,} steps."
+            )
+        if lacks_preset(config):
+            notes.append(
+                f"no preset for {config.algo_name} on {config.env_name}, so nothing is normalised; for continuous "
+                "actions begin with the settings in the guide Choose settings"
             )
         if not config.environment.has_time_limit:
             notes.append(
