@@ -25,7 +25,7 @@ def write(directory, edges, done, until, upto):
 
 
 def assert_whole(directory, updates):
-    table = read_log(directory, SEEDS, updates, (1,))
+    table = read_log(directory, SEEDS)
     assert table.seeds == SEEDS
     np.testing.assert_array_equal(table.update, np.arange(1, updates + 1))
     np.testing.assert_array_equal(table.env_steps, 10 * table.update)

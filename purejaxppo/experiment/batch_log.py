@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,10 @@ SHOWN = ("episode_return", "eval_return")  # by the progress line, of all member
 class BatchLog:
     """A log for each run directory, with the rows of this process's own members."""
 
-    def __init__(
-        self, runs: RunBatch, done: int, begin: int, known: Sequence[Any] | None, shows_rows: bool = False
-    ) -> None:
+    def __init__(self, runs: RunBatch, done: int, known: Sequence[Any] | None, shows_rows: bool = False) -> None:
         """Go on after `done` updates.
 
         Args:
-            begin: the step from which on TensorBoard's figures are new.
             known: what a checkpoint kept of the files of each directory, see `written`.
             shows_rows: somebody looks at all rows of all members in this process.
 
@@ -33,18 +32,18 @@ class BatchLog:
             UsageError: a file is damaged or missing.
         """
         self._runs, self._logs, options = runs, list[Log](), runs.options
+        begin = done * runs.config.steps_per_update + 1
         with ExitStack() as stack:
             for i, x in enumerate(runs.records if runs.own_count else ()):
                 which = x.directory, x.seeds, runs.own_of(i), options, settings_of(x.config)
                 self._logs.append(stack.enter_context(closing(Log(*which, done, begin, known[i] if known else None))))
             self._opened = stack.pop_all()
         mine = [log.name for log in self._logs], bool(options.tensorboard or options.wandb or shows_rows)
-        self._names, shown = zip(*group().all_of(mine), strict=True)
+        names, shown = zip(*group().all_of(mine), strict=True)
         self._gathers = group().count == 1 or any(shown)
-        group().by_leader(self._discard_others)  # all have opened their files
+        group().by_leader(partial(self._discard_others, {*chain(*names)}))  # all have opened their files
 
-    def _discard_others(self) -> None:
-        names = {name for some in self._names for name in some}
+    def _discard_others(self, names: set[str]) -> None:
         for record in self._runs.records:
             discard_others(record.directory, names)
 
@@ -53,15 +52,15 @@ class BatchLog:
         runs, steps = self._runs, update * self._runs.config.steps_per_update
         row = runs.of_all({name: x for name, x in own.items() if self._gathers or name in SHOWN})
         for i, log in enumerate(self._logs):
-            its, mine = runs.members_of(i), runs.own_of(i)
-            here = slice(its.start + mine.start - runs.own.start, its.start + mine.stop - runs.own.start)
+            its = runs.members_of(i)
+            here = runs.own_among(its, runs.own.start)
             parts = ({name: x[of] for name, x in rows.items()} for rows, of in ((own, here), (row, its)))
             log.write(update, steps, *parts)
         return row
 
-    def written(self) -> list[Any]:
-        """What the files of each directory are so far, and on disk; in others than process 0 nothing."""
-        parts = group().gathered([log.written() for log in self._logs]) or []
+    def written(self, which: slice) -> list[Any]:
+        """What the files of some directories are so far, and on disk; in others than process 0 nothing."""
+        parts = group().gathered([log.written() for log in self._logs[which]]) or []
         return [together(files) for files in zip(*filter(None, parts), strict=True)]
 
     def of_returns(self, i: int, done: int) -> MetricsTable:

@@ -86,11 +86,11 @@ class Loop:
                 self.progress,
                 contextlib.ExitStack() as stack,
             ):
-                begin, shows = self.env_steps + 1, self.on_chunk is not None
                 if group().count > 1:
                     group().way_out = self.way_out
                 known = snapshot.about.get("logs") if snapshot else None  # older versions' checkpoints have none
-                self.log = stack.enter_context(contextlib.closing(BatchLog(runs, self.done, begin, known, shows)))
+                log = BatchLog(runs, self.done, known, shows_rows=self.on_chunk is not None)
+                self.log = stack.enter_context(contextlib.closing(log))
                 self._start(snapshot, program)
                 self._train()
                 returns = self._final_returns()
@@ -328,7 +328,7 @@ class Loop:
         with self._timed("saving"):
             self._count_seconds()
             what = directory, members, config, self.done, self.state, self.totals, self.returns, self.seconds
-            self.runs.write_checkpoint(*what, self.log.written()[records])
+            self.runs.write_checkpoint(*what, self.log.written(records))
 
     def _count_seconds(self) -> None:
         self.seconds["run"] = time.monotonic() - self.began

@@ -97,8 +97,12 @@ class RunBatch:
     def own_of(self, record: int) -> slice:
         """Which seeds of the n-th run directory are this process's own."""
         its = self.members_of(record)
-        start, stop = max(its.start, self.own.start), min(its.stop, self.own.stop)
-        return slice(start - its.start, max(start, stop) - its.start)
+        return self.own_among(its, its.start)
+
+    def own_among(self, members: slice, first: int = 0) -> slice:
+        """Which of some members are this process's own, counted from member `first` on."""
+        start, stop = max(members.start, self.own.start), min(members.stop, self.own.stop)
+        return slice(start - first, max(start, stop) - first)
 
     def own_log(self, i: int, done: int) -> MetricsTable | None:
         """The rows of up to `done` updates, of this process's own seeds of the i-th run directory, if it has any."""
@@ -245,12 +249,11 @@ class RunBatch:
             "logs": logs,
         }
         here = on_host(state)  # cut on a device, each shape would need a kernel compiled for it
-        start, stop = max(members.start, self.own.start), min(members.stop, self.own.stop)
-        mine = slice(start - self.own.start, stop - self.own.start)
+        mine = self.own_among(members, self.own.start)
         kept = {"state": jax.tree.map(lambda x: x[mine], here), "totals": totals[mine]}
         group().by_leader(lambda: check_claim(self.directory, self.resume_directory))
         written, keep = directory / "checkpoints" / str(about["env_steps"]), self.options.keep_checkpoints
-        checkpoint.save(written, kept, about, [seed for _, seed in self.members[start:stop]])
+        checkpoint.save(written, kept, about, [seed for _, seed in self.members[self.own_among(members)]])
         group().by_leader(lambda: checkpoint.prune(directory / "checkpoints", keep, written))
 
     def write_outcome(

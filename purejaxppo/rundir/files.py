@@ -20,6 +20,7 @@ from purejaxppo.errors import UsageError, reason
 
 SWEEP = "sweep.json"  # beside the run directories of a sweep
 UNFINISHED = ".unfinished"  # likewise: a directory for each batch of settings under way
+LOG_PARTS = "metrics.*.csv"  # the log of several processes, see `logs.py`
 SCORES = "scores.json"  # of a study's trials, in its directory
 LARGEST_FILE = {".json": 2**26, ".csv": 2**29, ".toml": 2**20}  # bytes that are read
 LARGEST_NUMBER = 1e100  # no float32 comes near it; what is beyond counts as missing, so that sums stay finite
@@ -34,7 +35,7 @@ def refuse_links(directory: Path) -> None:
     ours = ["config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints", "tensorboard"]
     ours += ["wandb", "wandb/id", SWEEP, "results.csv", "results.png", UNFINISHED]
     ours += ["tune.json", SCORES, "study.db", "states", "best", "best.toml", "trials.csv"]
-    several = *(directory / "tensorboard").glob("*"), *directory.glob("metrics.*.csv")
+    several = *(directory / "tensorboard").glob("*"), *directory.glob(LOG_PARTS)
     for path in (*(directory / name for name in ours), *several):
         if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
             raise UsageError(f"{path} is a link or no file, which none of ours is; put the file itself there.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxppo.rundir.files import malformed, replacing
+from purejaxppo.rundir.files import LOG_PARTS, malformed, replacing
 from purejaxppo.rundir.metrics import FIX, MetricsFile, MetricsTable, kept_rows, read_metrics
 
 WHOLE = "metrics.csv"
@@ -24,14 +24,13 @@ def log_name(own: slice, count: int) -> str:
 
 
 def has_log(directory: Path) -> bool:
-    return (directory / WHOLE).is_file() or any(directory.glob("metrics.*.csv"))
+    return (directory / WHOLE).is_file() or any(directory.glob(LOG_PARTS))
 
 
-def read_log(directory: Path, seeds: list[int], done: int = 0, intervals: Iterable[int] = ()) -> MetricsTable:
+def read_log(directory: Path, seeds: list[int]) -> MetricsTable:
     """The rows that all files have. Raises: UsageError: one is damaged, or missing; see `read_metrics`."""
-    due = tuple(intervals)
     found = _cover(_on_disk(directory, len(seeds)), len(seeds)) or {directory / WHOLE: slice(0, len(seeds))}
-    return joined([read_metrics(path, seeds[own], done, due) for path, own in found.items()])
+    return joined([read_metrics(path, seeds[own]) for path, own in found.items()])
 
 
 def joined(tables: Sequence[MetricsTable]) -> MetricsTable:
@@ -88,7 +87,7 @@ def together(written: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def discard_others(directory: Path, names: Collection[str]) -> None:
     """Delete the files of a layout that is no more."""
-    for path in (directory / WHOLE, *directory.glob("metrics.*.csv")):
+    for path in (directory / WHOLE, *directory.glob(LOG_PARTS)):
         if path.name not in names:
             path.unlink(missing_ok=True)
 
@@ -96,7 +95,7 @@ def discard_others(directory: Path, names: Collection[str]) -> None:
 def _on_disk(directory: Path, count: int) -> dict[Path, slice]:
     """Each file that is there, and which of so many seeds it has."""
     found = {directory / WHOLE: slice(0, count)} if (directory / WHOLE).exists() else {}
-    for path in directory.glob("metrics.*.csv"):
+    for path in directory.glob(LOG_PARTS):
         if match := re.fullmatch(r"metrics\.(\d{1,7})-(\d{1,7})\.csv", path.name):
             start, stop = map(int, match.groups())
             if start < stop <= count:
