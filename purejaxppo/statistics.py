@@ -1,5 +1,6 @@
 """Aggregates over seeds and their bootstrap intervals (Agarwal et al., 2021, arXiv:2108.13264)."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -86,9 +87,25 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     return bootstrap(probability, known(x), known(y))
 
 
-def interval_text(low: float | np.ndarray, high: float | np.ndarray, digits: int = 1) -> str:
-    """ "low … high"; "–" where there is none."""
-    return "–" if np.isnan(low) else f"{low:,.{digits}f} … {high:,.{digits}f}"
+def decimals(*returns: ArrayLike) -> int:
+    """How many decimals show three digits of the largest of some returns: 0.734, 1.52, 45.3; at least one.
+
+    1 has three, as what is below it: it is the best mean where each return is 0 or 1.
+    """
+    sizes = np.abs([x for some in returns for x in np.ravel(some)])
+    largest = sizes[np.isfinite(sizes)].max(initial=0.0)
+    return int(np.clip(3 - math.ceil(math.log10(largest)), 1, 6)) if largest else 1
+
+
+def return_text(value: float | np.ndarray, digits: int | None = None) -> str:
+    """A return as people read it, with so many `decimals`, or with its own; "–" where there is none."""
+    return "–" if np.isnan(value) else f"{value:,.{decimals(value) if digits is None else digits}f}"
+
+
+def interval_text(low: float | np.ndarray, high: float | np.ndarray, digits: int | None = None) -> str:
+    """ "low … high", with as many decimals as each other; "–" where there is none."""
+    digits = decimals(low, high) if digits is None else digits
+    return "–" if np.isnan(low) else f"{return_text(low, digits)} … {return_text(high, digits)}"
 
 
 def known(scores: np.ndarray) -> np.ndarray:

@@ -204,6 +204,7 @@ def test_what_learns_is_told_from_what_does_not():
     assert Case(contents(healthy())).learnt.all()
     assert not Case(contents(flat(healthy()))).learnt.any()
     assert span(np.array([0.5, np.nan, 2.0])) == "0.5 … 2"
+    assert span(np.array([0.01234, 1000.0])) == "0.0123 … 1,000"
 
 
 def test_rules_and_symptoms_belong_together():

@@ -142,7 +142,7 @@ def test_no_digit_is_cut_and_no_interval_invented(finished, command):
     assert (code, printed.err) == (0, "")
     assert "2 episodes per seed" in " ".join(printed.out.split())
     assert "…" not in printed.out
-    assert printed.out.count("3.000") >= 4
+    assert printed.out.count("3.00") >= 4
     assert printed.out.endswith("port: 2 episodes cut off after eval_max_steps = 3\n")
 
 

@@ -67,7 +67,10 @@ def test_a_sweeps_figure_shows_no_interval_that_is_none(drawn, picture):
         draw(picture, "", settings, scores(1.0, 2.0, 3.0, math.nan, half=half))
         draw(picture, "", settings[::2], scores(1.0, 2.0, half=half))
     labels = [[text.get_text() for text in figure.axes[0].texts] for figure in drawn[::2]]
-    assert labels == [["1.0\n0.0 … 2.0", "2.0\n1.0 … 3.0", "3.0\n2.0 … 4.0", "–"], ["1.0", "2.0", "3.0", "–"]]
+    assert labels == [
+        ["1.00\n0.00 … 2.00", "2.00\n1.00 … 3.00", "3.00\n2.00 … 4.00", "–"],
+        ["1.00", "2.00", "3.00", "–"],
+    ]
     assert [figure.axes[0].get_ylabel() for figure in drawn[1::2]] == [
         "IQM of final returns, 95% interval",
         "IQM of final returns",

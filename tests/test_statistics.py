@@ -15,12 +15,14 @@ from rich.console import Console
 from purejaxppo.cli import evaluate, run
 from purejaxppo.statistics import (
     bootstrap,
+    decimals,
     interval_text,
     iqm,
     iqm_over_seeds,
     performance_profile,
     probability_of_improvement,
     quartiles_over_seeds,
+    return_text,
 )
 from purejaxppo.sweeps.results import results_table
 
@@ -113,7 +115,7 @@ def test_fewer_than_three_seeds_give_no_interval(count):
     scores = np.arange(count) + 1.0
     _, low, high = iqm_over_seeds([*scores, math.nan])
     assert math.isnan(low) == math.isnan(high) == (count < 3)
-    assert interval_text(low, high) == ("1.0 … 3.0" if count == 3 else "–")
+    assert interval_text(low, high) == ("1.00 … 3.00" if count == 3 else "–")
     if count:
         assert np.isnan(probability_of_improvement(scores, SCORES).low) == (count < 3)
         assert np.isnan(performance_profile(scores, np.zeros(2)).high).all() == (count < 3)
@@ -145,8 +147,24 @@ def test_no_table_shows_an_interval_of_two_seeds(tmp_path):
     result = {"algo": "ppo", "env": "X", "env_steps": 64, "episodes": 3, "policy": "greedy", "seeds": [0, 1]}
     result |= {"gymnasium": None, "returns": {"port": evaluate.summarize(played)}}
     rows = [line.split() for line in text(evaluate.results_table(result)).splitlines()]
-    assert ["0", "2.333", "1.000", "…", "4.000", "1.247", "1.000", "4.000", "1.000"] in rows  # of three episodes
-    assert ["IQM", "2.667", "–"] in rows
+    assert ["0", "2.33", "1.00", "…", "4.00", "1.25", "1.00", "4.00", "1.00"] in rows  # of three episodes
+    assert ["IQM", "2.67", "–"] in rows
+
+
+def test_returns_are_shown_with_three_digits(tmp_path):
+    returns = [0.0, 0.00123, 0.734, 0.9996, 1.0, 1.52, -45.32, 1000.0, 123456.78, math.nan]
+    shown = ["0.0", "0.00123", "0.734", "1.000", "1.000", "1.52", "-45.3", "1,000.0", "123,456.8", "–"]
+    assert [return_text(x) for x in returns] == shown
+    assert decimals(returns[:5], math.inf) == decimals([0.2, -0.5], math.nan) == 3
+    assert decimals() == decimals(math.nan) == 1
+
+    scores = {"iqm": 0.7344, "ci_low": 0.61, "ci_high": 1.0, "mean": 0.75, "per_seed": [1.0, 0.73, 0.5]}
+    summary = SUMMARY | {"eval_return": scores, "seeds": [0, 1, 2], "num_seeds": 3}
+    table = text(run.table(summary, tmp_path))
+    assert "IQM 0.734, 95% interval 0.610 … 1.000, mean 0.750" in table
+    assert "0: 1.000  1: 0.730  2: 0.500" in table
+    sweep = types.SimpleNamespace(settings=[{"gamma": 0.9}])
+    assert re.search(r"0\.9 │ *0\.734 │ *0\.610 … 1\.000 │ *0\.750 ", text(results_table(sweep, [summary])))
 
 
 def test_the_table_of_a_run_says_how_to_look_at_its_tensorboard(tmp_path):

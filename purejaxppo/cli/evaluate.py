@@ -27,7 +27,7 @@ from purejaxppo.policy.frames import in_gymnasium
 from purejaxppo.policy.load import load_all, seed_index
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.record import read_record
-from purejaxppo.statistics import Estimate, bootstrap, interval_text, iqm_over_seeds
+from purejaxppo.statistics import Estimate, bootstrap, decimals, interval_text, iqm_over_seeds, return_text
 from purejaxppo.types import TrainState
 
 Result = dict[str, Any]
@@ -158,13 +158,12 @@ def results_table(result: Result) -> Table:
         rows.add_column(column, justify="right" if column else "left", no_wrap=True)
     names = {"port": "port", "gymnasium": result["gymnasium"], "difference": "difference"}
     returns: dict[str, Any] = result["returns"]
-    largest = max(abs(row[key]) for row in returns["port"]["per_seed"] for key in ("min", "max"))
-    digits = 3 if largest < 10 else 1 if largest < 1000 else 0
+    digits = decimals([row[key] for row in returns["port"]["per_seed"] for key in ("min", "max")])
 
     def add(label: str, place: str, row: dict[str, float]) -> None:
         mean, low, high, *spread = (x for name, x in row.items() if name != "cut_off")
         name = names[place] if returns.keys() - {"port"} else ""
-        shown = [f"{x:,.{digits}f}" for x in (mean, *spread)]
+        shown = [return_text(x, digits) for x in (mean, *spread)]
         shown.insert(1, interval_text(low, high, digits))
         rows.add_row(label, name, *shown, end_section=place == "difference")
 

@@ -13,6 +13,7 @@ from purejaxppo.experiment.progress import plain_console
 from purejaxppo.fields import number, static
 from purejaxppo.policy.load import load
 from purejaxppo.policy.video import check_file, render
+from purejaxppo.statistics import return_text
 
 # before pygame, matplotlib and MuJoCo start: no window, no sound, no greeting
 HEADLESS = {
@@ -50,7 +51,8 @@ def film(options: RenderOptions) -> None:
     console.print(f"{options.out}: {title}", soft_wrap=True)
     for i, last in enumerate(lasts):
         cut = "" if last.over else ", cut off by --max-steps"
-        console.print(f"episode {i + 1}: {plural(last.step, 'step')}{cut}, return {last.total:.1f}", soft_wrap=True)
+        played = f"{plural(last.step, 'step')}{cut}, return {return_text(last.total)}"
+        console.print(f"episode {i + 1}: {played}", soft_wrap=True)
 
 
 main = Command("render", RenderOptions, "Film what a run has learnt.", film)

@@ -23,7 +23,7 @@ from purejaxppo.parallel.joining import join
 from purejaxppo.parallel.places import find_place
 from purejaxppo.rundir.record import read_config, versions
 from purejaxppo.rundir.summary import Summary
-from purejaxppo.statistics import interval_text
+from purejaxppo.statistics import decimals, interval_text, return_text
 
 _PROG = "purejaxppo run"
 
@@ -95,11 +95,14 @@ def table(summary: Summary, out: Path) -> Table:
     """What came of a run."""
     evaluation = summary["eval_return"]
     rows = Table(title=f"{summary['algo']} on {summary['env']}", show_header=False, title_justify="left")
-    interval = interval_text(evaluation["ci_low"], evaluation["ci_high"])
+    digits = decimals(evaluation["per_seed"])
+    interval = interval_text(evaluation["ci_low"], evaluation["ci_high"], digits)
     interval = "" if interval == "–" else f"95% interval {interval}, "
-    several = f"IQM {evaluation['iqm']:.1f}, {interval}mean {evaluation['mean']:.1f}"
-    rows.add_row("final return", several if summary["num_seeds"] > 1 else f"{evaluation['mean']:.1f}")
-    shown = [f"{seed}: {score:.1f}" for seed, score in zip(summary["seeds"], evaluation["per_seed"], strict=True)]
+    middle, mean, *each = (
+        return_text(x, digits) for x in (evaluation["iqm"], evaluation["mean"], *evaluation["per_seed"])
+    )
+    rows.add_row("final return", f"IQM {middle}, {interval}mean {mean}" if summary["num_seeds"] > 1 else mean)
+    shown = [f"{seed}: {score}" for seed, score in zip(summary["seeds"], each, strict=True)]
     lines = ["  ".join(shown[i : min(i + 4, 16)]) for i in range(0, min(len(shown), 16), 4)]  # no number is torn
     lines += [f"… {len(shown) - 16} more in summary.json"] if shown[16:] else []
     rows.add_row("per seed", "\n".join(lines))

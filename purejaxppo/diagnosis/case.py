@@ -140,5 +140,10 @@ def span(values: np.ndarray) -> str:
     known = values[np.isfinite(values)]
     if not known.size:
         return "–"
-    low, high = f"{known.min():.3g}", f"{known.max():.3g}"
+    low, high = brief(known.min()), brief(known.max())
     return low if low == high else f"{low} … {high}"
+
+
+def brief(value: float) -> str:
+    """A number with three digits: 0.0215, 1,234."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"

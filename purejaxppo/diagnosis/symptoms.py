@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from purejaxppo.diagnosis.case import Case, Symptom, over_rows, span
+from purejaxppo.diagnosis.case import Case, Symptom, brief, over_rows, span
 
 Limits = Mapping[str, float]
 
@@ -192,7 +192,7 @@ def seeds_apart(case: Case, at: Limits) -> Symptom | None:
         return None
     usual = np.median(change[good])
     behind = ~good & (change < at["share"] * usual)
-    return seen(behind, f"they gained {span(change[behind])} where the median of the others is {usual:.3g}")
+    return seen(behind, f"they gained {span(change[behind])} where the median of the others is {brief(usual)}")
 
 
 def evaluation_below_training(case: Case, at: Limits) -> Symptom | None:
@@ -217,7 +217,7 @@ def short_sighted(case: Case, at: Limits) -> Symptom | None:
     gamma = case.number("gamma")
     horizon = 1 / max(1 - gamma, 1e-9)
     low = (horizon < at["steps"]) & (case.lengths > at["ratio"] * horizon)
-    return seen(low, f"gamma = {gamma:g} looks {horizon:.3g} steps ahead, and episodes last {span(case.lengths)}")
+    return seen(low, f"gamma = {gamma:g} looks {brief(horizon)} steps ahead, and episodes last {span(case.lengths)}")
 
 
 def time_limit_as_termination(case: Case, at: Limits) -> Symptom | None:

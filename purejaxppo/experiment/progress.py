@@ -11,7 +11,7 @@ from rich.text import Text
 
 from purejaxppo.errors import plural
 from purejaxppo.parallel.hosts import group
-from purejaxppo.statistics import FEWEST, iqm
+from purejaxppo.statistics import FEWEST, decimals, interval_text, iqm, return_text
 
 
 def plain_console() -> Console:
@@ -97,10 +97,12 @@ class ProgressLine:
         now, seeds = time.monotonic(), returns.size
         rate = (steps - self._start) / max(now - self._began, 1e-9)
         known = returns[np.isfinite(returns)]
-        score = f"return {iqm(known):.1f}" if known.size else "no episode yet"
-        if known.size >= FEWEST:
-            low, high = np.quantile(known, [0.25, 0.75])
-            score += f" (quartiles {low:.1f} … {high:.1f})"
+        score = "no episode yet"
+        if known.size:
+            middle, (low, high) = iqm(known), np.quantile(known, [0.25, 0.75])
+            digits = decimals(middle, low, high)
+            score = f"return {return_text(middle, digits)}"
+            score += f" (quartiles {interval_text(low, high, digits)})" if known.size >= FEWEST else ""
         if alive < seeds:
             score += f" · {seeds - alive} of {plural(seeds, 'seed')} failed"
         speed = f"{steps:,} steps{f' of all {seeds} seeds' if seeds > 1 else ''} · {rate:,.0f} steps/s"

@@ -17,6 +17,7 @@ from purejaxppo.keys import RENDERING
 from purejaxppo.policy.frames import Frame, compiled_frames, gymnasium_frames, in_gymnasium
 from purejaxppo.policy.load import Trained
 from purejaxppo.rundir.files import check_out, replacing
+from purejaxppo.statistics import return_text
 
 _SMALLEST_WIDTH = 320  # pixels; smaller pictures are enlarged, so that there is room for the caption
 _CAPTION_HEIGHT = 44
@@ -60,7 +61,7 @@ def render(
         for i, frames in enumerate(draw(config, trained.state, keys, max_steps), 1):
             which = f"episode {i} of {episodes}, " if episodes > 1 else ""
             for frame in frames:
-                yield captioned(frame.picture, title, f"{which}step {frame.step}, return {frame.total:.1f}")
+                yield captioned(frame.picture, title, f"{which}step {frame.step}, return {return_text(frame.total)}")
             lasts.append(frame)
 
     with _rendering():

@@ -23,12 +23,6 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(rest)} and {last}" if rest else last
 
 
-def decimals(values: Sequence[float]) -> int:
-    """How many decimals show four digits of the largest value."""
-    largest = np.nanmax(np.abs([*values, 0.0]))
-    return int(np.clip(3 - math.floor(math.log10(largest)), 0, 6)) if largest > 0 else 1
-
-
 def fixed(value: float | np.ndarray, digits: int) -> str:
     """A number with a real minus sign; "–" for NaN."""
     return "–" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")

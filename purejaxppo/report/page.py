@@ -12,13 +12,13 @@ from purejaxppo.errors import UsageError, plural
 from purejaxppo.report import sections
 from purejaxppo.report.diagnostics import diagnosis, diagnostics
 from purejaxppo.report.figures import looks
-from purejaxppo.report.html import breakable, decimals, escape, fixed, interval, listed, paragraph
+from purejaxppo.report.html import breakable, escape, fixed, interval, listed, paragraph
 from purejaxppo.report.labels import labels, seed_range
 from purejaxppo.report.sections import Entry, seeds_of
 from purejaxppo.rundir.contents import RunContents, read_contents
 from purejaxppo.rundir.files import check_out, replacing
 from purejaxppo.rundir.logs import has_log
-from purejaxppo.statistics import iqm_over_seeds
+from purejaxppo.statistics import decimals, iqm_over_seeds
 
 
 def write_report(directories: list[Path], out: Path) -> None:
@@ -151,7 +151,7 @@ def _best(entries: list[Entry]) -> str:
         return "there is no score yet"
     top = max(value.point for _, value in rated)
     best = [(label, value) for label, value in rated if value.point == top]
-    digits = decimals([x for e in entries for x in e.run.scores])
+    digits = decimals(*(e.run.scores for e in entries))
     score = f"{fixed(top, digits)} {interval(best[0][1], digits)}".removesuffix(" –")
     if len(rated) == 1:
         return f"{rated[0][0]} has a final IQM of {score}"

@@ -9,18 +9,7 @@ import numpy as np
 from purejaxppo import statistics
 from purejaxppo.errors import plural
 from purejaxppo.report import figures
-from purejaxppo.report.html import (
-    Markup,
-    breakable,
-    decimals,
-    escape,
-    figure,
-    fixed,
-    interval,
-    listed,
-    paragraph,
-    table,
-)
+from purejaxppo.report.html import Markup, breakable, escape, figure, fixed, interval, listed, paragraph, table
 from purejaxppo.report.labels import differing, seed_range
 from purejaxppo.rundir.contents import RunContents
 
@@ -82,7 +71,7 @@ def curve(env: str, entries: list[Entry], column: str, kind: str) -> str:
     drawn, series = series_of(entries, column, statistics.iqm_over_seeds)
     if not series:
         return paragraph(f"{env}: no run has finished an episode yet.")
-    ends = "; ".join(f"{line.label} ends at {line.y.point[-1]:.4g}" for line in series)
+    ends = "; ".join(f"{line.label} ends at {statistics.return_text(line.y.point[-1])}" for line in series)
     missing = {e.label for e in entries} - {e.label for e in drawn} if column == "episode_return" else set()
     caption = Markup(
         f"<b>{escape(env)}.</b> {kind.capitalize()}: IQM over seeds ({escape(seeds_of(drawn))}) and its pointwise "
@@ -95,7 +84,7 @@ def curve(env: str, entries: list[Entry], column: str, kind: str) -> str:
 
 def final_scores(env: str, entries: list[Entry]) -> str:
     """Aggregates of one environment's final scores, as table and figure."""
-    digits = decimals([x for e in entries for x in e.run.scores])
+    digits = statistics.decimals(*(e.run.scores for e in entries))
     rows = [_score_row(e, digits) for e in entries]
     head = ["", "steps per seed", "IQM", "95% interval", "mean ± std", "worst seed", "best seed", "seeds"]
     notes = []

@@ -12,7 +12,7 @@ from purejaxppo.errors import plural
 from purejaxppo.presets import as_flags, preset, settings_of
 from purejaxppo.rundir.files import replacing
 from purejaxppo.rundir.summary import Summary
-from purejaxppo.statistics import interval_text
+from purejaxppo.statistics import decimals, interval_text, return_text
 from purejaxppo.sweeps.axes import Settings, show
 from purejaxppo.sweeps.execution import Step, Sweep
 from purejaxppo.sweeps.results_figure import draw
@@ -45,10 +45,11 @@ def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Tab
     rows = Table(title=f"best of {plural(len(order), 'setting')} by IQM of the final returns", title_justify="left")
     for name in (*sweep.settings[0], "IQM", "95% interval", "mean", "failed seeds"):
         rows.add_column(name, justify="right")
+    digits = decimals(*(summaries[i]["eval_return"]["per_seed"] for i in order[:most]))
     for i in order[:most]:
         final, failed = summaries[i]["eval_return"], str(len(summaries[i]["failed_seeds"]))
-        iqm, mean = ("–" if np.isnan(x) else f"{x:,.1f}" for x in (final["iqm"], final["mean"]))
-        interval = interval_text(final["ci_low"], final["ci_high"])
+        iqm, mean = (return_text(x, digits) for x in (final["iqm"], final["mean"]))
+        interval = interval_text(final["ci_low"], final["ci_high"], digits)
         rows.add_row(*map(show, sweep.settings[i].values()), iqm, interval, mean, failed)
     return rows
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from purejaxppo.rundir.files import replacing
 from purejaxppo.rundir.summary import Summary
-from purejaxppo.statistics import Estimate, interval_text
+from purejaxppo.statistics import Estimate, decimals, interval_text, return_text
 from purejaxppo.sweeps.axes import Settings, show
 
 
@@ -49,10 +49,10 @@ def _heat_map(
         iqm[cell], low[cell], high[cell] = numbers
     image = axes.imshow(iqm, cmap="viridis", aspect="auto", origin="lower")
     middle = (np.nanmin(iqm) + np.nanmax(iqm)) / 2 if np.isfinite(iqm).any() else 0.0
+    digits = decimals(iqm)
     for (i, j), score in np.ndenumerate(iqm):
-        interval = "" if np.isnan(low[i, j]) else f"\n{interval_text(low[i, j], high[i, j])}"
-        text = "–" if np.isnan(score) else f"{score:,.1f}{interval}"
-        dark = np.isnan(score) or score > middle
+        interval = "" if np.isnan(low[i, j]) else f"\n{interval_text(low[i, j], high[i, j], digits)}"
+        dark, text = np.isnan(score) or score > middle, f"{return_text(score, digits)}{interval}"
         axes.text(j, i, text, ha="center", va="center", fontsize="x-small", color="black" if dark else "white")
     axes.grid(visible=False)
     axes.set(xlabel=names[1], ylabel=names[0])

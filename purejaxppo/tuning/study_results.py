@@ -14,7 +14,7 @@ from purejaxppo.errors import plural, reason
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import replacing
 from purejaxppo.rundir.summary import Summary
-from purejaxppo.statistics import interval_text
+from purejaxppo.statistics import decimals, interval_text, return_text
 from purejaxppo.sweeps.axes import show
 from purejaxppo.sweeps.results import beyond_preset
 from purejaxppo.tuning.search import Search, quiet_optuna
@@ -32,7 +32,9 @@ def trials_table(search: Search, most: int = 5) -> Table:
     for name in search.space:
         rows.add_row(name, *(show(trial.settings[name]) for trial in best))
     rows.add_row("steps per seed", *(f"{search.rungs.steps[trial.rung - 1]:,}" for trial in best))
-    rows.add_row(f"mean of {plural(search.options.seeds_per_trial, 'seed')}", *(f"{x.score:,.1f}" for x in best))
+    scores = [trial.score for trial in best]
+    shown = (return_text(x, decimals(scores)) for x in scores)
+    rows.add_row(f"mean of {plural(search.options.seeds_per_trial, 'seed')}", *shown)
     return rows
 
 
@@ -40,8 +42,10 @@ def final_table(summary: Summary, search_steps: int, final_steps: int) -> Table:
     """The figure that is reported: the best settings, on seeds that had no part in choosing them."""
     rows = Table(title=f"{summary['algo']} on {summary['env']}, tuned", show_header=False, title_justify="left")
     final = summary["eval_return"]
-    interval = interval_text(final["ci_low"], final["ci_high"])
-    rows.add_row("final return", f"IQM {final['iqm']:,.1f}, 95% interval {interval}, mean {final['mean']:,.1f}")
+    digits = decimals(final["per_seed"])
+    iqm, mean = (return_text(x, digits) for x in (final["iqm"], final["mean"]))
+    interval = interval_text(final["ci_low"], final["ci_high"], digits)
+    rows.add_row("final return", f"IQM {iqm}, 95% interval {interval}, mean {mean}")
     rows.add_row("of", f"{plural(summary['num_seeds'], 'seed')} that no trial had")
     rows.add_row("steps of the search", f"{search_steps:,}, evaluations included")
     rows.add_row("steps of the final run", f"{final_steps:,} in training")

@@ -24,6 +24,7 @@ from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.rundir.record import RunRecord, env_again, read_record, write_record
 from purejaxppo.rundir.summary import Summary
+from purejaxppo.statistics import return_text
 from purejaxppo.sweeps.axes import Settings
 from purejaxppo.tuning.journal import TUNE, Journal
 from purejaxppo.tuning.population import Population, inherited, scheduled
@@ -274,7 +275,7 @@ def _of_lot(trials: list[Trial], rung: int, search: Search) -> str:
     """A line of progress."""
     numbers = ", ".join(str(trial.number) for trial in trials)
     where = f"rung {rung + 1} of {len(search.rungs.steps)}, {search.rungs.steps[rung]:,} steps"
-    best = f"; best so far {search.best.score:,.1f}" if search.best else ""
+    best = f"; best so far {return_text(search.best.score)}" if search.best else ""
     spent = f"{search.env_steps / search.options.budget:.0%} of the budget"
     return f"{spent}{best}: trials {numbers} to {where}"
 
