@@ -381,8 +381,11 @@ def test_sigterm_to_any_saves_all_and_they_resume_on_as_many_processes_and_on_on
     assert_same(tmp_path / "run0", tmp_path / "run1")
 
 
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # as /proc/net has it
+
+
 @pytest.mark.slow
-def test_ports_are_bound_to_the_given_address_and_one_process_has_none(tmp_path):
+def test_only_the_coordinator_listens_on_the_given_address_and_one_process_does_not(tmp_path):
     port = free_port()
     both = [start([*CHUNKS, "--num-seeds", "2", "--out", tmp_path / "run"], index=i, port=port) for i in (0, 1)]
     alone = start([*CHUNKS, "--num-seeds", "2", "--out", tmp_path / "alone"])
@@ -393,11 +396,23 @@ def test_ports_are_bound_to_the_given_address_and_one_process_has_none(tmp_path)
         process.terminate()
     ended([*both, alone])
     assert ports[2] == []
+    assert ports[1] == []
+    (coordinator,) = ports[0]
+    assert coordinator in [(address, port) for address in LOOPBACK]
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_run_listen_to_each_other_on_the_given_address_only(tmp_path):
+    port, flags = free_port(), [*CHUNKS, "--num-seeds", "1", "--mesh", "env=2", "--out", tmp_path / "run"]
+    both = [start(flags, index=i, port=port) for i in (0, 1)]
+    until_saved(tmp_path / "run", both)
+    ports = [listening(process) for process in both]
+    for process in both:
+        process.terminate()
+    ended(both)
     assert port in [found for _, found in ports[0]]
-    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
-    assert {address for address, _ in ports[0] + ports[1]} <= loopback
-    assert len(ports[0]) <= 2
-    assert len(ports[1]) <= 1
+    assert {address for address, _ in ports[0] + ports[1]} <= LOOPBACK
+    assert [len(found) for found in ports] == [2, 1]
 
 
 @pytest.mark.slow

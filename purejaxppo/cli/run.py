@@ -3,6 +3,7 @@
 import importlib.util
 import shlex
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from purejaxppo.diagnosis.diagnose import diagnose, in_short
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.experiment import ExperimentResult, resume_experiment, run_experiment
+from purejaxppo.experiment.options import MeshShape
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.joining import join
@@ -65,7 +67,7 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
     argv = with_file(argv)
     about = "Train one algorithm on many seeds, as one compiled program."
     config, options, host, _ = parse_settings(argv, _PROG, about, NoOptions())
-    _start(argv, options.distributed)
+    _start(argv, options.distributed, [host.mesh, _recorded_mesh(options.out) if options.resume_or_start else ""])
     stamp = group().told(time.strftime("%Y%m%d-%H%M%S"))
     out = Path(options.out or f"runs/{options.env_in_path}-{options.algo}-seed{options.seed}-{stamp}")
     progress = ProgressLine(console, options.quiet)
@@ -77,7 +79,7 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
 def resume_run(argv: list[str], console: Console) -> tuple[ProgressLine, ExperimentResult]:
     """A run that was interrupted, or that is to go on for longer."""
     options = parse_resume(argv, _PROG)
-    _start(argv, options.distributed)
+    _start(argv, options.distributed, [_recorded_mesh(options.resume) if options.mesh is None else options.mesh])
     if not Path(options.resume).is_dir():
         raise UsageError(f"resume = {options.resume!r} is no directory; give that of a run.")
     progress = ProgressLine(console, options.quiet)
@@ -85,10 +87,19 @@ def resume_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experim
     return progress, resume_experiment(options.resume, options.total_steps, env=options.env, **how)
 
 
-def _start(argv: list[str], distributed: str | None) -> None:
-    """Start JAX; where this is one of several processes, together with them."""
-    place = find_place(distributed)
-    start_jax(is_alone(argv), partial(join, place, versions()) if place else lambda: None)
+def _start(argv: list[str], distributed: str | None, meshes: Iterable[str]) -> None:
+    """Start JAX; where this is one of several processes, together with them, for one of these meshes."""
+    place, share_runs = find_place(distributed), any(MeshShape.parse(mesh).devices_per_run > 1 for mesh in meshes)
+    start_jax(is_alone(argv), partial(join, place, versions(), share_runs) if place else lambda: None)
+
+
+def _recorded_mesh(directory: str | None) -> str:
+    """That of the run in a directory, if it can be read: what is wrong with it is told by who reads the whole."""
+    try:
+        mesh = read_config(Path(directory or "") / "config.json")["options"]["mesh"]
+        return mesh if isinstance(mesh, str) and MeshShape.parse(mesh) else ""
+    except (KeyError, TypeError, UsageError):
+        return ""
 
 
 def table(summary: Summary, out: Path) -> Table:

@@ -22,11 +22,12 @@ NAME_SECONDS = 30.0  # for a name to be known, as in a cluster that has just sta
 _HELLO = 65536  # bytes that are read of what somebody says at the meeting
 
 
-def join(place: Place, about: dict[str, str]) -> None:
+def join(place: Place, about: dict[str, str], share_runs: bool) -> None:
     """Meet the others, start JAX's distributed runtime, and let `hosts.group` return all.
 
     Args:
         about: what must be the same in all, as the versions of packages.
+        share_runs: whether programs may have collectives over processes. On CPUs each process listens for them.
 
     Raises:
         UsageError: somebody does not come in time, or does not fit.
@@ -40,10 +41,10 @@ def join(place: Place, about: dict[str, str]) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is ours
     make_client = runtime._jax.get_distributed_runtime_client
     host, port = place.address
-    # CPUs of several processes have a program together, for which JAX lets each process listen
-    runtime._jax.make_gloo_tcp_collectives = partial(
-        runtime._jax.make_gloo_tcp_collectives, hostname=_own_address(place)
-    )
+    make_gloo = partial(runtime._jax.make_gloo_tcp_collectives, hostname=_own_address(place))
+    # JAX has a CPU run no program of several processes without collectives. MPI's are never begun, and open no port
+    unused = runtime._jax.make_mpi_collectives
+    runtime._jax.make_gloo_tcp_collectives = make_gloo if share_runs else lambda **_: unused()
     local = None if place.local_device is None else [place.local_device]
     try:  # with a callback of ours, JAX raises or calls it, where it would end the process with a core dump
         runtime._jax.get_distributed_runtime_client = lambda *a, **k: make_client(
