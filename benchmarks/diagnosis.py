@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo import Box, evaluate, make_train, preset
+from purejaxppo import Box, MultiBinary, evaluate, make_train, preset
 from purejaxppo.diagnosis.diagnose import Finding, findings
 from purejaxppo.diagnosis.probe import ProbeResult, probe
 from purejaxppo.envs.registry import make_env
@@ -67,7 +67,7 @@ class Faulty:
     def observation_space(self) -> Any:
         space = self.env.observation_space
         if self.fault == "one-valid-action":
-            return {"obs": space, "action_mask": Box(0, 1, (self.env.action_space.n,))}
+            return {"obs": space, "action_mask": MultiBinary(self.env.action_space.n)}
         wide = self.fault in ("large-observations", "noise-observed")
         return Box(-np.inf, np.inf, space.shape) if wide else space
 
@@ -100,6 +100,7 @@ class Faulty:
         rewards = {
             "no-reward": lambda: 0.0 * reward,
             "large-rewards": lambda: 1e4 * reward,
+            "reward-of-chance": lambda: jax.random.normal(jax.random.fold_in(key, 1)),
             "nan-reward": lambda: jnp.where(jax.random.uniform(key) < 1e-3, jnp.nan, reward),
         }
         return state, self.observed(key, obs), rewards.get(self.fault, lambda: reward)(), terminated, truncated
@@ -156,6 +157,7 @@ def faults() -> list[Run]:
         env("one-valid-action", "one-action"),
         env("constant-observations", "observations-constant"),
         env("limit-as-termination", "time-limit-as-termination", base="Pendulum-v1"),
+        env("reward-of-chance", "reward-ignores-actions", base="Pendulum-v1", apart=True),
         env("noise-observed", "critic-explains-nothing", "entropy-never-falls", apart=True),
         settings("reward-never-found", "return-never-changes", algo="ppo", base="MountainCar-v0"),
         settings("learning-rate-1", "steps-too-large", "entropy-collapsed", algo="ppo", learning_rate=1.0),
@@ -164,6 +166,16 @@ def faults() -> list[Run]:
         settings("gamma-0.3", "short-sighted", algo="a2c", gamma=0.3),
         settings("gamma-0", "short-sighted", algo="ppo", base="Pendulum-v1", gamma=0.0, apart=True),
         settings("entropy-coef-5", "entropy-never-falls", algo="ppo", entropy_coef=5.0),
+        settings("entropy-coef-0.3", "stands-still", "entropy-never-falls", algo="ppo", entropy_coef=0.3, apart=True),
+        settings(
+            "entropy-coef-1",
+            "stands-still",
+            "entropy-never-falls",
+            algo="ppo",
+            base="Pendulum-v1",
+            entropy_coef=1.0,
+            apart=True,
+        ),
         settings("cg-1", "cg-does-not-converge", algo="trpo", base="Pendulum-v1", cg_iterations=1),
         settings("damping-1e4", "damping-dominates", algo="trpo", damping=1e4),
         settings("annealed-over-3000", "annealed-too-soon", algo="ppo", num_steps=32, total_steps=3000),
@@ -240,13 +252,14 @@ def healthy() -> list[Run]:
 
 
 def groups() -> list[list[Run]]:
-    """Runs that share a program: they differ in numbers only. Large groups first, then faults and healthy in turn."""
+    """Runs that share a program: they differ in numbers only. Large groups first, then short runs before long ones."""
     found: dict[str, list[Run]] = {}
     for run in [run for pair in itertools.zip_longest(faults(), healthy()) for run in pair if run]:
         found.setdefault(repr((run.algo, run.env, run.patch, split(run)[0])), []).append(run)
     wrong, right = ([runs for runs in found.values() if bool(runs[0].expected) == has] for has in (True, False))
     turns = [runs for pair in itertools.zip_longest(wrong, right) for runs in pair if runs]
-    return sorted(turns, key=lambda runs: len(runs) < 3)
+    steps = [max(run.settings.get("total_steps", 10**6) for run in runs) for runs in turns]
+    return [runs for _, runs in sorted(zip(steps, turns, strict=True), key=lambda x: (len(x[1]) < 3, x[0]))]
 
 
 def split(run: Run) -> tuple[dict[str, Any], dict[str, float]]:

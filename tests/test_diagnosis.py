@@ -14,19 +14,22 @@ from environments import Walk
 
 from purejaxppo import Config, UsageError, diagnose, preset, run_experiment
 from purejaxppo.__main__ import front
+from purejaxppo.agent import Agent
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.algorithms.members import OF_GRADIENTS
 from purejaxppo.cli.settings import RunOptions
-from purejaxppo.diagnosis import symptoms
+from purejaxppo.diagnosis import probe_symptoms, symptoms
 from purejaxppo.diagnosis.case import Case, span
 from purejaxppo.diagnosis.diagnose import SITE, findings, in_short, in_words
-from purejaxppo.diagnosis.probe import ProbeResult, probe
+from purejaxppo.diagnosis.probe import ProbeResult, effect_of_actions, probe
 from purejaxppo.diagnosis.rules import fits, read_rules
 from purejaxppo.presets import settings_of
+from purejaxppo.rollout import begin_episodes
 from purejaxppo.rundir.contents import RunContents
 from purejaxppo.rundir.files import shown, to_json
 from purejaxppo.rundir.metrics import MetricsTable
 from purejaxppo.spaces import Box
+from purejaxppo.train import init
 
 ROWS, SEEDS = 40, 4
 RULES = {rule.name: rule for rule in read_rules()}
@@ -44,6 +47,7 @@ SETTINGS = {
     "reward_clip": "inf",
     "truncation_as_termination": "false",
 }
+OF_PROBES_AND_FLAT = ("actions-at-bounds", "reward-ignores-actions")
 PROBED = ProbeResult(
     episodes=64,
     returns=np.linspace(10.0, 40.0, 64),
@@ -55,6 +59,7 @@ PROBED = ProbeResult(
     reproducible=True,
     actions_matter=True,
     at_bounds=0.1,
+    action_effect=0.6,
 )
 
 
@@ -112,6 +117,7 @@ def case_of(name):
     apart = good["episode_return"].copy()
     apart[1] = still["episode_return"][1]
     peak = 20.0 + 180.0 * np.sin(np.pi * t) ** 2
+    noise = np.random.default_rng(2).normal(0.0, 5.0, shape)
     failed = {"seed": 2, "update": 21, "cause": "reward"}
     runs = {
         "failed-seeds": lambda: contents(good | {"alive": dead}, summary([200.0] * 4, [failed])),
@@ -139,17 +145,22 @@ def case_of(name):
         "forgotten": lambda: contents(good | {"episode_return": peak}),
         "evaluation-below-training": lambda: contents(good, summary([25.0] * 4)),
         "seeds-apart": lambda: contents(good | {"episode_return": apart}),
-        "no-progress": lambda: contents(still, anneal_learning_rate="false"),
+        "stands-still": lambda: contents(
+            good | {"episode_return": np.minimum(20.0 + 2e3 * t, 200.0) + noise, "entropy": 1.4 + 0.2 * t}
+        ),
+        "returns-ignore-policy": lambda: contents(still),
+        "no-progress": lambda: contents(still | {"explained_variance": const(0.07)}, anneal_learning_rate="false"),
     }
     probed = {
         "not-finite": {"not_finite": "rewards"},
         "actions-do-nothing": {"actions_matter": False},
+        "reward-ignores-actions": {"action_effect": 0.0},
         "observations-constant": {"observation_std": np.zeros(4)},
         "observation-scale": {"observation_std": np.array([0.1, 4e3])},
         "actions-at-bounds": {"at_bounds": 0.99},
         "not-reproducible": {"reproducible": False},
     }
-    run = runs[name]() if name in runs else contents(still if name == "actions-at-bounds" else good)
+    run = runs[name]() if name in runs else contents(still if name in OF_PROBES_AND_FLAT else good)
     return run, PROBED._replace(**probed.get(name, {}))
 
 
@@ -209,7 +220,10 @@ def test_what_learns_is_told_from_what_does_not():
 
 def test_rules_and_symptoms_belong_together():
     own = {
-        name for name, x in vars(symptoms).items() if callable(x) and getattr(x, "__module__", "") == symptoms.__name__
+        name
+        for file in (symptoms, probe_symptoms)
+        for name, x in vars(file).items()
+        if callable(x) and getattr(x, "__module__", "") == file.__name__
     }
     assert {rule.find.__name__ for rule in RULES.values()} == own - {"seen", "certain"}
     assert all(0 <= rule.share <= 1 < rule.weight or rule.name == "no-progress" for rule in RULES.values())
@@ -287,6 +301,7 @@ def test_a_probe_of_an_environment_that_lies(tmp_path, capsys):
     found = probe(config)
     assert found.actions_matter is False
     assert found.reproducible
+    assert found.action_effect == 0.0
     assert found.ends_at_limit_as_terminated
     assert (found.length, found.rewards) == (12.0, (1.0, 1.0))
     assert found.observation_std.max() > 1e4
@@ -294,6 +309,33 @@ def test_a_probe_of_an_environment_that_lies(tmp_path, capsys):
     names = [finding.name for finding in findings(contents(flat(healthy())), found)]
     assert {"actions-do-nothing", "observation-scale", "time-limit-as-termination"} <= {*names}
     assert names[0] == "actions-do-nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Paid(Walk):
+    """Pays 0.75 for one action and takes as much for the other, and adds noise of 1."""
+
+    limit: int = 200
+
+    def step(self, key, state, action):
+        state, obs, _, _, truncated = super().step(key, state, action)
+        reward = 0.75 * (2.0 * action - 1.0) + jax.random.normal(jax.random.fold_in(key, 1))
+        return state, obs, reward, jnp.zeros((), bool), truncated
+
+
+def test_the_effect_of_actions_is_their_part_of_the_returns_deviation():
+    config = Config(env=Paid(), num_envs=2, num_steps=16, num_minibatches=1, hidden_sizes=(8,))
+    agent = Agent.of(config)
+    state, begun = jax.jit(lambda key: (init(config, key), begin_episodes(key, agent.env, 32)))(jax.random.key(0))
+    found = effect_of_actions(agent, state, begun._replace(hidden=agent.initial_hidden(begun.obs)))
+    assert found == pytest.approx(0.6, abs=0.1)  # 0.75 / √(0.75² + 1²)
+
+
+def test_returns_that_stay_at_the_top_are_no_finding():
+    run, _ = case_of("stands-still")
+    returns = np.minimum(run.metrics.columns["episode_return"], 190.0)  # reached by most rows
+    columns = run.metrics.columns | {"episode_return": np.where(returns > 150.0, 190.0, returns)}
+    assert findings(run._replace(metrics=run.metrics._replace(columns=columns))) == []
 
 
 @pytest.mark.slow

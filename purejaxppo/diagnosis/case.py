@@ -62,8 +62,8 @@ class Case:
 
     @cached_property
     def early(self) -> np.ndarray:
-        """[seeds] The mean return of the first tenth of the rows in which episodes ended, of at least two."""
-        return self._part(lambda known: known[: max(2, known.size // 10)])
+        """[seeds] The mean return of the first tenth of the rows in which episodes ended, of two to five of them."""
+        return self._part(lambda known: known[: min(max(2, known.size // 10), 5)])  # before a fast learner has learnt
 
     @cached_property
     def late(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from purejaxppo.types import RolloutState, TrainState, Transition
 STEPS, ENVS = 500, 16
 ON_HOST = 200, 4
 ACTIONS = 8  # that are tried in each state
+AHEAD = 100  # steps that returns are compared over
 
 
 class ProbeResult(NamedTuple):
@@ -34,6 +35,9 @@ class ProbeResult(NamedTuple):
     actions_matter: bool | None
     at_bounds: float | None  # share of the trained policy's actions
     one_valid_action: float = float("nan")  # share of the states; NaN without masks
+    action_effect: float = float(
+        "nan"
+    )  # how far returns vary with the actions alone, see `effect_of_actions`; or unknown
 
 
 def probe(config: Config, trained: TrainState | None = None) -> ProbeResult:
@@ -52,6 +56,7 @@ def probe(config: Config, trained: TrainState | None = None) -> ProbeResult:
         begun, seen = _act(agent, fresh, steps, envs)
         obs = _entries(agent, seen)
         same, matter = (None, None) if agent.env.on_host else _step_again(agent, fresh, begun)
+        effect = float("nan") if agent.env.on_host else effect_of_actions(agent, fresh, begun)
         returns, lengths, limit = _episodes(seen)
         parts = {"observations": (seen.obs, seen.next_obs), "rewards": seen.reward}
         bad = [name for name, x in parts.items() if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(x))]
@@ -67,6 +72,7 @@ def probe(config: Config, trained: TrainState | None = None) -> ProbeResult:
             actions_matter=matter,
             at_bounds=_at_bounds(agent, trained, steps, envs),
             one_valid_action=_one_valid_action(seen.obs),
+            action_effect=effect,
         )
 
 
@@ -104,6 +110,35 @@ def _step_again(agent: Agent, state: TrainState, begun: RolloutState) -> tuple[b
         return all(np.array_equal(x, y, equal_nan=True) for x, y in pairs)
 
     return equal(first, again), not all(equal(first, other) for other in others)
+
+
+def effect_of_actions(agent: Agent, state: TrainState, begun: RolloutState) -> float:
+    """The standard deviation of returns that is due to the actions, as a share of all of it; 0 if returns never vary.
+
+    A fresh policy acts several times from each state, with other random actions each time, and the same keys for the
+    environment. So what differs between these tries is due to actions alone: σ² within a state, averaged over states.
+    Returns are undiscounted, up to the end of the episode or for `AHEAD` steps.
+    """
+    envs = len(begun.episode_length)
+    policy = agent.make_policy(state)
+    env_keys = jax.random.split(jax.random.key(4), (AHEAD, envs))
+
+    def step(carry: Any, keys: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        now, goes_on, total = carry
+        distribution, hidden = policy(now.obs, now.hidden, now.episode_length == 0)
+        action = distribution.sample(keys[1])
+        env, obs, reward, terminated, truncated = step_envs(keys[0], agent.env, now.env, distribution, action)
+        now = now._replace(env=env, obs=obs, hidden=hidden, episode_length=now.episode_length + 1)
+        return (now, goes_on & ~(terminated | truncated), total + jnp.where(goes_on, reward, 0.0)), None
+
+    def play(key: jax.Array) -> jax.Array:
+        start = (begun, jnp.ones(envs, bool), jnp.zeros(envs))
+        return jax.lax.scan(step, start, (env_keys, jax.random.split(key, AHEAD)))[0][2]
+
+    tries = jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(5), ACTIONS))
+    returns = np.asarray(tries, np.float64)  # [ACTIONS, envs]
+    everything = returns.std()
+    return float(np.sqrt(returns.var(axis=0, ddof=1).mean()) / everything) if everything else 0.0
 
 
 def _episodes(seen: Transition) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -12,7 +12,7 @@ from typing import Any
 from purejaxppo.algorithms import ALGORITHMS, hyperparameters
 from purejaxppo.algorithms.members import OF_GRADIENTS
 from purejaxppo.config import Config
-from purejaxppo.diagnosis import symptoms
+from purejaxppo.diagnosis import probe_symptoms, symptoms
 from purejaxppo.diagnosis.case import Case, Symptom
 from purejaxppo.rundir.contents import RunContents
 from purejaxppo.types import traits_of
@@ -38,7 +38,9 @@ class Rule:
     @property
     def find(self) -> Callable[[Case, Mapping[str, float]], Symptom | None]:
         """A case and the thresholds ↦ what is seen, or None."""
-        found: Callable[[Case, Mapping[str, float]], Symptom | None] = getattr(symptoms, self.name.replace("-", "_"))
+        name = self.name.replace("-", "_")
+        where = symptoms if hasattr(symptoms, name) else probe_symptoms
+        found: Callable[[Case, Mapping[str, float]], Symptom | None] = getattr(where, name)
         return found
 
 

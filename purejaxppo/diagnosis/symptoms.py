@@ -1,4 +1,7 @@
-"""How each rule is recognised: a case ↦ its symptom, or None, `at` the rule's thresholds, see `rules.py`."""
+"""How each rule is recognised: a case ↦ its symptom, or None, `at` the rule's thresholds, see `rules.py`.
+
+Those that take a probe alone are in `probe_symptoms.py`.
+"""
 
 from collections.abc import Mapping
 
@@ -131,7 +134,40 @@ def entropy_never_falls(case: Case, at: Limits) -> Symptom | None:
     first, last = entropy[:, 0], case.median("entropy", 0.8)
     moves = ~(case.median("kl") < at["kl"])
     high = moves & (last > first - at["share"] * np.abs(first))
-    return seen(high & (first > 0.01), f"entropy {span(first)} → {span(last)}")
+    one_choice = (first >= 0) & (first < 0.01)
+    return seen(high & ~one_choice, f"entropy {span(first)} → {span(last)}")
+
+
+def stands_still(case: Case, at: Limits) -> Symptom | None:
+    """Returns that rose in the first part of a run and no more, while the entropy rises."""
+    entropy, known = case.metric("entropy"), ~np.isnan(case.returns)
+    if entropy is None or case.rows < at["rows"]:
+        return None
+    begin, end = (int(at[name] * case.rows) for name in ("begin", "end"))
+    before = over_rows(np.nanmean, case.returns[:, begin:end])
+    last = case.returns[:, -(case.rows // 5) :]
+    at_the_top = over_rows(np.nanmedian, last) >= over_rows(np.nanmax, case.returns) - 1e-3 * np.abs(case.late)
+    gained = case.late - case.early
+    flat = case.learnt & (case.late - before < at["gain"] * gained) & ~at_the_top & (known.sum(axis=1) > at["rows"])
+    middle, late = case.median("entropy", at["begin"], at["end"]), case.median("entropy", 0.8)
+    rises = late - middle > at["share"] * np.maximum(np.abs(entropy[:, 0]), 0.5)
+    evidence = (
+        f"episode_return {span(case.early)} → {span(before)} → {span(case.late)}, entropy {span(middle)} → "
+        f"{span(late)}, median kl {span(case.median('kl'))}"
+    )
+    return seen(flat & rises, evidence, int(case.run.metrics.update[end]))
+
+
+def returns_ignore_policy(case: Case, at: Limits) -> Symptom | None:
+    """The critic is right, the policy moves, and returns stay."""
+    kl, explained = case.median("kl"), case.median("explained_variance", 0.5)
+    flat = np.abs(case.gain) < at["gain"]  # NaN: nothing is known
+    which = (kl > at["kl"]) & (explained > at["explained_variance"]) & flat & (case.rows >= at["rows"])
+    evidence = (
+        f"episode_return {span(case.early)} → {span(case.late)}, median explained_variance of the second half "
+        f"{span(explained)}, median kl {span(kl)}"
+    )
+    return seen(which, evidence)
 
 
 def critic_explains_nothing(case: Case, at: Limits) -> Symptom | None:
@@ -247,42 +283,3 @@ def no_progress(case: Case, at: Limits) -> Symptom | None:
     if np.isnan(case.gain).all():
         return None
     return seen(~case.learnt & ~np.isnan(case.gain), f"episode_return {span(case.early)} → {span(case.late)}")
-
-
-def actions_do_nothing(case: Case, at: Limits) -> Symptom | None:
-    if case.probe is None or case.probe.actions_matter is not False:
-        return None
-    return seen(case.all(), "other actions in the same states gave the same observations and rewards")
-
-
-def observations_constant(case: Case, at: Limits) -> Symptom | None:
-    if case.probe is None or case.probe.observation_std is None or (case.probe.observation_std > 1e-6).any():
-        return None
-    return seen(case.all(), "no entry of an observation ever changed")
-
-
-def observation_scale(case: Case, at: Limits) -> Symptom | None:
-    if case.probe is None or case.probe.observation_std is None or case.is_set("normalize_observations"):
-        return None
-    std = case.probe.observation_std[case.probe.observation_std > 1e-6]
-    if not std.size or (std.max() < at["high"] and std.max() > at["low"]):
-        return None
-    return seen(case.all(), f"standard deviations of an observation's entries: {span(std)}")
-
-
-def not_finite(case: Case, at: Limits) -> Symptom | None:
-    if case.probe is None or not case.probe.not_finite:
-        return None
-    return seen(case.all(), f"{case.probe.not_finite} of the probe held NaN or infinity")
-
-
-def not_reproducible(case: Case, at: Limits) -> Symptom | None:
-    if case.probe is None or case.probe.reproducible is not False:
-        return None
-    return seen(case.all(), "the same key, state and action gave another step")
-
-
-def actions_at_bounds(case: Case, at: Limits) -> Symptom | None:
-    if case.probe is None or case.probe.at_bounds is None or case.probe.at_bounds < at["share"]:
-        return None
-    return seen(case.all(), f"{case.probe.at_bounds:.0%} of the trained policy's actions lie at or beyond a bound")
