@@ -157,7 +157,7 @@ def _tell_phases(pipe: int) -> None:
     Loop._advance = told("training", Loop._advance)
     Loop._evaluate = told("interval evaluation", Loop._evaluate, lambda _, now: now)
     Loop._save = told("saving", Loop._save)
-    Loop._final_returns = told("final evaluation", Loop._final_returns)
+    Loop._final_evaluation = told("final evaluation", Loop._final_evaluation)
 
 
 def restart(scenario_of: Callable[[str, str], Scenario], work: Path, i: int, rng: random.Random) -> dict[str, Any]:

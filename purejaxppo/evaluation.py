@@ -1,7 +1,7 @@
 """Compiled evaluation of a policy."""
 
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,11 @@ class Evaluation(NamedTuple):
     returns: jax.Array  # [..., E] undiscounted
     lengths: jax.Array  # [..., E] steps
     cut: jax.Array  # [..., E] bool: it had not ended after `config.eval_max_steps`
+    success: Any = ()  # [..., E] bool: it ended as one; () where the environment does not tell
 
     def means(self) -> Metrics:
-        return {"eval_return": jnp.mean(self.returns, axis=-1), "eval_length": jnp.mean(self.lengths, axis=-1)}
+        told = {} if isinstance(self.success, tuple) else {"eval_success_rate": jnp.mean(self.success, axis=-1)}
+        return told | {"eval_return": jnp.mean(self.returns, axis=-1), "eval_length": jnp.mean(self.lengths, axis=-1)}
 
 
 class Playing(NamedTuple):
@@ -35,6 +37,7 @@ class Playing(NamedTuple):
     episodes: RolloutState
     playing: jax.Array  # [E] bool: which of them have not ended
     key: jax.Array
+    success: Any  # [E] bool, of those that have ended; () where the environment does not tell
 
 
 @single_precision
@@ -61,7 +64,7 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
         else:
             keys = jax.random.split(key, -(-num_episodes // at_once))
             parts = jax.lax.map(lambda key: _play(agent, state, key, at_once), keys)
-            played = Evaluation(*(part.reshape(-1)[:num_episodes] for part in parts))
+            played = jax.tree.map(lambda part: part.reshape(-1)[:num_episodes], parts)
         return jax.block_until_ready(played) if agent.env.on_host else played
 
 
@@ -72,22 +75,26 @@ def _play(agent: Agent, state: TrainState, key: jax.Array, num_episodes: int) ->
     start = start._replace(hidden=agent.initial_hidden(start.obs))
 
     def step(carry: Playing) -> Playing:
-        steps, episodes, playing, key = carry
+        steps, episodes, playing, key, success = carry
         key, action_key, step_key = jax.random.split(key, 3)
         distribution, hidden = policy(episodes.obs, episodes.hidden)
         action = distribution.mode() if agent.config.eval_greedy else distribution.sample(action_key)
         keys = jax.random.split(step_key, num_episodes)
-        env_state, obs, reward, terminated, truncated = step_envs(keys, env, episodes.env, distribution, action)
+        stepped, told = step_envs(keys, env, episodes.env, distribution, action)
+        env_state, obs, reward, terminated, truncated = stepped
         returns = episodes.episode_return + jnp.where(playing, reward, 0.0)
         lengths = episodes.episode_length + playing
         episodes = RolloutState(env_state, obs, returns, lengths, hidden)
-        return Playing(steps + 1, episodes, playing & ~(terminated | truncated), key)
+        steps, done = steps + 1, terminated | truncated
+        success = jax.tree.map(lambda before, now: before | (playing & done & now), success, told)
+        return Playing(steps, episodes, playing & ~done, key, success)
 
     def unfinished(carry: Playing) -> jax.Array:
         return (carry.steps < agent.config.eval_max_steps) & any_run(carry.playing)
 
-    begun = Playing(jnp.zeros((), jnp.int32), start, jnp.ones(num_episodes, bool), play_key)
-    _, episodes, playing, _ = jax.lax.while_loop(unfinished, step, begun)
+    nothing = jnp.zeros(num_episodes, bool) if env.tells_success else ()
+    begun = Playing(jnp.zeros((), jnp.int32), start, jnp.ones(num_episodes, bool), play_key, nothing)
+    _, episodes, playing, _, success = jax.lax.while_loop(unfinished, step, begun)
     if env.on_host:
         jax.vmap(env.release)(episodes.env)
-    return Evaluation(episodes.episode_return, episodes.episode_length, playing)
+    return Evaluation(episodes.episode_return, episodes.episode_length, playing, success)

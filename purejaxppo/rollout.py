@@ -29,10 +29,12 @@ class EpisodeSums(NamedTuple):
     episodes: jax.Array  # [] how many
     returns: jax.Array  # [] sum of undiscounted returns
     lengths: jax.Array  # [] sum of lengths
+    successes: Any = ()  # [] how many were one; () where the environment does not tell
 
     def metrics(self) -> Metrics:
         """Means over the episodes, NaN where none ended, and how many did."""
-        return {
+        told = {} if isinstance(self.successes, tuple) else {"success_rate": self.successes / self.episodes}
+        return told | {
             "episode_return": self.returns / self.episodes,
             "episode_length": self.lengths / self.episodes,
             "episodes": self.episodes,
@@ -56,8 +58,8 @@ def environment_action(space: Space, distribution: Any, action: jax.Array) -> ja
 
 
 def step_envs(keys: jax.Array, env: BaseEnv, env_state: Any, distribution: Any, action: jax.Array) -> Any:
-    """One step in each of B environments: `Env.step` with a leading axis B everywhere."""
-    return jax.vmap(env.step)(keys, env_state, environment_action(env.action_space, distribution, action))
+    """One step in each of B environments: `BaseEnv.step_with_success` with a leading axis B everywhere."""
+    return jax.vmap(env.step_with_success)(keys, env_state, environment_action(env.action_space, distribution, action))
 
 
 @single_precision
@@ -83,12 +85,14 @@ def rollout(
         step_keys, fresh, noise = chance
         distribution, hidden = policy(state.obs, state.hidden, state.episode_length == 0)
         action = distribution.sample_with(noise)
-        env_state, next_obs, reward, terminated, truncated = step_envs(step_keys, env, state.env, distribution, action)
+        stepped, success = step_envs(step_keys, env, state.env, distribution, action)
+        env_state, next_obs, reward, terminated, truncated = stepped
         done = terminated | truncated
         transition = Transition(state.obs, action, reward, terminated, truncated, next_obs, marginal(distribution))
 
         returns, lengths = state.episode_return + reward, state.episode_length + 1
-        ended = EpisodeSums(done, jnp.where(done, returns, 0.0), jnp.where(done, lengths, 0))
+        successes = jax.tree.map(lambda x: done & x, success)
+        ended = EpisodeSums(done, jnp.where(done, returns, 0.0), jnp.where(done, lengths, 0), successes)
         sums = jax.tree.map(lambda total, x: total + (x if total.ndim else jnp.sum(x)), sums, ended)
         env_state, obs = _reset_where(done, fresh, env, env_state, next_obs)
         state = RolloutState(
@@ -100,7 +104,8 @@ def rollout(
     shapes, _ = jax.eval_shape(policy, state.obs, state.hidden, state.episode_length == 0)
     noise = noise_of_steps(shapes, keys[:, 0])  # one draw: many small ones are slow
     step_keys, reset_keys = jnp.split(keys[:, 1:], 2, axis=1)
-    in_all, of_each = EpisodeSums(*jnp.zeros((3,))), EpisodeSums(*jnp.zeros((3, num_envs)))
+    totals = 3 + env.tells_success
+    in_all, of_each = EpisodeSums(*jnp.zeros((totals,))), EpisodeSums(*jnp.zeros((totals, num_envs)))
 
     def by_xla() -> tuple[Any, Transition]:
         if on_cpu():

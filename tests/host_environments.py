@@ -67,6 +67,17 @@ class Clock(gymnasium.Env):
             time.sleep(0.5)
 
 
+class Goal(Clock):
+    """A success is what terminates: of `terminates=3` an episode of 3 steps, where others take 7."""
+
+    def reset(self, **given):
+        return super().reset(**given)[0], {"is_success": False}
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"is_success": terminated}
+
+
 class Spaces(gymnasium.Env):
     """Every kind of entry; what it is given as an action comes back as the reward."""
 
@@ -157,4 +168,5 @@ class Raw(gymnasium.Env):
 gymnasium.register("Dice-v0", Dice, max_episode_steps=7)
 gymnasium.register("Raw-v0", Raw, max_episode_steps=7)
 gymnasium.register("Clock-v0", Clock, max_episode_steps=7)
+gymnasium.register("Goal-v0", Goal, max_episode_steps=7)
 gymnasium.register("Spaces-v0", Spaces, max_episode_steps=7)

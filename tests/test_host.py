@@ -3,7 +3,9 @@
 import csv
 import functools
 import gc
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ import pytest
 from support import assert_same_bits, quick_jit
 
 from purejaxppo import evaluate, init, make_train, over_runs, preset, update_step
-from purejaxppo.cli.evaluate import EvaluateOptions, play_episodes
+from purejaxppo.cli.evaluate import EvaluateOptions, play_episodes, print_evaluation
 from purejaxppo.cli.run import main
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.gymnasium import GymnasiumEnv, _parts
@@ -30,6 +32,8 @@ from purejaxppo.parallel import devices
 from purejaxppo.policy.export import export_policy
 from purejaxppo.policy.load import trained
 from purejaxppo.rollout import begin_episodes, environment_action, rollout
+from purejaxppo.rundir.metrics import read_metrics
+from purejaxppo.rundir.summary import read_summary
 from purejaxppo.spaces import Discrete, MultiBinary, MultiDiscrete
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -222,6 +226,35 @@ def test_an_evaluation_counts_whole_episodes_of_environments_that_stop(clock):
     assert set(np.asarray(result.lengths).tolist()) == {3, LIMIT}
     assert sum(steps) >= result.lengths.sum()
     assert max(steps) == clock.episodes_at_once
+
+
+def test_successes_are_counted_where_the_environment_tells_them(tmp_path, capsys):
+    """Episodes of 3 steps are successes, and others take 7: so the mean length says how many were."""
+
+    def share(length):
+        return (LIMIT - np.asarray(length, float)) / (LIMIT - 3)
+
+    name, out = "gymnasium/host_environments:Goal-v0,terminates=3", tmp_path / "run"
+    flags = f"--env {name} --algo a2c --num-envs 2 --num-steps 16 --total-steps 128 --hidden-sizes 4 --num-seeds 2"
+    flags += f" --final-episodes 20 --eval-interval 2 --eval-episodes 5 --out {out}"
+    assert main(flags.split()) == 0
+    table = capsys.readouterr().out
+    metrics = read_metrics(out / "metrics.csv", [0, 1])
+    for kind, count in (("", 8), ("eval_", 4)):
+        rates = metrics.metric(f"{kind}success_rate")
+        assert np.isfinite(rates).sum() == count
+        np.testing.assert_allclose(rates, share(metrics.metric(f"{kind or 'episode_'}length")), atol=1e-6)
+    rate = read_summary(out, [0, 1])["success_rate"]
+    assert 0 < rate < 1
+    assert re.search(rf"success rate *│ {rate:.3f} ", table)
+
+    file = tmp_path / "figures.json"
+    print_evaluation(EvaluateOptions(out, env=name, episodes=12, json=str(file)))
+    table = capsys.readouterr().out
+    for found in json.loads(file.read_text())["returns"]["port"]["per_seed"]:
+        assert found["success_rate"] == pytest.approx(share(found["mean_length"]))
+        assert f" {found['success_rate']:.3f} " in table
+    assert not make_env(CLOCK).tells_success
 
 
 def test_what_cannot_be_is_told(clock):

@@ -31,7 +31,8 @@ from purejaxppo.statistics import Estimate, bootstrap, decimals, interval_text, 
 from purejaxppo.types import TrainState
 
 Result = dict[str, Any]
-Episodes = tuple[np.ndarray, np.ndarray, np.ndarray]  # returns, lengths and which were cut off, [E] each
+# returns, lengths, which were cut off and, where the environment tells, which were a success, [E] each
+Episodes = tuple[np.ndarray, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +112,18 @@ def play_episodes(config: Config, states: TrainState, seeds: list[int], options:
     states, keys = jax.tree.map(lambda x: x[padded], (states, keys))
     with config.environment as env, host_failures(env, [seeds[i] for i in padded]):
         played = over_runs(lambda state, key: evaluate(config, state, key, options.episodes), devices)(states, keys)
-        returns, lengths, cut = (np.asarray(x) for x in played)
-    return [(np.asarray(returns[i], np.float64), lengths[i], cut[i]) for i in range(len(seeds))]
+        returns, *others = map(np.asarray, jax.tree.leaves(played))
+    return [(np.asarray(returns[i], np.float64), *(x[i] for x in others)) for i in range(len(seeds))]
 
 
 def summarize(played: list[Episodes]) -> Result:
     """What is said of each seed's episodes in one place, and of all seeds."""
     rows = []
-    for returns, lengths, cut in played:
+    for returns, lengths, cut, *success in played:
         spread = {"std": returns.std(), "min": returns.min(), "max": returns.max(), "mean_length": lengths.mean()}
         row = _row(bootstrap(lambda x: x.mean(axis=1), returns))
-        rows.append(row | spread | {"cut_off": int(cut.sum())})
+        rates = {"success_rate": success[0].mean()} if success else {}
+        rows.append(row | spread | {"cut_off": int(cut.sum())} | rates)
     means = [row["mean"] for row in rows]
     return {"per_seed": rows, "over_seeds": _row(iqm_over_seeds(means), "iqm")}
 
@@ -156,15 +158,18 @@ def results_table(result: Result) -> Table:
     )
     for column in ("seed", "", "return", "95% interval", "std", "min", "max", "length"):
         rows.add_column(column, justify="right" if column else "left", no_wrap=True)
+    if any("success_rate" in row for place in result["returns"].values() for row in place["per_seed"]):
+        rows.add_column("success", justify="right")
     names = {"port": "port", "gymnasium": result["gymnasium"], "difference": "difference"}
     returns: dict[str, Any] = result["returns"]
     digits = decimals([row[key] for row in returns["port"]["per_seed"] for key in ("min", "max")])
 
     def add(label: str, place: str, row: dict[str, float]) -> None:
-        mean, low, high, *spread = (x for name, x in row.items() if name != "cut_off")
+        mean, low, high, *spread = (x for name, x in row.items() if name not in ("cut_off", "success_rate"))
         name = names[place] if returns.keys() - {"port"} else ""
         shown = [return_text(x, digits) for x in (mean, *spread)]
         shown.insert(1, interval_text(low, high, digits))
+        shown += [return_text(row["success_rate"])] if "success_rate" in row else []
         rows.add_row(label, name, *shown, end_section=place == "difference")
 
     for i, seed in enumerate(result["seeds"]):

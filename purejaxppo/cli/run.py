@@ -1,6 +1,7 @@
 """The command line: flags → one experiment."""
 
 import importlib.util
+import math
 import shlex
 import time
 from collections.abc import Iterable
@@ -117,6 +118,8 @@ def table(summary: Summary, out: Path) -> Table:
     lines = ["  ".join(shown[i : min(i + 4, 16)]) for i in range(0, min(len(shown), 16), 4)]  # no number is torn
     lines += [f"… {len(shown) - 16} more in summary.json"] if shown[16:] else []
     rows.add_row("per seed", "\n".join(lines))
+    if (rate := summary.get("success_rate", math.nan)) == rate:
+        rows.add_row("success rate", return_text(rate))
     for failed in summary["failed_seeds"][:8]:
         what = f"{failed['cause']} not finite in update {failed['update']:,}; frozen"
         rows.add_row("failed seed", f"{failed['seed']}: {what}")

@@ -99,7 +99,7 @@ def _step_again(agent: Agent, state: TrainState, begun: RolloutState) -> tuple[b
         envs = len(begun.episode_length)
         distribution, _ = agent.make_policy(state)(begun.obs, begun.hidden, begun.episode_length == 0)
         keys = jax.random.split(jax.random.key(2), envs)
-        _, *found = step_envs(keys, agent.env, begun.env, distribution, distribution.sample(key))
+        (_, *found), _ = step_envs(keys, agent.env, begun.env, distribution, distribution.sample(key))
         return found
 
     first, again = (jax.device_get(step(jax.random.key(3))) for _ in range(2))

@@ -29,6 +29,7 @@ class BaseEnv(contextlib.AbstractContextManager["BaseEnv"]):
     on_host: bool = False  # stepped by the host, see `host/env.py`, and not by the compiled program
     episodes_at_once: int | None = None  # the most that one evaluation may play together; None is any number
     has_time_limit: bool = True  # False: it declares none, and episodes may never end
+    tells_success: bool = False  # whether an episode that ends was a success
     render_fps: float = 25.0
     failed: Any = None  # which environment on the host failed, see `host/env.py`
 
@@ -37,6 +38,10 @@ class BaseEnv(contextlib.AbstractContextManager["BaseEnv"]):
 
     def step(self, key: jax.Array, state: EnvState, action: jax.Array) -> Step:
         raise NotImplementedError
+
+    def step_with_success(self, key: jax.Array, state: EnvState, action: jax.Array) -> tuple[Step, Any]:
+        """A step, and whether the episode that it ended was a success, [] bool; () where that is not told."""
+        return self.step(key, state, action), ()
 
     def restart(self, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
         """The start of the episode after the one in `state`."""

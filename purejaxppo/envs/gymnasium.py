@@ -68,6 +68,9 @@ class GymnasiumEnv(HostEnv):
     whether Gymnasium's observation has it, sb3-contrib's method `action_masks()`, or `info`; what else is observed is
     then the entry `obs`, if it is no dictionary.
 
+    Where `info` has `is_success`, which a reset must show, or Gymnasium-Robotics' method `_is_success`, that of an
+    episode's last step is counted: metrics `success_rate` and `eval_success_rate`.
+
     Args:
         name: `LunarLander-v3`, say; `module:Name-v0` imports the module first.
         workers: processes that share the environments of each device; None is one per core at the most, of all devices
@@ -105,7 +108,9 @@ class GymnasiumEnv(HostEnv):
             _check_registered(name, env.spec)
             self._acted, acted = env.action_space, _action_space(name, env.action_space)
             inside = ACTION_MASK in getattr(env.observation_space, "spaces", ())
-            mask = None if inside else mask_shape(env)
+            _, info = env.reset(seed=0)
+            mask = None if inside else mask_shape(env, info)
+            tells_success = "is_success" in info or hasattr(env.unwrapped, "_is_success")  # as Gymnasium-Robotics' have
         self._separate_mask = mask is not None and mask == (_num_masked(acted),)
         if mask is not None and not self._separate_mask:
             warnings.warn(f"gymnasium/{name}: masks {mask} do not fit {acted!r}, and are not used.", stacklevel=2)
@@ -123,12 +128,14 @@ class GymnasiumEnv(HostEnv):
         rows = {f"{when}:{entry}": x for when in ("reached", "start") for entry, x in each.items()}
         commands = ("int32", [WORDS + math.prod(acted.shape)])
         flags: Layout = {"do": ("uint8", []), "terminated": ("bool", []), "truncated": ("bool", [])}
+        flags |= {"success": ("bool", [])} if tells_success else {}
         plan = Plan(
             name=name,
             params=params,
             layout={"commands": commands, "reward": ("float32", []), **flags, **rows},
             entries={entry: (part.path, part.start, part.n) for entry, part in self._parts.items()},
             separate_mask=self._separate_mask,
+            tells_success=tells_success,
             step_timeout=step_timeout,
             action=("float32" if isinstance(acted, Box) else "int32", tuple(acted.shape)),
         )

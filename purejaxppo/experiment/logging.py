@@ -20,8 +20,9 @@ _GROUPS = {  # other metrics are the policy's
     "critic": ("explained_variance", "value_loss", "value_grad_norm"),
     "trust_region": ("accepted", "backtracks", "cg_residual", "predicted_gain", "predicted_kl", "step_norm", "xFx"),
     "training": ("alive", "learning_rate"),
+    "episode": ("episodes", "success_rate"),
 }
-_GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names} | {"episodes": "episode"}
+_GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
 
 
 def grouped(name: str) -> str:

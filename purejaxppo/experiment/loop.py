@@ -93,13 +93,13 @@ class Loop:
                 self.log = stack.enter_context(contextlib.closing(log))
                 self._start(snapshot, program)
                 self._train()
-                returns = self._final_returns()
+                played = self._final_evaluation()
             if runs.out:  # the members' checkpoints are together, and now each gets its own
                 self.state = jax.device_get(self.state)
                 for i, x in enumerate(runs.records):
                     self._save(x.directory, runs.members_of(i), x.config, slice(i, i + 1))
             self._count_seconds()
-            outcome = returns, self.failed, self.seconds, self.done
+            outcome = played, self.failed, self.seconds, self.done
             logs = [self.log.of_returns(i, self.done) for i in range(len(runs.records))]
             return [group().by_leader(partial(runs.write_outcome, i, log, *outcome)) for i, log in enumerate(logs)]
         except OSError as error:
@@ -250,26 +250,30 @@ class Loop:
         """Means over the episodes of an evaluation at an interval, [own] each; NaN if there is none now."""
         members = self.runs.own_count
         if not now:
-            return {name: np.full(members, np.nan) for name in ("eval_return", "eval_length")}
+            told = ["eval_success_rate"] if self.config.environment.tells_success else []
+            return {name: np.full(members, np.nan) for name in ("eval_return", "eval_length", *told)}
         with self._timed("evaluation"):
             work = lambda: on_host(self.program.evaluate(self.state).means())  # noqa: E731
             measured = self.signals.wait(work, PATIENCE)
         return {name: np.asarray(x)[:members] for name, x in measured.items()}
 
-    def _final_returns(self) -> np.ndarray:
-        """[members] Mean returns of the evaluation after training."""
+    def _final_evaluation(self) -> dict[str, np.ndarray]:
+        """Means over the episodes of the evaluation after training, [members] each."""
         self.progress.stage("evaluating")
         with self._timed("evaluation"):
             played = self.signals.wait(lambda: on_host(self.program.final(self.state)), patience=0.0)
         own = slice(self.runs.own_count)
         returns, cuts = np.asarray(played.returns[own]).mean(axis=1), np.asarray(played.cut[own])
-        everybody = self.runs.of_all({"returns": returns, "cut": cuts.sum(axis=1)})
+        found = {"eval_return": returns, "cut": cuts.sum(axis=1)}
+        if self.config.environment.tells_success:
+            found["eval_success_rate"] = np.asarray(played.success[own]).mean(axis=1)
+        everybody = self.runs.of_all(found)
         if cut := int(np.sum(everybody["cut"])):
             self.progress.warn(
                 f"{cut:,} of {len(everybody['cut']) * cuts.shape[1]:,} episodes of the final evaluation were cut off "
                 f"after eval_max_steps = {self.config.eval_max_steps:,}"
             )
-        return everybody["returns"]
+        return everybody
 
     def _next_stop(self) -> int:
         """The update at which an evaluation or a checkpoint is due next, or the last."""

@@ -23,7 +23,8 @@ from purejaxppo.presets import with_settings
 from purejaxppo.train import init, update_step
 from purejaxppo.types import Metrics, TrainState
 
-PER_EPISODE = ("episode_return", "episode_length")  # means over episodes; all others are means over updates
+# means over episodes; all others are means over updates
+PER_EPISODE = ("episode_return", "episode_length", "success_rate")
 ROWS = 128  # of the log, that one call of `advance` may fill
 
 

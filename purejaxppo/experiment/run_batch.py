@@ -260,7 +260,7 @@ class RunBatch:
         self,
         i: int,
         log: MetricsTable,
-        returns: np.ndarray,
+        played: Mapping[str, np.ndarray],
         failed: Mapping[int, FailedSeed],
         seconds: Mapping[str, float],
         done: int,
@@ -270,7 +270,7 @@ class RunBatch:
         share = {name: x / len(self.records) for name, x in seconds.items()}
         here = [found for member, found in failed.items() if own.start <= member < own.stop]
         steps = done * self.config.steps_per_update
-        summary = write_summary(record, returns[own], here, share, self.devices, steps)
+        summary = write_summary(record, {name: x[own] for name, x in played.items()}, here, share, self.devices, steps)
         curve = log.env_steps.tolist(), [*log.metric("episode_return").T]
         learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
         return summary

@@ -31,6 +31,9 @@ PANELS = [
     Panel("entropy", "Entropy", "Of the policy, mean over states."),
     Panel("search_std", "Search width", "Standard deviation of the members' parameters, in CEM and CMA-ES.", log=True),
     Panel("cg_residual", "CG residual", "Of the conjugate gradient's solution.", log=True),
+    Panel(
+        "success_rate", "Success rate", "Fraction of the episodes in training that were a success.", ylim=(-0.03, 1.03)
+    ),
     Panel("alive", "Alive", "Fraction of the seeds that are still finite.", ylim=(-0.03, 1.03)),
 ]
 

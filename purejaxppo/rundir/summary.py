@@ -1,6 +1,7 @@
 """summary.json: what came of a run."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -41,6 +42,7 @@ class Summary(TypedDict):
     seeds: list[int]
     env_steps: int  # of each seed; fewer than planned where all had failed before
     eval_return: EvalReturn
+    success_rate: float  # of the episodes of the final evaluation; NaN where the environment does not tell
     failed_seeds: list[FailedSeed]
     steps_per_second: float  # of all seeds, by run_seconds
     compile_seconds: float
@@ -53,13 +55,14 @@ class Summary(TypedDict):
 
 def write_summary(
     record: RunRecord,
-    returns: np.ndarray,
+    played: Mapping[str, np.ndarray],
     failed: list[FailedSeed],
     seconds: dict[str, float],
     devices: list[jax.Device],
     env_steps: int,
 ) -> Summary:
-    """Write it, and return it; `returns` [seeds] are those of the final evaluation, `env_steps` made by each seed."""
+    """Write it, and return it; `played` are means [seeds] of the final evaluation, `env_steps` made by each seed."""
+    returns = played["eval_return"]
     middle, low, high = map(float, iqm_over_seeds(returns))
     known = returns[~np.isnan(returns)]
     mean, scores = float(known.mean()) if known.size else np.nan, returns.astype(float).tolist()
@@ -71,6 +74,7 @@ def write_summary(
         "seeds": record.seeds,
         "env_steps": env_steps,
         "eval_return": EvalReturn(mean=mean, iqm=middle, ci_low=low, ci_high=high, per_seed=scores),
+        **({"success_rate": float(played["eval_success_rate"].mean())} if "eval_success_rate" in played else {}),
         "failed_seeds": failed,
         "steps_per_second": env_steps * len(record.seeds) / seconds["run"],
         **{f"{name}_seconds": x for name, x in took.items()},

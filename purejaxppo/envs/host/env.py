@@ -74,6 +74,8 @@ class HostEnv(BaseEnv):
     ) -> None:
         self.observation_space, self.action_space = observation_space, action_space
         self._plan, self._dtypes, self._worth_a_worker, self._workers = plan, dtypes, worth_a_worker, workers
+        self.tells_success = plan.tells_success
+        self._told = ("reward", "terminated", "truncated", *(["success"] if plan.tells_success else []))
         self._pools: OrderedDict[int, Pool] = OrderedDict()
         self._free: list[Pool] = []
         self.failed: EnvironmentBrokenError | None = None
@@ -88,10 +90,14 @@ class HostEnv(BaseEnv):
 
     def step(self, key: jax.Array, state: HostState, action: jax.Array) -> Step:
         """`key` seeds the episode after this one, if this step ends it."""
+        return self.step_with_success(key, state, action)[0]
+
+    def step_with_success(self, key: jax.Array, state: HostState, action: jax.Array) -> tuple[Step, Any]:
         where = (state.pool, state.slot, state.ended)
         outcome = _as_one_batch(self._step)(where, _seed(key), action)
-        reached, start, reward, terminated, truncated = outcome
-        return state._replace(ended=terminated | truncated, start=start), reached, reward, terminated, truncated
+        reached, start, reward, terminated, truncated, *success = outcome
+        state = state._replace(ended=terminated | truncated, start=start)
+        return (state, reached, reward, terminated, truncated), success[0] if success else ()
 
     def restart(self, key: jax.Array, state: HostState) -> tuple[HostState, Observation]:
         """The episode after one that has ended; it is reset already."""
@@ -125,7 +131,7 @@ class HostEnv(BaseEnv):
     def _step(self, shape: tuple[int, ...], where: Any, seeds: jax.Array, action: jax.Array) -> Any:
         n = len(seeds)
         entries, flag = self._entries(n), jax.ShapeDtypeStruct((n,), bool)
-        returned = (entries, entries, jax.ShapeDtypeStruct((n,), jnp.float32), flag, flag)
+        returned = (entries, entries, jax.ShapeDtypeStruct((n,), jnp.float32), *[flag] * (len(self._told) - 1))
         numbers = action.astype(jnp.float32 if isinstance(self.action_space, Box) else jnp.int32)
         bits = jax.lax.bitcast_convert_type(numbers, jnp.int32).reshape(n, -1)
         return self._call(self._host_step, returned, *where, seeds, *bits.T)
@@ -182,7 +188,7 @@ class HostEnv(BaseEnv):
         pool, slots = self._find(table)
         with pool.lock:
             pool.step(slots, STEP, table[:, 3:])
-            given = (pool.arrays[name][slots].copy() for name in ("reward", "terminated", "truncated"))
+            given = (pool.arrays[name][slots].copy() for name in self._told)
             return self._seen(pool, "reached", slots), self._seen(pool, "start", slots), *given
 
     def _host_release(self, table: np.ndarray) -> Any:

@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     # path in Gymnasium's observation; start and number of integers, or 0
     entries: dict[str, tuple[list[Any], int, int]]
     separate_mask: bool  # which actions are valid is told beside the observation
+    tells_success: bool  # at the end of an episode, by `info["is_success"]`
     step_timeout: float | None  # seconds
     action: tuple[str, tuple[int, ...]]  # dtype and shape of what the last columns of `commands` are
 

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -100,6 +101,7 @@ class Slot:
         self._first = np.asarray(getattr(env.action_space, "start", 0)).astype(self._dtype)
         self._from_zero = not self._first.any()
         self._mask = action_masks(env) if about["separate_mask"] else None
+        self._success = arrays["success"][index, ...] if about["tells_success"] else None
         entries = about["entries"].items()
         self._reached = [(name, entry, arrays[f"reached:{name}"][index, ...]) for name, entry in entries]
         self._start = [(name, entry, arrays[f"start:{name}"][index, ...]) for name, entry in entries]
@@ -111,6 +113,8 @@ class Slot:
             obs, reward, terminated, truncated, info = self._env.step(self._chosen())
             self._show(obs, info, self._reached)
             if terminated or truncated:
+                if self._success is not None:
+                    self._success[...] = bool(info["is_success"])
                 self.reset()
         for row, x in zip(self._ends, (reward, terminated, truncated and not terminated), strict=True):
             row[...] = x
@@ -151,11 +155,10 @@ class Slot:
             row[...] = part
 
 
-def mask_shape(env: Any) -> tuple[int, ...] | None:
+def mask_shape(env: Any, info: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The shape of the valid actions that an environment tells beside its observation: by a method `action_masks`, as
-    sb3-contrib asks for, or in `info`, as Gymnasium's Taxi does. None if it does not.
+    sb3-contrib asks for, or in the `info` of a reset, as Gymnasium's Taxi does. None if it does not.
     """
-    _, info = env.reset(seed=0)
     told = env.has_wrapper_attr("action_masks") or "action_mask" in info
     return np.shape(action_masks(env)(info)) if told else None
 
