@@ -127,7 +127,8 @@ def effect_of_actions(agent: Agent, state: TrainState, begun: RolloutState) -> f
         now, goes_on, total = carry
         distribution, hidden = policy(now.obs, now.hidden, now.episode_length == 0)
         action = distribution.sample(keys[1])
-        env, obs, reward, terminated, truncated = step_envs(keys[0], agent.env, now.env, distribution, action)
+        stepped, _ = step_envs(keys[0], agent.env, now.env, distribution, action)
+        env, obs, reward, terminated, truncated = stepped
         now = now._replace(env=env, obs=obs, hidden=hidden, episode_length=now.episode_length + 1)
         return (now, goes_on & ~(terminated | truncated), total + jnp.where(goes_on, reward, 0.0)), None
 
