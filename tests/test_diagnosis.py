@@ -153,7 +153,7 @@ def case_of(name):
     }
     probed = {
         "not-finite": {"not_finite": "rewards"},
-        "actions-do-nothing": {"actions_matter": False},
+        "actions-do-nothing": {"actions_matter": False, "action_effect": 0.0},
         "reward-ignores-actions": {"action_effect": 0.0},
         "observations-constant": {"observation_std": np.zeros(4)},
         "observation-scale": {"observation_std": np.array([0.1, 4e3])},
@@ -329,6 +329,12 @@ def test_the_effect_of_actions_is_their_part_of_the_returns_deviation():
     state, begun = jax.jit(lambda key: (init(config, key), begin_episodes(key, agent.env, 32)))(jax.random.key(0))
     found = effect_of_actions(agent, state, begun._replace(hidden=agent.initial_hidden(begun.obs)))
     assert found == pytest.approx(0.6, abs=0.1)  # 0.75 / √(0.75² + 1²)
+
+
+def test_actions_whose_effect_comes_later_or_of_which_one_is_valid_are_not_said_to_do_nothing():
+    run, seen = case_of("actions-do-nothing")
+    assert findings(run, seen._replace(action_effect=0.5)) == []
+    assert [x.name for x in findings(run, seen._replace(one_valid_action=1.0))] == ["one-action"]
 
 
 def test_returns_that_stay_at_the_top_are_no_finding():

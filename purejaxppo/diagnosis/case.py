@@ -71,20 +71,24 @@ class Case:
         return self._part(lambda known: known[-max(2, known.size // 5) :])
 
     @cached_property
-    def gain(self) -> np.ndarray:
-        """[seeds] `late` - `early` in units of the rows' noise; NaN if nothing is known.
+    def noise(self) -> np.ndarray:
+        """[seeds] The noise of a row's return; NaN if little is known.
 
-        The noise is the standard deviation of what changes from one row to the next, by √2: of a curve that only rises
-        it is small, and one jump of J in n rows makes it J / √(2n).
+        It is the standard deviation of what changes from one row to the next, by √2: of a curve that only rises it is
+        small, and one jump of J in n rows makes it J / √(2n).
         """
         noise = np.full(len(self.run.seeds), np.nan)
         for i, row in enumerate(self.returns):
             known = row[~np.isnan(row)]
             if known.size >= FEWEST_ROWS:
                 noise[i] = np.diff(known).std() / np.sqrt(2)
-        change = self.late - self.early
         scale = 1e-3 * np.maximum(np.abs(self.early), np.abs(self.late))
-        return change / np.maximum(np.maximum(noise, scale), 1e-12)
+        return np.maximum(np.maximum(noise, scale), 1e-12)
+
+    @cached_property
+    def gain(self) -> np.ndarray:
+        """[seeds] `late` - `early` in units of `noise`; NaN if nothing is known."""
+        return (self.late - self.early) / self.noise
 
     @cached_property
     def learnt(self) -> np.ndarray:

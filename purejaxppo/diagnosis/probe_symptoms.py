@@ -7,6 +7,8 @@ from purejaxppo.diagnosis.symptoms import Limits, seen
 def actions_do_nothing(case: Case, at: Limits) -> Symptom | None:
     if case.probe is None or case.probe.actions_matter is not False:
         return None
+    if case.probe.action_effect > 0 or case.probe.one_valid_action > at["one_valid"]:  # later on, or none was tried
+        return None
     return seen(case.all(), "other actions in the same states gave the same observations and rewards")
 
 

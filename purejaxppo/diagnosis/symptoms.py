@@ -215,7 +215,7 @@ def forgotten(case: Case, at: Limits) -> Symptom | None:
         rows.append(smooth.max())
     best = np.array(rows)
     lost = (best - case.late) > at["share"] * (best - case.early)
-    lost &= (best - case.early) > at["rise"] * np.maximum(np.abs(case.early), 1e-9)
+    lost &= (best - case.early) > np.maximum(at["rise"] * np.abs(case.early), at["noise"] * case.noise)
     return seen(
         lost & ~np.isnan(best), f"episode_return {span(case.early)}, at best {span(best)}, late {span(case.late)}"
     )
