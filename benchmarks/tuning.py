@@ -31,7 +31,7 @@ from purejaxppo.rundir.files import SCORES
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 STUDY = (
     "--algo ppo --env CartPole-v1 --total-steps 4096 --num-envs 2 --num-steps 32 --hidden-sizes 16 --eval-episodes 2 "
-    "--trials 12 --seeds-per-trial 2 --rungs 3 --places 6 --budget 1e6 --num-seeds 2 --final-episodes 2 --quiet"
+    "--trials 12 --seeds-per-trial 2 --rungs 3 --budget 1e6 --num-seeds 2 --final-episodes 2 --quiet"
 ).split()
 BUDGET = {"Acrobot-v1": 8_000_000, "Pendulum-v1": 24_000_000, "MountainCarContinuous-v0": 24_000_000}
 PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of a budget, after which the best settings so far are judged
@@ -57,7 +57,7 @@ def measured(name: str, measure: Callable[[], Any]) -> Any:
 
 def contents(out: Path) -> Any:
     """All that a study is: lots, table, trials in its file, and the arrays of its best run."""
-    texts = [(out / name).read_text() for name in ("scores.json", "trials.csv", "best.toml")]
+    texts = [(out / name).read_text() for name in ("scores.json", "trials.csv", "best.toml", "results.csv")]
     trials = optuna.load_study(study_name=None, storage=f"sqlite:///{out / 'study.db'}").trials
     told = [(x.number, x.state, x.values, x.params, x.intermediate_values, x.user_attrs) for x in trials]
     arrays = checkpoint.read(checkpoint.steps_saved(out / "best" / "checkpoints")[-1]).arrays
@@ -66,7 +66,8 @@ def contents(out: Path) -> Any:
 
 def begin(out: Path, method: str) -> "subprocess.Popen[bytes]":
     """A study in a process of its own: begun, or gone on with."""
-    words = ["-m", "purejaxppo", "tune", *STUDY, "--method", method, "--out", str(out), "--resume-or-start"]
+    own = ["--method", "pbt"] if method == "pbt" else ["--places", "6"]
+    words = ["-m", "purejaxppo", "tune", *STUDY, *own, "--out", str(out), "--resume-or-start"]
     return subprocess.Popen([sys.executable, *words])
 
 

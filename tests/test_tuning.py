@@ -1,6 +1,7 @@
 """Studies: what is searched, which trials go on, what they cost, and that stopped ones end as undisturbed ones do."""
 
 import csv
+import io
 import json
 import math
 import shutil
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import optuna
 import pytest
+from rich.console import Console
 
 from purejaxppo import A2C, PPO, Config, UsageError, init, make_train, tune, update_step
 from purejaxppo.algorithms import ALGORITHMS
@@ -18,7 +20,7 @@ from purejaxppo.cli.flags import with_file
 from purejaxppo.cli.run import main as run
 from purejaxppo.cli.settings import NoOptions, parse_settings
 from purejaxppo.cli.tune import main
-from purejaxppo.experiment import loop, program
+from purejaxppo.experiment import program
 from purejaxppo.experiment.experiment import start_record
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine, plain_console
@@ -27,8 +29,10 @@ from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.snapshot import flatten
+from purejaxppo.sweeps import execution
 from purejaxppo.tuning import study_results
 from purejaxppo.tuning import trainer as trainer_module
+from purejaxppo.tuning.final import Judged, judge
 from purejaxppo.tuning.journal import Journal
 from purejaxppo.tuning.population import Population, exploit_and_explore, inherited, scheduled
 from purejaxppo.tuning.rungs import Rungs
@@ -36,7 +40,7 @@ from purejaxppo.tuning.search import FINISHED, RUNNING, STOPPED, Outcome, Search
 from purejaxppo.tuning.space import as_toml, combinations, default_space, parse_space
 from purejaxppo.tuning.study_options import StudyOptions
 from purejaxppo.tuning.trainer import Trainer
-from purejaxppo.tuning.tune import read_study
+from purejaxppo.tuning.tune import read_study, run_study
 
 TINY = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "eval_episodes": 2, "eval_max_steps": 20}
 CONFIG = Config(env="CartPole-v1", algo=A2C(), total_steps=128, num_epochs=1, num_minibatches=1, **TINY)
@@ -58,7 +62,7 @@ def searched(objective, space=SPACE, config=CONFIG, lot_size=2, entries=None, **
     options = StudyOptions(**{"budget": 10**6, **STUDY, **options})
     parsed = parse_space(config, space)
     kind = Population if options.method == "pbt" else Search
-    search = kind(config, parsed, options, options.ladder(config, parsed), lot_size, seed=0)
+    search = kind(config, parsed, options, options.ladder(config, parsed, 0), lot_size, seed=0)
     lots = []
     while lot := search.next_lot():
         assert len(lot.trials) <= lot_size
@@ -247,7 +251,7 @@ def compiled():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "compile_program", once)
-        patch.setattr(loop, "compile_program", once)
+        patch.setattr(execution, "compile_program", once)
         yield asked
 
 
@@ -267,7 +271,7 @@ def study(tmp_path_factory, compiled):
         patch.setattr(Journal, "add", counted)
         result = tune(CONFIG, SPACE, 10**5, out=out, **FINAL, **STUDY)
     jax.monitoring.unregister_event_duration_listener(listener)
-    return out, result, len(compiled) - before - 1, lots  # one for the final run
+    return out, result, len(compiled) - before - 1, lots  # one for both final runs
 
 
 def test_nothing_is_compiled_anew_within_a_group(study):
@@ -287,7 +291,8 @@ def test_the_results_are_files_that_others_read(study):
     loaded = optuna.load_study(study_name="a2c on CartPole-v1", storage=f"sqlite:///{out / 'study.db'}")
     assert [trial.params["gamma"] for trial in loaded.trials] == pytest.approx(result.trials["gamma"], rel=1e-3)
     assert loaded.best_value == np.max(result.trials["score"][result.trials["status"] == FINISHED])
-    assert {path.name for path in out.iterdir()} >= {"importance.png", "slices.png", "best", "best.toml", "tune.json"}
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"importance.png", "slices.png", "best", "best.toml", "defaults", "results.csv", "tune.json"}
     assert not [*(out / "states").iterdir()]  # no trial goes on
 
 
@@ -299,7 +304,63 @@ def test_the_best_settings_are_judged_on_seeds_that_no_trial_had(study):
         json.loads((out / "best" / "config.json").read_text())["settings"]["learning_rate"]
         == result.settings["learning_rate"]
     )
-    assert result.final_env_steps == 2 * 128
+    assert result.final_env_steps == 2 * 2 * 128
+
+
+def test_what_the_study_began_with_is_judged_on_the_same_seeds(study):
+    out, result, *_ = study
+    best, defaults = (json.loads((out / name / "summary.json").read_text()) for name in ("best", "defaults"))
+    assert defaults["seeds"] == best["seeds"] == [0, 1]
+    assert defaults["eval_return"]["per_seed"] == result.defaults["eval_return"]["per_seed"]
+    assert defaults["device"] == best["device"]
+    settings = json.loads((out / "defaults" / "config.json").read_text())["settings"]
+    assert settings["learning_rate"] == CONFIG.learning_rate != result.settings["learning_rate"]
+    with (out / "results.csv").open(newline="") as file:
+        rows = {row["directory"]: row for row in csv.DictReader(file)}
+    assert {name: float(row["iqm"]) for name, row in rows.items()} == {
+        "best": best["eval_return"]["iqm"],
+        "defaults": defaults["eval_return"]["iqm"],
+    }
+    reserved = json.loads((out / "tune.json").read_text())["tune"]["reserved"]
+    assert reserved == result.final_env_steps  # of the budget
+
+
+def test_the_final_table_shows_both_and_how_likely_the_tuned_are_better():
+    def summary(scores):
+        low, high = min(scores), max(scores)
+        final = {"iqm": np.mean(scores), "mean": np.mean(scores), "ci_low": low, "ci_high": high, "per_seed": scores}
+        return {"algo": "ppo", "env": "it", "num_seeds": 3, "failed_seeds": [], "env_steps": 9, "eval_return": final}
+
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(study_results.final_table(Judged(summary([4.0, 5.0, 6.0]), summary([1.0, 5.0, 9.0]), 54), 1000))
+    text = " ".join(console.export_text().split())
+    for part in ("tuned", "as begun", "5.00", "1.00 … 9.00", "4.00 … 6.00", "0.50", "1,000", "54"):
+        assert part in text, text
+
+
+@pytest.mark.slow
+def test_best_settings_that_an_older_version_has_trained_are_not_trained_again(study, tmp_path, monkeypatch):
+    out, result, *_ = study
+    own = tmp_path / "own"
+    shutil.copytree(out, own)
+    shutil.rmtree(own / "defaults")
+    about = json.loads((own / "tune.json").read_text())
+    del about["tune"]["reserved"]
+    about["tune"]["options"]["budget"] -= result.final_env_steps  # it came on top
+    (own / "tune.json").write_text(json.dumps(about))
+    monkeypatch.setattr(study_results, "draw", lambda *_: None)
+    again = run_study(*read_study(own, quiet()), quiet())
+    assert again.summary == result.summary
+    np.testing.assert_allclose(again.defaults["eval_return"]["per_seed"], result.defaults["eval_return"]["per_seed"])
+    assert (own / "scores.json").read_bytes() == (out / "scores.json").read_bytes()
+
+
+def test_settings_that_are_the_defaults_are_trained_once(study):
+    out, result, *_ = study
+    planned, devices = read_study(out, quiet())
+    judged = judge(planned.record._replace(config=result.config), result.config, devices, quiet())
+    assert judged.defaults is judged.best
+    assert judged.env_steps == 2 * 128
 
 
 def test_run_takes_the_best_settings_from_a_file(study):
@@ -370,7 +431,7 @@ def test_a_study_that_was_stopped_ends_in_the_same_one(study, tmp_path, monkeypa
 
 def same_directories(a, b):
     """All that a study is: its lots, its table, its file, and the states of its best run, bit for bit."""
-    for name in ("scores.json", "trials.csv", "best.toml"):
+    for name in ("scores.json", "trials.csv", "best.toml", "results.csv"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     ours, theirs = (
         optuna.load_study(study_name=None, storage=f"sqlite:///{path / 'study.db'}").trials for path in (a, b)
@@ -451,7 +512,8 @@ def test_files_of_a_study_are_not_believed(study, tmp_path):
     [
         (
             ["--budget", "200"],
-            "budget = 200 is too small: one trial of 2 seeds takes 96 steps to its first rung and 256",
+            "budget = 200 is too small: one trial of 2 seeds takes 96 steps to its first rung and 256 to its last, and "
+            "the final runs take 2,048;",
         ),
         (["--rungs", "5"], "rungs = 5: the first would be at 1 of 128 steps, and an update has 16"),
         (["--sampler", "grid"], "invalid choice"),
@@ -530,7 +592,7 @@ def test_a_member_takes_over_what_was_learnt_and_keeps_its_own_episodes():
 def population(tmp_path_factory, compiled):
     out, before = tmp_path_factory.mktemp("population") / "out", len(compiled)
     result = tune(CONFIG, SPACE, 10**5, out=out, **FINAL, **POPULATION)
-    return out, result, len(compiled) - before - 1
+    return out, result, len(compiled) - before - 2  # and one for each final run: stages are static
 
 
 def test_a_population_is_one_program_and_its_schedule_can_be_replayed(population):
@@ -638,12 +700,29 @@ def test_a_population_that_cannot_be_is_refused(space, options, message):
         tune(CONFIG, space, 10**4, **FINAL, **(POPULATION | options))
 
 
+@pytest.mark.parametrize(
+    ("options", "stages", "message"),
+    [
+        ({"pruner": "none", "rungs": 3}, (), "rungs = 3 would do nothing with pruner = 'none', where each trial is"),
+        ({"pruner": "none", "halving_factor": 2}, (), "halving_factor = 2 would do nothing with pruner = 'none'"),
+        ({"pruner": "median", "halving_factor": 2}, (), "halving_factor = 2 would do nothing with pruner = 'median'"),
+        ({"method": "pbt"}, ("64 clip_eps=0.1",), "stages would do nothing with method = 'pbt'"),
+        ({}, ("64 gamma=0.95",), "space: gamma is set by stages"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(options, stages, message):
+    config = CONFIG.replace(algo=PPO(), stages=stages)
+    with pytest.raises(UsageError, match=message) as error:
+        tune(config, SPACE, 10**5, **FINAL, **options)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.slow
 def test_trials_begin_with_what_another_run_has_learnt(study, tmp_path, monkeypatch):
     out, *_ = study
     monkeypatch.setattr(study_results, "draw", lambda *_: None)
     options = FINAL["options"] | {"init_from": str(out / "best")}
-    how = STUDY | {"trials": 2, "pruner": "none", "seeds": 2, "options": options}
+    how = {"trials": 2, "seeds_per_trial": 2, "places": 4, "pruner": "none", "seeds": 2, "options": options}
     same = tune(CONFIG, {"learning_rate": [1e-30, 2e-30]}, 10**5, out=tmp_path / "own", **how)
     (trained, *_) = checkpoint.steps_saved(out / "best" / "checkpoints")[-1:]
     (kept, *_) = checkpoint.steps_saved(tmp_path / "own" / "best" / "checkpoints")[-1:]

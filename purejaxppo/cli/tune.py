@@ -16,6 +16,7 @@ from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.lock import lock
 from purejaxppo.sweeps.results import run_command
 from purejaxppo.tuning.default_spaces import SPACES
+from purejaxppo.tuning.final import Judged
 from purejaxppo.tuning.space import as_toml, default_space, parse_space
 from purejaxppo.tuning.study_options import StudyOptions, as_dict
 from purejaxppo.tuning.study_results import final_table
@@ -27,7 +28,7 @@ _ABOUT = "Search for the settings of one algorithm, and train the best on seeds 
 
 @dataclasses.dataclass(frozen=True)
 class TuneOptions(StudyOptions):
-    """What is searched, and how. --num-seeds, --seed and the host's flags are those of the final run."""
+    """What is searched, and how. --num-seeds, --seed and the host's flags are those of the final runs."""
 
     space: str | None = static(None, "TOML file of ranges and choices", metavar="FILE", usual="the algorithm's own")
     show_space: bool = static(False, "print the space, as a file that --space takes, and end")
@@ -69,7 +70,10 @@ def main(argv: list[str]) -> int:
 
 def _show(result: TuneResult, progress: ProgressLine) -> None:
     seeds = result.summary["seeds"]
-    progress.show(final_table(result.summary, result.env_steps, result.final_env_steps))
+    judged = Judged(result.summary, result.defaults, result.final_env_steps)
+    progress.show(final_table(judged, result.env_steps))
+    if result.defaults is result.summary:
+        progress.say("the search has found nothing better than the settings that it began with")
     progress.say(f"files in {result.out}; these settings again:\n{run_command(result.config, len(seeds), seeds[0])}")
     config = shlex.quote(str(Path(result.out or "") / "best.toml"))
     progress.say(f"or: purejaxppo run --config {config}")

@@ -11,7 +11,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, static
 from purejaxppo.parallel.runs import best_vmap_size
 from purejaxppo.presets import with_settings
-from purejaxppo.stages import FIXED
+from purejaxppo.stages import FIXED, parse_stages
 from purejaxppo.sweeps.axes import traced
 from purejaxppo.tuning.rungs import PRUNERS, Rungs
 from purejaxppo.tuning.space import Space, combinations
@@ -31,7 +31,7 @@ class StudyOptions:
     seeds_per_trial: int = static(4, "seeds of each trial; its score is their mean return", interval="[1, 1e5]")
     budget: int = static(
         20_000_000,
-        "environment steps of the whole search, evaluations included; the best settings' final run comes on top",
+        "environment steps of all training, the final runs' too, and of the search's evaluations",
         interval="[1, 1e15]",
     )
     sampler: str = static("tpe", "what draws settings, of Optuna's", choices=SAMPLERS)
@@ -40,12 +40,14 @@ class StudyOptions:
         "which trials stop early: all but the best 1 in --halving-factor, or those below the median",
         choices=PRUNERS,
     )
-    rungs: int = static(4, "times that a trial is judged, the last at its end", interval="[1, 100]")
+    rungs: int = static(
+        4, "times that a trial is judged, the last at its end; not for --pruner none", interval="[1, 100]"
+    )
     halving_factor: int = static(
-        3, "one in so many goes on from each rung; rungs are so far apart", interval="[2, 100]"
+        3, "of --pruner halving: one in so many goes on from each rung; rungs are so far apart", interval="[2, 100]"
     )
     places: int = static(
-        16, "trials under way at once; the sampler learns when all have come to a rung", interval="[1, 1e5]"
+        16, "trials under way at once, but in pbt; the sampler learns when all have come to a rung", interval="[1, 1e5]"
     )
 
     def check(self) -> None:
@@ -56,19 +58,31 @@ class StudyOptions:
             if importlib.util.find_spec(package) is None:
                 raise UsageError(f"tune needs the package {package}; pip install 'purejaxppo[tune]'.")
 
-    def ladder(self, config: Config, space: Space) -> Rungs:
-        """The rungs of the study. Raises: UsageError: they do not fit the updates, or the budget does not fit them."""
+    def final_steps(self, config: Config, space: Space, seeds: int) -> int:
+        """What the final runs train for at most: the best settings and the study's own, on so many seeds each."""
+        widest = max(with_settings(config, own).env_steps for own in combinations(config, space))
+        return seeds * (widest + config.env_steps)
+
+    def ladder(self, config: Config, space: Space, reserved: int) -> Rungs:
+        """The rungs of the study.
+
+        Args:
+            reserved: steps of the budget that are for the final runs.
+
+        Raises:
+            UsageError: the rungs do not fit the updates, or the budget does not fit them.
+        """
         widest = self.widest_update(config, space)
         pruner = "median" if self.method == "pbt" else self.pruner  # whose rungs are evenly spaced
         rungs = Rungs.of(pruner, self.rungs, self.halving_factor, config.total_steps, widest)
         first, whole = (self.seeds_per_trial * widest * rungs.updates(k, widest) for k in (0, -1))
         if self.method == "pbt":
-            check_population(config, space, self.trials, self.seeds_per_trial, self.budget)
-        if self.budget < whole:
+            check_population(config, space, self, reserved)
+        if self.budget - reserved < whole:
             raise UsageError(
                 f"budget = {self.budget:,} is too small: one trial of {self.seeds_per_trial} seeds takes {first:,} "
-                f"steps to its first rung and {whole:,} to its last; raise --budget, or lower --total-steps or "
-                "--seeds-per-trial."
+                f"steps to its first rung and {whole:,} to its last, and the final runs take {reserved:,}; raise "
+                "--budget, or lower --total-steps, --seeds-per-trial or --num-seeds."
             )
         return rungs
 
@@ -91,29 +105,40 @@ class StudyOptions:
         return list(range(first, first + self.seeds_per_trial))
 
 
-def check_population(config: Config, space: Space, members: int, seeds: int, budget: int) -> None:
+def check_population(config: Config, space: Space, options: StudyOptions, reserved: int) -> None:
     """Raises: UsageError: a static setting in the space, one member alone, or a budget that is too small for all."""
     for name in space:
         if not traced(config, name) or name in FIXED:
             why = "cannot change" if traced(config, name) else "is static: it cannot change"
             raise UsageError(f"space: {name} {why} while a run learns; take it out, or leave --method at search.")
+    members, seeds = options.trials, options.seeds_per_trial
     if members < 2:
         raise UsageError(f"trials = {members}: a population has at least 2 members; pass --trials 16, say.")
-    if budget < (need := members * seeds * config.env_steps):
+    if options.budget - reserved < (need := members * seeds * config.env_steps):
         raise UsageError(
-            f"budget = {budget:,} is too small: {members} members of {seeds} seeds take {need:,} steps to their last "
-            "rung; raise --budget, or lower --trials or --total-steps."
+            f"budget = {options.budget:,} is too small: {members} members of {seeds} seeds take {need:,} steps to "
+            f"their last rung, and the final runs {reserved:,}; raise --budget, or lower --trials or --total-steps."
         )
 
 
-def check_unused(options: StudyOptions) -> None:
-    """Raises: UsageError: a choice that population-based training would not look at."""
-    for name in ("pruner", "halving_factor", "places") if options.method == "pbt" else ():
-        if getattr(options, name) != getattr(StudyOptions, name):
-            raise UsageError(
-                f"{name} = {getattr(options, name)!r} would do nothing with method = 'pbt', where no member stops "
-                "early and all are trained at once; leave it out."
-            )
+def check_unused(options: StudyOptions, config: Config, space: Space) -> None:
+    """Raises: UsageError: a choice that would do nothing. One at its default cannot be told from one left out."""
+    reasons = {
+        ("pbt", ""): (("pruner", "halving_factor", "places"), "no member stops early and all are trained at once"),
+        ("search", "none"): (("rungs", "halving_factor"), "each trial is trained to its end"),
+        ("search", "median"): (("halving_factor",), "trials below the median stop"),
+    }
+    pruner = "" if options.method == "pbt" else options.pruner
+    names, why = reasons.get((options.method, pruner), ((), ""))
+    cause = f"pruner = {pruner!r}" if pruner else f"method = {options.method!r}"
+    for name in names:
+        if (value := getattr(options, name)) != getattr(StudyOptions, name):
+            raise UsageError(f"{name} = {value!r} would do nothing with {cause}, where {why}; leave it out.")
+    staged = {name for stage in parse_stages(config.stages) for name in stage.numbers}
+    if options.method == "pbt" and staged:
+        raise UsageError("stages would do nothing with method = 'pbt', which finds them; leave them out.")
+    for name in staged & space.keys():
+        raise UsageError(f"space: {name} is set by stages, so that what is drawn does not stay; take it out of one.")
 
 
 def check_study(config: Config) -> None:

@@ -13,10 +13,10 @@ from purejaxppo.config import Config
 from purejaxppo.errors import plural, reason
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import replacing
-from purejaxppo.rundir.summary import Summary
-from purejaxppo.statistics import decimals, interval_text, return_text
+from purejaxppo.statistics import decimals, interval_text, probability_of_improvement, return_text
 from purejaxppo.sweeps.axes import show
 from purejaxppo.sweeps.results import beyond_preset
+from purejaxppo.tuning.final import BEST, DEFAULTS, Judged
 from purejaxppo.tuning.search import Search, quiet_optuna
 from purejaxppo.tuning.space import toml_value
 
@@ -38,18 +38,42 @@ def trials_table(search: Search, most: int = 5) -> Table:
     return rows
 
 
-def final_table(summary: Summary, search_steps: int, final_steps: int) -> Table:
-    """The figure that is reported: the best settings, on seeds that had no part in choosing them."""
-    rows = Table(title=f"{summary['algo']} on {summary['env']}, tuned", show_header=False, title_justify="left")
-    final = summary["eval_return"]
-    digits = decimals(final["per_seed"])
-    iqm, mean = (return_text(x, digits) for x in (final["iqm"], final["mean"]))
-    interval = interval_text(final["ci_low"], final["ci_high"], digits)
-    rows.add_row("final return", f"IQM {iqm}, 95% interval {interval}, mean {mean}")
-    rows.add_row("of", f"{plural(summary['num_seeds'], 'seed')} that no trial had")
-    rows.add_row("steps of the search", f"{search_steps:,}, evaluations included")
-    rows.add_row("steps of the final run", f"{final_steps:,} in training")
+def final_table(final: Judged, search_steps: int) -> Table:
+    """The figures that are reported: best settings and those before, on seeds that had no part in choosing them."""
+    summaries = [final.best, final.defaults]
+    finals: list[Any] = [summary["eval_return"] for summary in summaries]
+    digits = decimals(*(final["per_seed"] for final in finals))
+    seeds = plural(final.best["num_seeds"], "seed")
+    rows = Table(title=f"{final.best['algo']} on {final.best['env']}, {seeds} that no trial had")
+    rows.title_justify = "left"
+    for name in ("final return", "tuned", "as begun"):
+        rows.add_column(name, justify="left" if name == "final return" else "right", no_wrap=True)
+    for name, title in (("iqm", "IQM"), ("mean", "mean")):
+        rows.add_row(title, *(return_text(final[name], digits) for final in finals))
+        if name == "iqm":
+            rows.add_row("95% interval", *(interval_text(x["ci_low"], x["ci_high"], digits) for x in finals))
+    rows.add_row("failed seeds", *(str(len(summary["failed_seeds"])) for summary in summaries))
+    scores = [np.asarray(x["per_seed"], np.float64) for x in finals]
+    if not any(np.isnan(x).all() for x in scores):
+        better = probability_of_improvement(*scores)
+        rows.add_row("P(tuned is better)", return_text(better.point, 2), "")
+        rows.add_row("95% interval", interval_text(better.low, better.high, 2), "")
+    rows.add_row("steps of the search", f"{search_steps:,}", "")
+    rows.add_row("steps of these runs", f"{final.env_steps:,}", "")
     return rows
+
+
+def write_final(out: Path, final: Judged) -> None:
+    """results.csv: the best settings and those that the study began with, a row each; NaN becomes an empty cell."""
+    names = ("iqm", "ci_low", "ci_high", "mean")
+    with replacing(out / "results.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["directory", "num_seeds", "env_steps", *names, "failed_seeds"])
+        for directory, summary in ((BEST, final.best), (DEFAULTS, final.defaults)):
+            scores = [summary["eval_return"][name] for name in names]  # type: ignore[literal-required]
+            known = ["" if math.isnan(x) else x for x in scores]
+            failed = len(summary["failed_seeds"])
+            writer.writerow([directory, summary["num_seeds"], summary["env_steps"], *known, failed])
 
 
 def write_results(

@@ -13,7 +13,7 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError, plural
-from purejaxppo.experiment.experiment import devices_again, run_experiment, same_run, seed_list, start_record
+from purejaxppo.experiment.experiment import devices_again, same_run, seed_list, start_record
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.signals import Signals, Stopped
@@ -26,13 +26,14 @@ from purejaxppo.rundir.record import RunRecord, env_again, read_record, write_re
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import return_text
 from purejaxppo.sweeps.axes import Settings
+from purejaxppo.tuning.final import judge
 from purejaxppo.tuning.journal import TUNE, Journal
 from purejaxppo.tuning.population import Population, inherited, scheduled
 from purejaxppo.tuning.search import Search, Trial
 from purejaxppo.tuning.space import Space, combinations, default_space, parse_space, plain
 from purejaxppo.tuning.study_file import StudyFile
 from purejaxppo.tuning.study_options import StudyOptions, as_dict, check_study, check_unused, numbers_of
-from purejaxppo.tuning.study_results import trials_table, write_results
+from purejaxppo.tuning.study_results import trials_table, write_final, write_results
 from purejaxppo.tuning.trainer import Trainer
 
 
@@ -44,6 +45,7 @@ class Study:
     space: Space
     options: StudyOptions
     lot_size: int
+    reserved: int  # environment steps of the budget that the final runs train for
 
     @property
     def name(self) -> str:
@@ -52,13 +54,14 @@ class Study:
     def search(self) -> Search:
         """The study before its first trial. Raises: UsageError: the budget or the rungs cannot work."""
         config = self.record.config
-        rungs = self.options.ladder(config, self.space)
+        rungs = self.options.ladder(config, self.space, self.reserved)
         kind = Population if self.options.method == "pbt" else Search
-        return kind(config, self.space, self.options, rungs, self.lot_size, self.record.seeds[0])
+        options = dataclasses.replace(self.options, budget=self.options.budget - self.reserved)
+        return kind(config, self.space, options, rungs, self.lot_size, self.record.seeds[0])
 
     def write(self) -> None:
-        study = {"space": plain(self.space), "options": as_dict(self.options), "lot_size": self.lot_size}
-        write_record(self.record, TUNE, {"tune": study})
+        study = {"space": plain(self.space), "options": as_dict(self.options)}
+        write_record(self.record, TUNE, {"tune": study | {"lot_size": self.lot_size, "reserved": self.reserved}})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +71,10 @@ class TuneResult:
     config: Config  # with the best settings
     settings: Settings  # these alone, as far as they were searched; of `pbt` the last
     summary: Summary  # of their final run, on seeds that no trial had
+    defaults: Summary  # of the settings that the study began with, on the same seeds
     trials: dict[str, np.ndarray]  # a row per trial, as trials.csv
     env_steps: int  # that the search took, evaluations included
-    final_env_steps: int  # that the final run trained for, all seeds
+    final_env_steps: int  # that the final runs trained for, all seeds
     out: Path | None  # the directory; None: nothing was kept
 
 
@@ -92,19 +96,20 @@ def tune(
 ) -> TuneResult:
     """Search for settings, and train the best that was found on seeds that had no part in the choice.
 
-    Trials that differ in numbers are trained as one program. The study is the same wherever it is interrupted.
+    The settings of `config` are trained on the same seeds, so that one sees what the search was worth. Trials that
+    differ in numbers are trained as one program. The study is the same wherever it is interrupted.
 
     Args:
         config: all settings that are not searched; `total_steps` is the length of a whole trial, `eval_episodes` are
             played at each rung.
         space: setting ↦ `{"low": …, "high": …, "scale": "linear" | "log" | "one-minus-log"}`, or `{"choices": […]}`, or
             a list of choices; or the path of a TOML file of such tables. None: the algorithm's default space.
-        budget: environment steps of the search, evaluations included. The final run comes on top.
-        seeds: of the final run: how many, from `first_seed` on, or which. The trials have the seeds after them.
+        budget: environment steps of all training, and of the search's evaluations. The final ones come on top.
+        seeds: of the final runs: how many, from `first_seed` on, or which. The trials have the seeds after them.
         out: the directory, which must be new or empty. None: nothing is kept.
         devices: how many, or which; None is all.
-        options: `HostOptions` of the final run.
-        debug: of the final run, see `run_experiment`.
+        options: `HostOptions` of the final runs.
+        debug: of the final runs, see `run_experiment`.
         quiet: print warnings only.
         resume_or_start: if `out` holds this study already, go on with it.
         study: the other fields of `StudyOptions`: `method`, `trials`, `seeds_per_trial`, `sampler`, `pruner`, `rungs`,
@@ -153,20 +158,21 @@ def plan_study(
 ) -> tuple[Study, list[jax.Device]]:
     """A new study, nothing of which is written yet, and its devices. Raises: UsageError: it cannot work."""
     options.check()
-    check_unused(options)
     final.check()
     if final.mesh:
         raise UsageError(f"mesh = {final.mesh!r}: trials lie side by side on all devices; leave it out.")
     check_study(config)
     parsed = parse_space(config, default_space(config) if space is None else space)
-    options.ladder(config, parsed)
+    check_unused(options, config, parsed)
+    reserved = options.final_steps(config, parsed, len(seeds))
+    options.ladder(config, parsed, reserved)
     options.search_seeds(seeds)
     for own in combinations(config, parsed) if final.init_from else ():  # refused before anything is made
         read_learnt(Path(final.init_from), with_settings(config, own))
     everything = choose_devices(devices)
     size = options.lot_size(config, everything)
     chosen = final.place(config, size * options.seeds_per_trial, everything)
-    return Study(start_record(config, seeds, out, chosen, final), parsed, options, size), chosen
+    return Study(start_record(config, seeds, out, chosen, final), parsed, options, size, reserved), chosen
 
 
 def read_study(
@@ -188,6 +194,9 @@ def read_study(
         about = read_json(path)["tune"]
         if not isinstance(about["lot_size"], int) or not 0 < about["lot_size"] <= 10**5:
             raise malformed(path, "lot_size is no number of trials")
+        reserved = about.get("reserved", 0)  # older versions trained the best settings beyond the budget
+        if not isinstance(reserved, int) or reserved < 0:
+            raise malformed(path, "reserved is no number of steps")
         try:
             options = StudyOptions(**about["options"])
             options.check()
@@ -197,7 +206,7 @@ def read_study(
     check_study(record.config)
     runs = about["lot_size"] * options.seeds_per_trial
     record, here = devices_again(record, [(record.config, runs)], devices, None, progress)
-    return Study(record, space, options, about["lot_size"]), here
+    return Study(record, space, options, about["lot_size"], reserved), here
 
 
 def same_study(there: Study, wanted: Study) -> None:
@@ -226,13 +235,15 @@ def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine, d
             f"the budget ended before any trial did: the best came to {search.rungs.steps[best.rung - 1]:,} steps"
         )
     progress.show(trials_table(search))
-    progress.say(f"training trial {best.number} on {plural(len(record.seeds), 'seed')} that no trial had")
-    how: Any = {"devices": devices, "options": HostOptions.of(record.options), "progress": progress, "debug": debug}
+    seeds = f"{plural(len(record.seeds), 'seed')} that no trial had"
+    progress.say(f"training trial {best.number}, and the settings that the study began with, on {seeds}")
     config = scheduled(record.config, best, search.rungs)
-    final = run_experiment(config, record.seeds, out / "best", resume_or_start=True, **how)
+    final = judge(record, config, devices, progress, debug)
     columns = write_results(out, search, config, record.seeds, progress.warn)
-    trained = final.summary["env_steps"] * len(record.seeds)
-    return TuneResult(config, best.settings, final.summary, columns, search.env_steps, trained, out)
+    write_final(out, final)
+    return TuneResult(
+        config, best.settings, final.best, final.defaults, columns, search.env_steps, final.env_steps, out
+    )
 
 
 def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) -> Search:
