@@ -14,6 +14,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import types
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from purejaxppo.experiment.logging import _values, grouped
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
+from purejaxppo.experiment.signals import Signals
 from purejaxppo.health import CAUSES
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.rundir.checkpoint import read
@@ -522,6 +524,36 @@ def test_off_a_terminal_progress_is_a_line_every_few_seconds(clock):
         "100% · 1,000 steps of all 2 seeds · 67 steps/s · no episode yet · 0 s left",
         "100% · 1,000 steps · 67 steps/s · return 20.0 · 0 s left",  # of one seed there are no quartiles
     ]
+
+
+def test_off_a_terminal_what_lasts_says_so_twice_a_minute(clock):
+    """Compilation, say; and all who wait for devices call for it."""
+    file = io.StringIO()
+    with ProgressLine(Console(file=file)) as line:
+        line.stage("compiling")
+        for _ in range(8):
+            clock.seconds += 10
+            line.tick()
+        line.stage("evaluating")
+        line.tick()
+    assert file.getvalue().splitlines() == ["compiling", "compiling for 30 s", "compiling for 60 s", "evaluating"]
+    ticks = []
+    with Signals(lambda: ticks.append(0)) as signals:
+        signals.wait(lambda: time.sleep(0.2))
+    assert ticks
+
+
+def test_a_terminals_bar_begins_anew_with_each_batch_of_a_sweep(clock):
+    file = io.StringIO()
+    line = ProgressLine(Console(file=file, force_terminal=True, width=80))
+    for _ in range(2):
+        with line:
+            line.stage("training", 0, 100)
+            line.advance(100, RETURNS, 8)
+            line.stage("evaluating")
+            line.tick()
+        line.say("a batch has ended")
+    assert file.getvalue().count("a batch has ended") == 2
 
 
 @pytest.mark.parametrize("width", [80, 200])

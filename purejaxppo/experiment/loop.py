@@ -82,7 +82,7 @@ class Loop:
             with (
                 config.environment as env,
                 host_failures(env, seeds, lambda: self.way_out("mend the environment, then ")),
-                Signals() as self.signals,
+                Signals(self.progress.tick) as self.signals,
                 self.progress,
                 contextlib.ExitStack() as stack,
             ):

@@ -38,6 +38,9 @@ class _Left(bars.TimeRemainingColumn):
         return super().render(task) + " left" if known else Text()
 
 
+SILENT_SECONDS = 30.0  # after which a stage that has nothing to tell says so, where there is no bar
+
+
 class ProgressLine:
     """A live bar on a terminal, a plain line every few seconds elsewhere, nothing if quiet."""
 
@@ -46,7 +49,7 @@ class ProgressLine:
         self._console, self._quiet, self._every = console, quiet or not self._leads, every_seconds
         self._bar: _Bar | None = None
         self._task: bars.TaskID | None = None
-        self._total = self._start = 0
+        self._total, self._start, self._stage = 0, 0, ""
         self._began = self._printed = time.monotonic()
 
     def __enter__(self) -> "ProgressLine":
@@ -61,6 +64,7 @@ class ProgressLine:
             if kind is None:
                 self._finish_stage()
             self._bar.stop()
+            self._bar = self._task = None  # it may be entered again, for the next batch of a sweep
 
     def say(self, text: str) -> None:
         """Something worth a line of its own."""
@@ -80,12 +84,19 @@ class ProgressLine:
     def stage(self, name: str, done: int = 0, total: int = 0) -> None:
         """What is going on now, with its own clock; `done` of `total` environment steps were made before."""
         self._began = self._printed = time.monotonic()
-        self._start, self._total = done, total
+        self._start, self._total, self._stage = done, total, name
         if not self._bar:
             self.say(name)
             return
         self._finish_stage()
         self._task = self._bar.add_task(name, total=total or None, completed=done)
+
+    def tick(self) -> None:
+        """To be called while something lasts: now and then it says for how long already, where no bar shows it."""
+        now = time.monotonic()
+        if not self._bar and now - self._printed >= SILENT_SECONDS:
+            self._printed = now
+            self.say(f"{self._stage} for {now - self._began:.0f} s")
 
     def _finish_stage(self) -> None:
         """A bar without a known end has reached it."""

@@ -27,11 +27,11 @@ class Signals:
     together with; a second one to this process ends it at once.
 
     But in an interactive session, where it would take everything else along: there it is a KeyboardInterrupt. Only the
-    main thread may handle signals; elsewhere nothing changes.
+    main thread may handle signals; elsewhere nothing changes. `tick` is called while one waits, some 20 times a second.
     """
 
-    def __init__(self) -> None:
-        self._own = 0
+    def __init__(self, tick: Callable[[], Any] = lambda: None) -> None:
+        self._own, self._tick = 0, tick
         self._before: dict[int, Any] = {}
         self._waiting = ThreadPoolExecutor(1, "waits-for-devices")
 
@@ -50,6 +50,7 @@ class Signals:
         future = self._waiting.submit(work)
         ends = math.inf
         while not wait([future], timeout=0.05).done:
+            self._tick()
             if self.received:
                 ends = min(ends, time.monotonic() + patience)
             if time.monotonic() >= ends:

@@ -20,6 +20,7 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
+from purejaxppo.experiment.signals import Signals
 from purejaxppo.rundir.files import SWEEP, UNFINISHED, json_text, malformed, read_json, refuse_links, refusing, to_json
 from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
@@ -147,8 +148,8 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
         if sweep.finished(group.members):
             steps.append(Step(group, None, len(group.members)))
             continue
-        progress.say(f"compiling group {i + 1} of {len(groups)}: {group.name}")
-        compiled, count = partial(compile_group, sweep, group, devices), len(group.members)
+        progress.say(f"group {i + 1} of {len(groups)}: {group.name}")
+        compiled, count = partial(compile_group, sweep, group, devices, progress), len(group.members)
         try:
             found = fit(compiled, lambda program: program.device_bytes, count, devices, sweep.at_once)
             steps.append(Step(group, *found))
@@ -162,9 +163,14 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
     return steps
 
 
-def compile_group(sweep: Sweep, group: SettingsGroup, devices: list[jax.Device], count: int) -> Program:
-    """The program for so many settings of a group at once. Raises: UsageError: they cannot work."""
-    return compile_program(_batch(sweep, group, group.members[:count], count, devices))
+def compile_group(
+    sweep: Sweep, group: SettingsGroup, devices: list[jax.Device], progress: ProgressLine, count: int
+) -> Program:
+    """The program for so many settings of a group at once. Raises: UsageError: they cannot work. Stopped: a signal."""
+    runs = _batch(sweep, group, group.members[:count], count, devices)
+    with Signals(progress.tick) as signals, progress:
+        progress.stage("compiling")
+        return signals.wait(partial(compile_program, runs), patience=0.0)
 
 
 def run_sweep(

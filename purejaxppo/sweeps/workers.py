@@ -4,7 +4,7 @@ import dataclasses
 import random
 import shutil
 import time
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import jax
 
 from purejaxppo.errors import FailedSettingsError, UsageError, plural
 from purejaxppo.experiment.progress import ProgressLine
-from purejaxppo.experiment.signals import Signals, Stopped
+from purejaxppo.experiment.signals import Stopped
 from purejaxppo.rundir.files import SWEEP, UNFINISHED, malformed, read_json, refusing, shown, write_json
 from purejaxppo.rundir.lock import CLAIM, lock_free, new_directory
 from purejaxppo.rundir.summary import Summary
@@ -103,10 +103,9 @@ class Worker:
         """The group's program, which is compiled when it is first needed, before anything of it is claimed."""
         if batch.group not in self._steps:
             group, size = self.sweep.groups[batch.group], self._size(batch.group)
-            self.progress.say(f"compiling group {batch.group + 1} of {len(self.sweep.groups)}: {group.name}")
+            self.progress.say(f"group {batch.group + 1} of {len(self.sweep.groups)}: {group.name}")
             try:
-                with Signals() as signals:
-                    program = signals.wait(partial(compile_group, self.sweep, group, self.devices, size), patience=0.0)
+                program = compile_group(self.sweep, group, self.devices, self.progress, size)
                 program.check_fit(self.devices, f"{plural(size, 'setting')} at once", "--at-once in a new sweep")
                 self._steps[batch.group] = Step(group, program, size)
             except UsageError as error:

@@ -256,7 +256,7 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
     file = StudyFile(record.directory, study.name)
     again = f"--resume {record.directory}{env_again(record.config.env)}"
     seeds, numbers = study.options.search_seeds(record.seeds), numbers_of(record.config, study.space)
-    with Signals() as signals, progress:
+    with Signals(progress.tick) as signals, progress:
         make = partial(Trainer, seeds, numbers, study.lot_size, devices, record, progress, signals)
         trainer = make("nothing was trained yet: begin anew")
         while (lot := search.next_lot()) is not None:
