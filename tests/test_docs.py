@@ -30,6 +30,7 @@ from purejaxppo.cli.tune import TuneOptions
 from purejaxppo.config import Config
 from purejaxppo.rundir.files import read_toml
 from purejaxppo.tuning.space import default_space, parse_space
+from purejaxppo.tuning.study_options import check_unused
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -93,7 +94,7 @@ def parse(words: list[str]) -> None:
         parse_resume(argv, name)
     else:
         argv = with_file(argv, tables=("grid", "sample") if name == "sweep" else ())
-        config, *_, own = parse_settings(argv, name, "", MORE[name])
+        config, options, _, own = parse_settings(argv, name, "", MORE[name])
         try:
             config.check()
         except UsageError as error:
@@ -103,7 +104,9 @@ def parse(words: list[str]) -> None:
         if name == "sweep":
             own.settings(config, 0)
         if name == "tune":
-            own.ladder(config, parse_space(config, read_toml(Path(own.space)) if own.space else default_space(config)))
+            space = parse_space(config, read_toml(Path(own.space)) if own.space else default_space(config))
+            check_unused(own, config, space)
+            own.ladder(config, space, own.final_steps(config, space, len(options.seeds)))
 
 
 @pytest.fixture
