@@ -247,7 +247,7 @@ class Reader(ProgressLine):
         super().__init__(Console(), quiet=True)
         self.path, self.crash, self.seen = path, crash, []
 
-    def advance(self, steps, returns, alive):
+    def advance(self, steps, returns, alive, each):
         done = steps // (BATCH * len(SEEDS))
         self.seen.append((done, self.path.read_text()))
         if done >= self.crash:
@@ -517,12 +517,14 @@ def test_off_a_terminal_progress_is_a_line_every_few_seconds(clock):
             line.advance(steps, RETURNS, 7)
         line.advance(1000, np.full(2, np.nan), 2)
         line.advance(1000, np.asarray([20.0]), 1)
+        line.advance(1000, RETURNS, 7, "run")
     assert file.getvalue().splitlines() == [
         "training",
         f" 60% · 600 steps of all 8 seeds · 29 steps/s · {SCORE} · 14 s left",
         f"100% · 1,000 steps of all 8 seeds · 67 steps/s · {SCORE} · 0 s left",
         "100% · 1,000 steps of all 2 seeds · 67 steps/s · no episode yet · 0 s left",
         "100% · 1,000 steps · 67 steps/s · return 20.0 · 0 s left",  # of one seed there are no quartiles
+        f"100% · 1,000 steps of all 8 runs · 67 steps/s · {SCORE.replace('seeds', 'runs')} · 0 s left",
     ]
 
 

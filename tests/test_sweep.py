@@ -196,9 +196,13 @@ def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys, compiled_
     assert main(["--resume", str(part)]) == 0
     assert len(groups) == 1
     printed = capsys.readouterr().out
-    assert "going on from update 1 of 3" in printed
-    assert "finished" in printed
-    assert "purejaxppo run --algo a2c --env CartPole-v1" in printed
+    for told in (
+        "going on from update 1 of 3",
+        "100% · 384 steps of all 4 runs",
+        "finished",
+        "purejaxppo run --algo a2c",
+    ):
+        assert told in printed
     assert (part / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
     for name in names:
         assert (part / name / "metrics.csv").read_text() == (tmp_path / "whole" / name / "metrics.csv").read_text()

@@ -160,8 +160,8 @@ class Loop:
             self._find_failed()
             own = time.monotonic() - began, self.signals.received
             pace, due, signum, ended = group().decided(own, partial(self._decide, self.done - before))
-            alive = members - len(self.failed)
-            self.progress.advance(self.env_steps * members, self.returns, alive)
+            alive, each = members - len(self.failed), "run" if runs.records[1:] else "seed"
+            self.progress.advance(self.env_steps * members, self.returns, alive, each)
             if due:
                 self.save()
             if self.on_chunk:

@@ -103,8 +103,11 @@ class ProgressLine:
         if self._bar and self._task is not None and not self._bar.tasks[self._task].total:
             self._bar.update(self._task, total=1, completed=1)
 
-    def advance(self, steps: int, returns: np.ndarray, alive: int) -> None:
-        """So many environment steps are done, of all seeds; `returns` [seeds] are the last ones known."""
+    def advance(self, steps: int, returns: np.ndarray, alive: int, each: str = "seed") -> None:
+        """So many environment steps are done, of all seeds together; `returns` [seeds] are the last ones known.
+
+        `each` is what they are called: where several settings are trained together, they are runs.
+        """
         now, seeds = time.monotonic(), returns.size
         rate = (steps - self._start) / max(now - self._began, 1e-9)
         known = returns[np.isfinite(returns)]
@@ -115,8 +118,8 @@ class ProgressLine:
             score = f"return {return_text(middle, digits)}"
             score += f" (quartiles {interval_text(low, high, digits)})" if known.size >= FEWEST else ""
         if alive < seeds:
-            score += f" · {seeds - alive} of {plural(seeds, 'seed')} failed"
-        speed = f"{steps:,} steps{f' of all {seeds} seeds' if seeds > 1 else ''} · {rate:,.0f} steps/s"
+            score += f" · {seeds - alive} of {plural(seeds, each)} failed"
+        speed = f"{steps:,} steps{f' of all {plural(seeds, each)}' if seeds > 1 else ''} · {rate:,.0f} steps/s"
         if self._bar and self._task is not None:
             self._bar.note = f"{speed}\n{score}"
             self._bar.update(self._task, completed=steps)
