@@ -1,10 +1,12 @@
 """Settings that are said to be somebody's are theirs: each against a small table of what the source says."""
 
 import math
+import types
 
 import pytest
 from environments import ActionRecorder
 
+from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.presets import PRESETS, SOURCES, lacks_preset, preset, settings_of
 
 CLEANRL_PPO = {  # vwxyzjn/cleanrl, cleanrl/ppo.py
@@ -151,3 +153,6 @@ def test_ppo_on_continuous_actions_without_a_preset_is_told_of():
     assert [lacks_preset(preset(algo, own)) for algo in ("ppo", "ppo-penalty", "trpo")] == [True, True, False]
     assert not lacks_preset(preset("ppo", own, normalize_observations=True))
     assert not any(lacks_preset(preset("ppo", env)) for env in ("CartPole-v1", "Pendulum-v1"))
+    for rewards, told in ((False, "neither observations nor rewards are"), (True, "observations are not")):
+        record = types.SimpleNamespace(config=preset("ppo", own, normalize_rewards=rewards))
+        assert f"on {own!r}: {told} normalised; for continuous" in RunBatch([record], []).notes[-1]

@@ -213,9 +213,10 @@ class RunBatch:
                 f"updates of {config.steps_per_update:,} steps."
             )
         if lacks_preset(config):
+            what = "observations are not" if config.normalize_rewards else "neither observations nor rewards are"
             notes.append(
-                f"no preset for {config.algo_name} on {config.env_name}, so nothing is normalised; for continuous "
-                "actions begin with the settings in the guide Choose settings"
+                f"no preset for {config.algo_name} on {config.env_name}: {what} normalised; for "
+                "continuous actions begin with the settings in the guide Choose settings"
             )
         if not config.environment.has_time_limit:
             notes.append(
