@@ -155,7 +155,7 @@ def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsy
         code, error = said(capsys, "run", "--config", str(file))
         assert (code, told in error) == (2, True), error
     for wrong, told in (
-        ({"env": "my:Env"}, "which may come from others, may not say what is run; give it with --env"),
+        ({"env": "my:Env"}, "which may come from others, may not say what is run; give it again: --env my:Env"),
         ({"activation": "--out=/tmp/x"}, "and no flag"),
         ({"out": "/tmp/x"}, "'out' is not a setting"),
     ):

@@ -19,7 +19,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, did_you_mean, whole_number
 from purejaxppo.presets import as_flags
 from purejaxppo.rundir.files import read_toml
-from purejaxppo.rundir.record import is_code, read_config
+from purejaxppo.rundir.record import read_config, refuse_code
 
 Options = TypeVar("Options")
 _MOST_TOLD = 8  # flags that are not known
@@ -207,11 +207,8 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
 def _flags_of_run(path: Path, env: str) -> list[str]:
     """The settings of another run as flags: not its seeds, nor where and how it was logged."""
     settings = read_config(path)["settings"]
-    if not env and is_code(str(settings.get("env"))):
-        raise UsageError(
-            f"{path}: env = {settings['env']!r:.80} is code, and a config.json, which may come from others, may not "
-            "say what is run; give it with --env."
-        )
+    if not env:
+        refuse_code(path, settings["env"])
     known = {"algo", *hyperparameters(), *(field.name for field in dataclasses.fields(Config))}
     if unknown := settings.keys() - known:
         raise UsageError(f"{path}: {min(unknown)!r:.40} is not a setting; restore the file.")

@@ -70,6 +70,15 @@ def is_code(env: str) -> bool:
     return ":" in env or "(" in env
 
 
+def refuse_code(path: Path, env: str) -> None:
+    """Raises: UsageError: the environment that `path` names is code, which is to be named again by whoever runs it."""
+    if is_code(env):
+        raise UsageError(
+            f"{path}: env = {env!r:.80} is code, and a config.json, which may come from others, may not say what is "
+            f"run; give it again: --env {env:.80}"
+        )
+
+
 def env_again(env: Any) -> str:
     """The flag that commands need to read a run back; nothing where its record names the environment."""
     return f" --env {shlex.quote(env)}" if isinstance(env, str) and is_code(env) else ""
@@ -110,11 +119,8 @@ def read_record(
     refuse_huge(path, settings | options)
     refuse_links(directory)
     algo, named = settings.pop("algo"), settings.pop("env")
-    if env is None and is_code(named):
-        raise UsageError(
-            f"{path}: env = {named!r:.80} is code, and a config.json, which may come from others, may not say what is "
-            f"run; give it again: --env {named:.80}"
-        )
+    if env is None:
+        refuse_code(path, named)
     if isinstance(env, str) and env != named:
         raise UsageError(f"env = {env!r} is not the one that this run was trained on, {named!r:.80}; pass that one.")
     try:
