@@ -115,6 +115,20 @@ class Spaces(gymnasium.Env):
         return self.observe(), float(np.sum(action)), False, False, {}
 
 
+class Picture(gymnasium.Env):
+    """Shows one colour picture of 6 × 8, always."""
+
+    observation_space = Box(0, 255, (6, 8, 3), np.uint8)
+    action_space = Discrete(2)
+    shown = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        return self.shown, {}
+
+    def step(self, action):
+        return self.shown, 1.0, False, False, {}
+
+
 class Dice(gymnasium.Env):
     """Throws Python's, NumPy's and its own dice; with a method `action_masks`, or the mask in `info`, or in neither."""
 
@@ -169,4 +183,5 @@ gymnasium.register("Dice-v0", Dice, max_episode_steps=7)
 gymnasium.register("Raw-v0", Raw, max_episode_steps=7)
 gymnasium.register("Clock-v0", Clock, max_episode_steps=7)
 gymnasium.register("Goal-v0", Goal, max_episode_steps=7)
+gymnasium.register("Picture-v0", Picture, max_episode_steps=7)
 gymnasium.register("Spaces-v0", Spaces, max_episode_steps=7)

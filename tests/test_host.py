@@ -275,6 +275,9 @@ def test_what_cannot_be_is_told(clock):
         ("gymnasium/CartPole-v1,workers=0", ["workers = 0"]),
         ("gymnasium/CartPole-v1,wheels=3", ["cannot be made", "wheels"]),
         ("gymnasium/host_environments:Spaces-v0,actions=odd", ["actions Dict", "choose another one"]),
+        ("gymnasium/CartPole-v1,grayscale=true", ["grayscale takes images, bytes [height, width, 3]"]),
+        ("gymnasium/CartPole-v1,resize=84", ["resize takes images"]),
+        ("gymnasium/host_environments:Picture-v0,resize=0", ["resize = 0 is no height and width"]),
         ("gymnasium/no_such_module:Any-v0", ["no_such_module", "on PYTHONPATH"]),
     ],
 )
@@ -388,6 +391,26 @@ def test_processes_serve_later_runs_and_end_with_their_environment():
     del env
     gc.collect()
     assert not children()
+
+
+def test_images_are_made_gray_and_of_another_size():
+    name = "gymnasium/host_environments:Picture-v0,workers=1,grayscale=true"
+    env = make_env(name)
+    (_, start), _ = opened(env, [3, 4]), env.close()
+    gray = host_environments.Picture.shown @ np.array([0.2125, 0.7154, 0.0721])  # of ITU-R BT.709, by Gymnasium
+    np.testing.assert_allclose(np.asarray(start[0], np.float64).reshape(6, 8), gray, atol=1.0)  # whole numbers
+    pytest.importorskip("cv2")
+    for text, shape in (("3", (3, 3)), ("[2,4]", (2, 4))):
+        assert make_env(f"{name},resize={text}").observation_space.shape[:2] == shape
+
+
+def test_atari_takes_what_its_preprocessing_takes():
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    env = make_env("gymnasium/ALE/Breakout-v5,workers=1,terminal_on_life_loss=true,screen_size=42")
+    assert env.observation_space.shape[:2] == (42, 42)
+    with pytest.raises(UsageError, match="lives"):
+        make_env("gymnasium/ALE/Breakout-v5,lives=3")
 
 
 @pytest.mark.parametrize("mask", ["method", "info", "none"])

@@ -77,8 +77,10 @@ class GymnasiumEnv(HostEnv):
             together.
         step_timeout: seconds in which an environment must answer; one that does not ends the run, which can be resumed.
             None: it is named after 60 s, and waited for.
-        params: what `gymnasium.make` takes. Atari has `preprocess`, true unless given: Gymnasium's AtariPreprocessing
-            (Machado et al., 2018, arXiv:1709.06009), gray frames of 84 × 84, one in four.
+        params: what `gymnasium.make` takes. Of images, `grayscale=true` is Gymnasium's GrayscaleObservation, and
+            `resize=84`, or `resize=[84,96]`, its ResizeObservation, which comes after it. Atari has `preprocess`, true
+            unless given: Gymnasium's AtariPreprocessing (Machado et al., 2018, arXiv:1709.06009), gray frames of
+            84 × 84, one in four; its own arguments, such as `terminal_on_life_loss`, may be given, too.
 
     Raises:
         UsageError: a space is not supported, a package is missing, or workers cannot make it by its name.

@@ -7,6 +7,7 @@ that its environments have started.
 
 import contextlib
 import importlib
+import inspect
 import json
 import mmap
 import os
@@ -33,15 +34,46 @@ Layout = dict[str, tuple[str, list[int]]]  # of one environment's rows: name ↦
 
 
 def make(name: str, params: dict[str, Any]) -> Any:
-    """`gymnasium.make`, without its checks at each step. Atari is preprocessed unless `preprocess` is false."""
+    """`gymnasium.make`, without its checks at each step, and with images as `grayscale` and `resize` will have them.
+
+    Atari is preprocessed unless `preprocess` is false.
+
+    Raises:
+        ValueError: what is observed is no image, or there is no such size.
+    """
+    params = dict(params)
+    gray, size = params.pop("grayscale", False), params.pop("resize", None)
+    env = _unwrapped(name, params)
+    if gray:
+        _check_image(env, "grayscale", (3,))
+        env = gymnasium.wrappers.GrayscaleObservation(env)
+    if size is not None:
+        _check_image(env, "resize", (2, 3))
+        shape = (size, size) if type(size) is int else size
+        if not isinstance(shape, list | tuple) or len(shape) != 2 or any(type(x) is not int or x < 1 for x in shape):
+            raise ValueError(f"resize = {size!r:.40} is no height and width; write resize=84 or resize=[84,96]")
+        env = gymnasium.wrappers.ResizeObservation(env, tuple(shape))
+    return env
+
+
+def _unwrapped(name: str, params: dict[str, Any]) -> Any:
     if not name.startswith("ALE/"):
         return gymnasium.make(name, disable_env_checker=True, **params)
     gymnasium.register_envs(importlib.import_module("ale_py"))
-    params = dict(params)
     if not params.pop("preprocess", True):
         return gymnasium.make(name, disable_env_checker=True, **params)
+    known = [*inspect.signature(gymnasium.wrappers.AtariPreprocessing).parameters][1:]
+    own = {key: params.pop(key) for key in known if key in params}
     raw = gymnasium.make(name, disable_env_checker=True, frameskip=1, **params)
-    return gymnasium.wrappers.AtariPreprocessing(raw)
+    return gymnasium.wrappers.AtariPreprocessing(raw, **own)
+
+
+def _check_image(env: Any, what: str, dimensions: tuple[int, ...]) -> None:
+    space = env.observation_space
+    image = isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 and len(space.shape) in dimensions
+    if not image or (what == "grayscale" and space.shape[2] != 3):
+        env.close()
+        raise ValueError(f"{what} takes images, bytes [height, width, 3]; this environment observes {space}")
 
 
 def views(memory: mmap.mmap, layout: Layout, num_envs: int) -> dict[str, np.ndarray]:
