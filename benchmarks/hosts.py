@@ -1,6 +1,6 @@
 """Several processes that train one run: killed, stopped, laid out in other ways, and what it costs. One machine, CPUs.
 
-    TF_CPP_MIN_LOG_LEVEL=3 python benchmarks/hosts.py --kills 50 --stops 20 --more 10 --layouts --cost
+    TF_CPP_MIN_LOG_LEVEL=3 python benchmarks/hosts.py --kills 50 --stops 20 --more 10 --layouts --cost --ends
 
 Each trial begins a run in two processes of one device each, ends one of them at a random moment, resumes the run, and
 compares final state and log with those of one process with two devices that nothing happened to. The moment is drawn
@@ -21,16 +21,22 @@ import socket
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
 import matplotlib.backends.backend_agg  # noqa: F401 - imported here, these need not be in each fork
+import numpy as np
 import orbax.checkpoint  # noqa: F401
 
 import purejaxppo.plotting  # noqa: F401
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.command import run_process
 from purejaxppo.cli.run import main
+from purejaxppo.experiment.batch_log import SHOWN
+from purejaxppo.parallel.hosts import group
+from purejaxppo.parallel.joining import join
+from purejaxppo.parallel.places import Place
 
 RESULTS = Path(__file__).parent / "results" / "hosts.json"
 RUN = (
@@ -41,11 +47,13 @@ TIMEOUT = 6  # seconds of silence after which a process is lost
 WAIT = 30  # seconds for all to come: one may be ended before it has
 
 
-def begin(arguments: list[str], devices: int, errors: Path) -> int:
+def begin(arguments: list[str], devices: int, errors: Path, cores: set[int] | None = None) -> int:
     """`purejaxppo run` in a fork of this process, which has everything imported and nothing of JAX in use."""
     child = os.fork()
     if child:
         return child
+    if cores:
+        os.sched_setaffinity(0, cores)
     os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
@@ -57,11 +65,21 @@ def begin(arguments: list[str], devices: int, errors: Path) -> int:
         os._exit(99)
 
 
-def begin_two(arguments: list[str], work: Path) -> list[int]:
+def begin_two(arguments: list[str], work: Path, pinned: bool = False) -> list[int]:
+    """With `pinned` each has a core of its own, as `srun` gives it to a task."""
+    cores = sorted(os.sched_getaffinity(0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         where = f"coordinator=127.0.0.1:{listener.getsockname()[1]},processes=2,timeout={TIMEOUT},wait={WAIT}"
-    return [begin([*arguments, "--distributed", f"{where},process={i}"], 1, work / f"errors{i}") for i in (0, 1)]
+    return [
+        begin(
+            [*arguments, "--distributed", f"{where},process={i}"],
+            1,
+            work / f"errors{i}",
+            {cores[i]} if pinned else None,
+        )
+        for i in (0, 1)
+    ]
 
 
 def wait(children: list[int], seconds: float = 300.0) -> tuple[list[int | None], list[float]]:
@@ -172,20 +190,60 @@ def layout(algo: str, work: Path) -> dict[str, Any]:
 
 
 def cost(work: Path) -> dict[str, Any]:
-    """Training seconds of the same run in one process with two devices, and in two, in turn."""
-    flags = "--algo ppo --num-seeds 16 --num-envs 4 --num-steps 128 --total-steps 100000 --quiet".split()
+    """Training seconds of the same run in one process with two devices, and in two with a core each, in turn."""
+    flags = "--algo ppo --num-seeds 16 --num-envs 4 --num-steps 128 --total-steps 400000 --quiet".split()
     found: dict[str, list[float]] = {"one": [], "two": []}
-    for _ in range(3):
+    for _ in range(5):
         for name, seconds in found.items():
             out = work / name
             shutil.rmtree(out, ignore_errors=True)
             arguments = [*flags, "--out", str(out)]
-            codes, _ = wait(
-                [begin(arguments, 2, work / "errors")] if name == "one" else begin_two(arguments, work), 600
-            )
+            one = name == "one"
+            children = [begin(arguments, 2, work / "errors")] if one else begin_two(arguments, work, pinned=True)
+            codes, _ = wait(children, 600)
             assert set(codes) == {0}
             seconds.append(json.loads((out / "summary.json").read_text())["training_seconds"])
-    return {**found, "throughput_ratio": min(found["one"]) / min(found["two"])}
+    return {**found, "throughput_ratio": median(found["one"]) / median(found["two"])}
+
+
+def ends_of_chunks(processes: int, work: Path, turns: int = 100) -> dict[str, Any]:
+    """Seconds that the end of a chunk takes, with 256 runs in each process: nothing else is done.
+
+    What `Loop._train` tells: which runs have failed, the returns of a row, and seconds and signals for a decision.
+    Process 0 and the store in it are what remains where each process has cores of its own: `cpu` is what they take.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{listener.getsockname()[1]}"
+    children, found = [], work / "ends"
+    for i in range(processes):
+        if child := os.fork():
+            children.append(child)
+            continue
+        try:
+            os.environ["JAX_PLATFORMS"] = "cpu"
+            os.dup2(os.open(work / f"errors{i}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            join(Place(coordinator, processes, i, wait=WAIT), {}, False)
+            here, seconds, cpu = group(), [], time.process_time()
+            failed = {name: np.zeros(256, np.int32) for name in ("update", "cause")}
+            row = {name: np.random.default_rng(i).normal(size=256).astype(np.float32) for name in SHOWN}
+            for _ in range(turns):
+                began = time.perf_counter()
+                here.gathered(failed)
+                here.gathered(row)
+                here.decided((0.5, 0), max)
+                seconds.append(time.perf_counter() - began)
+            if here.leads:
+                found.write_text(json.dumps([(time.process_time() - cpu) / turns, *sorted(seconds)]))
+            here.leave("", 0)
+            os._exit(0)
+        finally:
+            os._exit(99)
+    codes, _ = wait(children)
+    assert set(codes) == {0}, (work / "errors0").read_text()
+    used, *seconds = json.loads(found.read_text())
+    quartiles = [seconds[turns // 4], seconds[3 * turns // 4]]
+    return {"cpu": used, "median": median(seconds), "quartiles": quartiles}
 
 
 def run_all(options: argparse.Namespace) -> None:
@@ -213,6 +271,9 @@ def run_all(options: argparse.Namespace) -> None:
             keep(kind, str(number), trial(kind, number, undisturbed, work))
         if options.cost and "training_seconds" not in results.get("cost", {}):
             keep("cost", "training_seconds", cost(work))
+        for processes in (2, 4, 8, 16, 32):
+            if options.ends and str(processes) not in results.get("ends", {}):
+                keep("ends", str(processes), ends_of_chunks(processes, work))
     for kind in wanted:
         trials = [*results.get(kind, {}).values()]
         hangs = sum(None in x["codes"] for x in trials)
@@ -228,5 +289,6 @@ if __name__ == "__main__":
     parser.add_argument("--more", type=int, default=0)
     parser.add_argument("--layouts", action="store_true")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--ends", action="store_true", help="what the end of a chunk costs 2 to 32 processes")
     jax.config.update("jax_platforms", "cpu")
     run_all(parser.parse_args())

@@ -355,6 +355,31 @@ def extrapolate(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def hosts(machine: dict[str, float], ends: dict[str, Any], runs: int = 256) -> str:
+    """Of many processes with so many runs each, what the end of a chunk costs: e = g + h · processes, fitted.
+
+    `ends` is measured by hosts.py, on so few cores that process 0 waits for the others to be given one. With cores of
+    their own, what process 0 does remains. A chunk takes two seconds. Log and checkpoint are each process's own.
+    """
+    counts = np.asarray([int(count) for count in ends], float)
+    seconds = np.asarray([found["cpu"] for found in ends.values()])
+    # the error relative to what was measured, as small counts would not matter otherwise
+    design = np.stack([np.ones_like(counts), counts], axis=1) / seconds[:, None]
+    (fixed, each), *_ = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)
+    row, checkpoint = (
+        runs * machine["row_seconds"],
+        runs * machine["state_bytes"] / machine["checkpoint_bytes_per_second"],
+    )
+    lines = [f"e = {1000 * fixed:.2g} ms + {1000 * each:.2g} ms · processes", ""]
+    lines += ["| processes | runs | end of a chunk, ms | of two seconds | a row of each log, ms | each checkpoint, s |"]
+    lines += ["|" + "---|" * 6]
+    for count in (2, 8, 64, 1000):
+        end = fixed + each * count
+        shown = f"{1000 * end:.0f}", f"{end / 2:.1%}", f"{1000 * row:.2g}", f"{checkpoint:.2g}"
+        lines.append("| " + " | ".join((f"{count:,}", f"{count * runs:,}", *shown)) + " |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS)
@@ -371,3 +396,5 @@ if __name__ == "__main__":
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     if {"host", "model"} <= results.keys():
         print(extrapolate(results))
+    if "host" in results and (ends := json.loads(RESULTS.with_name("hosts.json").read_text()).get("ends")):
+        print(hosts(results["host"], ends))
