@@ -109,6 +109,23 @@ def parse(words: list[str]) -> None:
             own.ladder(config, space, own.final_steps(config, space, len(options.seeds)))
 
 
+EXCERPT = re.compile(
+    r"\*\*Our code\*\* \(`([^`]+)`\)\s+<!-- not executed: an excerpt -->\s+```python\n(.*?)```", re.DOTALL
+)
+
+
+def test_excerpts_are_what_stands_in_the_code() -> None:
+    """But for annotations and line breaks."""
+    pages = [page.read_text() for page in (ROOT / "docs" / "algorithms").glob("*.md")]
+    excerpts = [found for text in pages for found in EXCERPT.findall(text)]
+    assert len(excerpts) == sum("**Our code**" in text for text in pages) >= len(ALGORITHMS)
+    for file, excerpt in excerpts:
+        code = "".join((ROOT / file).read_text().split())
+        for line in excerpt.splitlines():
+            wanted = re.sub(r"(def \w+\().*", r"\1", line)  # whose arguments have annotations in the code
+            assert "".join(wanted.split()) in code, (file, line)
+
+
 @pytest.fixture
 def somewhere(tmp_path, monkeypatch):
     """An empty directory to work in, from which modules are imported; whatever is trained has two updates at most."""
