@@ -114,7 +114,7 @@ def throughput() -> None:
     from purejaxppo.tuning import trainer, tune
 
     start_jax()
-    config = preset("ppo", "CartPole-v1", total_steps=16_384, eval_episodes=4, eval_max_steps=500)
+    config = preset("ppo", "CartPole-v1", total_steps=65_536, eval_episodes=4, eval_max_steps=500)
     spent, asked, compile_program = [0.0], [0], trainer.compile_program
 
     def timed(runs: Any) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -256,13 +257,14 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
     file = StudyFile(record.directory, study.name)
     again = f"--resume {record.directory}{env_again(record.config.env)}"
     seeds, numbers = study.options.search_seeds(record.seeds), numbers_of(record.config, study.space)
-    with Signals(progress.tick) as signals, progress:
+    # the file is written while the next lot trains: some 0.4 s of database for each
+    with Signals(progress.tick) as signals, progress, ThreadPoolExecutor(1, "writes-study") as writer:
         make = partial(Trainer, seeds, numbers, study.lot_size, devices, record, progress, signals)
         trainer = make("nothing was trained yet: begin anew")
         while (lot := search.next_lot()) is not None:
             if journal.entries:
                 trainer.way_out = f"{plural(len(journal.entries), 'lot')} kept; {again} goes on"
-            file.update(search)
+            written = writer.submit(file.update, search)
             journal.forget(search)
             sources = [search.sources(trial) for trial in lot.trials]
             before = [inherited(journal.states[own], journal.states[parent]) for own, parent in sources if lot.rung]
@@ -270,6 +272,7 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
             done, until = (_updates(search, lot.trials[0], k) for k in (lot.rung - 1, lot.rung))
             configs = [trial.config for trial in lot.trials]
             trained = trainer.train(lot.trials[0].static, configs, done, until, before or None)
+            written.result()
             journal.add(search, lot, trained.returns, trained.evaluation_steps, trained.states)
             if signals.received:
                 raise Stopped(signals.received, f"{again} goes on")
