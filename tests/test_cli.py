@@ -165,7 +165,8 @@ def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsy
 
 
 OTHERS = (
-    "lr n_envs n_steps total_timesteps num_timesteps ent_coef clip_range n_epochs gae_lam vf_coef discount net_arch"
+    "lr n_envs n_steps total_timesteps num_timesteps ent_coef clip_range n_epochs gae_lam vf_coef discount net_arch "
+    "use_sde sde_sample_freq use_rms_prop"
 )
 
 
