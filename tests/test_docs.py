@@ -297,6 +297,8 @@ def test_functions_name_their_errors_and_arguments() -> None:
         "preset",
         "sweep",
         "tune",
+        "run_experiment",
+        "diagnose",
     ):
         assert "Raises:" in inspect.getdoc(getattr(purejaxppo, name)), name
 
