@@ -1,5 +1,6 @@
 """Several processes that train together: the same numbers, one line for what does not fit, no process left behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -154,7 +155,8 @@ def test_who_does_not_come_is_named_and_strangers_are_nobody():
 
     def stranger():
         time.sleep(0.3)
-        for data in (b"GET / HTTP/1.1\r\n\r\n\n", b"[]\n", b'{"process": "0"}\n', b"\xff\n"):
+        lines = b'{"process": "0"}', b'{"process": 1, "processes": 2}', b'{"process": 7, "processes": 2, "about": {}}'
+        for data in (b"GET / HTTP/1.1\r\n\r\n\n", b"[]\n", *(line + b"\n" for line in lines), b"\xff\n"):
             with socket.create_connection(address) as connection:
                 connection.sendall(data)
 
@@ -167,6 +169,73 @@ def test_who_does_not_come_is_named_and_strangers_are_nobody():
         meet(Place(f"{address[0]}:{address[1]}", 2, 1, wait=1), {})
 
 
+def test_strangers_who_say_nothing_keep_nobody_waiting():
+    address, done = ("127.0.0.1", free_port()), threading.Event()
+
+    def strangers():
+        while not done.wait(0.2):
+            with contextlib.suppress(OSError), socket.create_connection(address) as connection:
+                while not done.wait(0.1):
+                    connection.sendall(b"x")
+
+    threads = [threading.Thread(target=strangers) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="process 1 of 2 did not come"):
+        meet(Place(f"{address[0]}:{address[1]}", 2, 0, wait=2), {})
+    assert time.monotonic() - began < 8
+    done.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_one_that_ends_before_all_have_come_may_come_again():
+    address, names = f"127.0.0.1:{free_port()}", {}
+    host, port = Place(address, 3, 0).address
+
+    def come(i):
+        names[i] = meet(Place(address, 3, i, wait=20), {})
+
+    first = threading.Thread(target=come, args=(0,))
+    first.start()
+    hello = {"process": 1, "processes": 3, "name": "\x1b]0;gone\x07", "about": {}}
+    with contextlib.closing(socket.socket()) as lost:
+        while lost.connect_ex((host, port)):
+            time.sleep(0.05)
+        lost.sendall(json.dumps(hello).encode() + b"\n")
+        time.sleep(0.3)
+    others = [threading.Thread(target=come, args=(i,)) for i in (1, 2)]
+    for thread in others:
+        thread.start()
+    for thread in (first, *others):
+        thread.join(30)
+    assert names[0] == names[1] == names[2]
+    assert not any("gone" in name for name in names[0])
+
+
+def test_nothing_that_a_stranger_sends_is_printed_as_it_is():
+    address, lines = f"127.0.0.1:{free_port()}", []
+    host, port = Place(address, 2, 0).address
+
+    def lead():
+        try:
+            meet(Place(address, 2, 0, wait=20), {})
+        except UsageError as error:
+            lines.append(str(error))
+
+    first = threading.Thread(target=lead)
+    first.start()
+    hello = {"process": 1, "processes": 9, "name": "\x1b]0;owned\x07", "about": {"\x1b": "\x07"}}
+    with contextlib.closing(socket.socket()) as stranger:
+        while stranger.connect_ex((host, port)):
+            time.sleep(0.05)
+        stranger.sendall(json.dumps(hello).encode() + b"\n")
+        first.join(30)
+    assert "process 1 (?]0;owned?) says that there are 9 processes" in lines[0]
+    assert lines[0].isprintable()
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -175,7 +244,9 @@ def test_who_does_not_come_is_named_and_strangers_are_nobody():
         ("coordinator=h:99999,processes=2,process=0", "not HOST:PORT"),
         ("coordinator=h:1,processes=2,process=2", r"process is in 0 … processes - 1"),
         ("coordinator=h:1,processes=two,process=0", "are numbers"),
-        ("coordinator=h:1,processes=2,process=0,timeout=nan", "in seconds ≥ 1"),
+        ("coordinator=h:1,processes=2,process=0,timeout=nan", "timeout is in seconds ≥ 5"),
+        ("coordinator=h:1,processes=2,process=0,timeout=1", "timeout is in seconds ≥ 5"),
+        ("coordinator=h:1,processes=2,process=0,wait=0", "wait in seconds ≥ 1"),
         ("yes", "'yes' is none of its parts"),
     ],
 )

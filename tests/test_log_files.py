@@ -59,6 +59,14 @@ def test_what_an_interrupted_change_of_layout_leaves_is_no_hindrance(tmp_path):
     assert_whole(tmp_path, 5)
 
 
+@pytest.mark.parametrize("layouts", [[[], [2], []], [[2], [], [2]], [[2], [1, 3], []], [[1, 3], [2], []]])
+def test_two_changes_of_layout_without_a_checkpoint_between_them_lose_nothing(layouts, tmp_path):
+    kept = write(tmp_path, layouts[0], 0, 3, None)
+    write(tmp_path, layouts[1], 3, 5, kept)  # killed before it has saved
+    write(tmp_path, layouts[2], 3, 6, kept)
+    assert_whole(tmp_path, 6)
+
+
 def test_rows_that_not_all_have_written_are_not_read(tmp_path):
     write(tmp_path, [2], 0, 3, None)
     path = tmp_path / "metrics.2-5.csv"

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import value_of, with_file
-from purejaxppo.cli.settings import NoOptions, parse_resume, parse_settings
+from purejaxppo.cli.settings import NoOptions, ResumeOptions, RunOptions, parse_resume, parse_settings
 from purejaxppo.diagnosis.diagnose import diagnose, in_short
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL
 from purejaxppo.errors import UsageError, plural
@@ -23,6 +23,7 @@ from purejaxppo.experiment.options import MeshShape
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.joining import join
+from purejaxppo.parallel.machine import jax_settings
 from purejaxppo.parallel.places import find_place
 from purejaxppo.rundir.record import read_config, versions
 from purejaxppo.rundir.summary import Summary
@@ -68,7 +69,9 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
     argv = with_file(argv)
     about = "Train one algorithm on many seeds, as one compiled program."
     config, options, host, _ = parse_settings(argv, _PROG, about, NoOptions())
-    _start(argv, options.distributed, [host.mesh, _recorded_mesh(options.out) if options.resume_or_start else ""])
+    kinds = {"--resume-or-start": options.resume_or_start, "--init-from": bool(host.init_from), "--mesh": host.mesh}
+    meshes = [host.mesh, _recorded_mesh(options.out) if options.resume_or_start else ""]
+    _start(argv, options, meshes, kinds, config.env)
     stamp = group().told(time.strftime("%Y%m%d-%H%M%S"))
     out = Path(options.out or f"runs/{options.env_in_path}-{options.algo}-seed{options.seed}-{stamp}")
     progress = ProgressLine(console, options.quiet)
@@ -80,7 +83,8 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
 def resume_run(argv: list[str], console: Console) -> tuple[ProgressLine, ExperimentResult]:
     """A run that was interrupted, or that is to go on for longer."""
     options = parse_resume(argv, _PROG)
-    _start(argv, options.distributed, [_recorded_mesh(options.resume) if options.mesh is None else options.mesh])
+    meshes = [_recorded_mesh(options.resume) if options.mesh is None else options.mesh]
+    _start(argv, options, meshes, {"--resume": True, "--mesh": options.mesh or ""}, options.env)
     if not Path(options.resume).is_dir():
         raise UsageError(f"resume = {options.resume!r} is no directory; give that of a run.")
     progress = ProgressLine(console, options.quiet)
@@ -88,10 +92,22 @@ def resume_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experim
     return progress, resume_experiment(options.resume, options.total_steps, env=options.env, **how)
 
 
-def _start(argv: list[str], distributed: str | None, meshes: Iterable[str]) -> None:
-    """Start JAX; where this is one of several processes, together with them, for one of these meshes."""
-    place, share_runs = find_place(distributed), any(MeshShape.parse(mesh).devices_per_run > 1 for mesh in meshes)
-    start_jax(is_alone(argv), partial(join, place, versions(), share_runs) if place else lambda: None)
+def _start(
+    argv: list[str], options: RunOptions | ResumeOptions, meshes: Iterable[str], about: Mapping[str, object], env: Any
+) -> None:
+    """Start JAX; where this is one of several processes, together with them, for one of these meshes.
+
+    What they do in which order depends on `about`, which must be the same in all; as must versions and JAX's settings.
+    """
+    place = find_place(options.distributed)
+    share_runs = any(MeshShape.parse(mesh).devices_per_run > 1 for mesh in meshes)
+
+    def join_others() -> None:
+        if place:
+            common = {**about, "--devices": options.devices or "", **versions(env), **jax_settings()}
+            join(place, {name: str(value) for name, value in common.items()}, share_runs)
+
+    start_jax(is_alone(argv), join_others)
 
 
 def _recorded_mesh(directory: str | None) -> str:

@@ -111,7 +111,7 @@ class Loop:
         """How to go on after a failure; `remedy` is to be done before."""
         if not self.keep:
             return f"{remedy}begin anew: without out=DIR, nothing is kept"
-        if not self.logged and not self.saved:
+        if not self.logged and not self.saved and group().count == 1:  # several leave config.json behind
             return f"nothing was saved yet: {remedy}begin anew"
         what = "the last checkpoint is whole" if self.saved else "no checkpoint was saved yet"
         return f"{what}: {remedy}{self.runs.resume_flags}"

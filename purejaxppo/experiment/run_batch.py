@@ -42,6 +42,7 @@ class RunBatch:
     size: int = 0  # runs that the program is made for; 0: as few as these members need
     out: Path | None = None  # where checkpoints of all of them are kept until the end; None: the run directory
     resumed_as: Path | None = None  # what `--resume` takes; None: the run directory
+    claimed: Path | None = None  # what must be this process's where it saves; None: the run directory
     source: Learnt | None = None  # what `init_from` has learnt, if it was read already
 
     @property
@@ -252,7 +253,7 @@ class RunBatch:
         here = on_host(state)  # cut on a device, each shape would need a kernel compiled for it
         mine = self.own_among(members, self.own.start)
         kept = {"state": jax.tree.map(lambda x: x[mine], here), "totals": totals[mine]}
-        group().by_leader(lambda: check_claim(self.directory, self.resume_directory))
+        group().by_leader(lambda: check_claim(self.claimed or self.directory))
         written, keep = directory / "checkpoints" / str(about["env_steps"]), self.options.keep_checkpoints
         checkpoint.save(written, kept, about, [seed for _, seed in self.members[self.own_among(members)]])
         group().by_leader(lambda: checkpoint.prune(directory / "checkpoints", keep, written))
@@ -278,15 +279,7 @@ class RunBatch:
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:
         """The last checkpoint that is whole, None if none was saved: the same in all processes. Raises: UsageError."""
-        found: list[Snapshot] = []
-
-        def look() -> str:
-            found.extend(x for x in [self._newest_checkpoint(warn)] if x)
-            return found[0].directory.name if found else ""
-
-        if (name := group().by_leader(look)) and not found:
-            found.append(checkpoint.read(self.directory / "checkpoints" / name))
-        return found[0] if found else None
+        return checkpoint.same_in_all(self.directory / "checkpoints", partial(self._newest_checkpoint, warn))
 
     def _newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:
         if not (saved := checkpoint.steps_saved(self.directory / "checkpoints")):

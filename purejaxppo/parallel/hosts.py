@@ -48,7 +48,7 @@ class Group:
 
     def told(self, value: T) -> T:
         """The value of process 0."""
-        return self.decided(value, lambda values: values[0])
+        return self.by_leader(lambda: value)
 
     def all_of(self, value: T) -> list[T]:
         return self.decided(value, lambda values: values)

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.parallel.hosts import Joined, group, use
 from purejaxppo.parallel.places import Place
 
+CONNECT_SECONDS = 30.0  # at least, for JAX to connect processes that have met
 NAME_SECONDS = 30.0  # for a name to be known, as in a cluster that has just started
 _HELLO = 65536  # bytes that are read of what somebody says at the meeting
 
@@ -37,33 +39,37 @@ def join(place: Place, about: dict[str, str], share_runs: bool) -> None:
     from jax._src import distributed
 
     runtime: Any = distributed
-    _die_quietly(place)
+    _die_quietly()
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is ours
     make_client = runtime._jax.get_distributed_runtime_client
-    host, port = place.address
     make_gloo = partial(runtime._jax.make_gloo_tcp_collectives, hostname=_own_address(place))
     # JAX has a CPU run no program of several processes without collectives. MPI's are never begun, and open no port
     unused = runtime._jax.make_mpi_collectives
     runtime._jax.make_gloo_tcp_collectives = make_gloo if share_runs else lambda **_: unused()
     local = None if place.local_device is None else [place.local_device]
+    # all have come: who is lost now is not waited for as long as one that is yet to start
+    patience = min(place.wait, max(place.timeout, CONNECT_SECONDS))
+    start = partial(
+        jax.distributed.initialize,
+        place.coordinator,
+        place.processes,
+        place.process,
+        local,
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(patience),
+        heartbeat_timeout_seconds=int(10 * place.timeout),  # ours is faster, and has a name for who is lost
+        coordinator_bind_address=_numeric(place),
+    )
     try:  # with a callback of ours, JAX raises or calls it, where it would end the process with a core dump
         runtime._jax.get_distributed_runtime_client = lambda *a, **k: make_client(
             *a, **k, missed_heartbeat_callback=_coordinator_lost, shutdown_on_destruction=False
         )
-        jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            local,
-            cluster_detection_method="deactivate",
-            initialization_timeout=int(place.wait),
-            heartbeat_timeout_seconds=int(10 * place.timeout),  # ours is faster, and has a name for who is lost
-            coordinator_bind_address=f"{_numeric(host, port)}:{port}",
-        )
+        with ThreadPoolExecutor(1) as other:  # signals are handled meanwhile
+            other.submit(start).result()
     except RuntimeError as error:
         raise UsageError(
-            f"JAX cannot join the {place.processes} processes at {place.coordinator} within {place.wait:g} s, though "
-            "all have come there; is the port free, and open between all machines?"
+            f"JAX cannot join the {place.processes} processes at {place.coordinator} within {patience:g} s, though all "
+            "have come there; one has ended since, or the port is not open between all machines. Start all again."
         ) from error
     finally:
         runtime._jax.get_distributed_runtime_client = make_client
@@ -79,7 +85,7 @@ def _coordinator_lost(*_: Any) -> None:
         present._coordinator_lost()
 
 
-def _die_quietly(place: Place) -> None:
+def _die_quietly() -> None:
     """Where JAX cannot call our callback, as its argument is of a type that Python does not know, C++ terminates.
 
     What terminates is then ours, too.
@@ -103,10 +109,11 @@ def _own_address(place: Place) -> str:
         return str(unsent.getsockname()[0])
 
 
-def _numeric(host: str, port: int) -> str:
-    """The address that a name stands for: the only one to listen on."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return f"[{address[0]}]" if family == socket.AF_INET6 else str(address[0])
+def _numeric(place: Place) -> str:
+    """The address that the coordinator's name stands for: the only one to listen on."""
+    family, _, _, _, address = _resolved(place)
+    host = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
+    return f"{host}:{address[1]}"
 
 
 def meet(place: Place, about: dict[str, str]) -> list[str]:
@@ -147,10 +154,15 @@ def _receive(listener: socket.socket, place: Place, mine: dict[str, Any]) -> lis
     come: dict[int, dict[str, Any]] = {0: mine}
     problem, ends = "", time.monotonic() + place.wait
     with ExitStack() as stack:
-        guests: list[socket.socket] = []
-        while len(guests) < place.processes - 1:
+        guests: list[tuple[int, socket.socket]] = []
+        while True:
+            _forget_who_left(guests, come)
+            if len(guests) >= place.processes - 1:
+                break
             listener.settimeout(max(0.01, ends - time.monotonic()))
             try:
+                if time.monotonic() > ends:  # whoever else knocks
+                    raise TimeoutError
                 guest = stack.enter_context(listener.accept()[0])
             except TimeoutError:
                 if problem:
@@ -159,14 +171,15 @@ def _receive(listener: socket.socket, place: Place, mine: dict[str, Any]) -> lis
                 where = f"at {place.coordinator} within {place.wait:g} s"
                 problem = f"process {missing:.60} of {place.processes} did not come {where}; start all, or pass wait=S."
                 break
-            if (hello := _read(guest, 2.0)) and "process" in hello:
-                guests.append(guest)
+            if (hello := _read(guest, min(2.0, max(0.01, ends - time.monotonic())))) and "process" in hello:
+                _forget_who_left(guests, come)
                 if not problem and (problem := _misfit(come, hello)):
                     ends = min(ends, time.monotonic() + 5.0)  # those that come late shall hear it, too
+                guests.append((hello["process"], guest))
                 come.setdefault(hello["process"], hello)
         names = [come[i]["name"] for i in sorted(come)]
         answer = json.dumps({"error": problem} if problem else {"names": names}) + "\n"
-        for guest in guests:
+        for _, guest in guests:
             try:
                 guest.sendall(answer.encode())
             except OSError:  # it has gone meanwhile, which JAX's own meeting finds out
@@ -174,6 +187,26 @@ def _receive(listener: socket.socket, place: Place, mine: dict[str, Any]) -> lis
     if problem:
         raise UsageError(problem)
     return names
+
+
+def _forget_who_left(guests: list[tuple[int, socket.socket]], come: dict[int, dict[str, Any]]) -> None:
+    """One that has ended may be started again."""
+    for i, guest in [guest for guest in guests if _has_left(guest[1])]:
+        guests.remove((i, guest))
+        come.pop(i, None)
+
+
+def _has_left(guest: socket.socket) -> bool:
+    """Whether the one at the other end has closed the connection; until it is answered it says nothing more."""
+    guest.settimeout(0.0)
+    try:
+        return not guest.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        guest.settimeout(2.0)
 
 
 def _misfit(come: dict[int, dict[str, Any]], hello: dict[str, Any]) -> str:
@@ -190,7 +223,7 @@ def _misfit(come: dict[int, dict[str, Any]], hello: dict[str, Any]) -> str:
     for name in sorted(first["about"].keys() | hello["about"].keys()):
         if (there := hello["about"].get(name)) != (here := first["about"].get(name)):
             where = f"in process {i} ({hello['name']})"
-            return f"{name} is {there or 'missing'} {where}, and {here or 'missing'} in process 0; install the same."
+            return f"{name} is {there or 'missing'} {where}, and {here or 'missing'} in process 0; give all the same."
     return ""
 
 
@@ -215,14 +248,24 @@ def _read(connection: socket.socket, seconds: float) -> dict[str, Any] | None:
     try:
         while not data.endswith(b"\n") and len(data) < 64 * _HELLO:
             connection.settimeout(max(0.01, ends - time.monotonic()))
+            if time.monotonic() > ends:
+                return None
             if not (part := connection.recv(_HELLO)):
                 return None
             data += part
         content = json.loads(data)
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(content, dict) or not isinstance(content.get("about", {}), dict):
+    if not isinstance(content, dict):
         return None
-    if "process" in content and not all(type(content.get(name)) is int for name in ("process", "processes")):
-        return None
-    return content
+    if "process" in content:
+        i, count, about = (content.get(name) for name in ("process", "processes", "about"))
+        numbers = type(i) is type(count) is int and 0 <= i < count
+        if not numbers or not isinstance(about, dict) or "name" not in content:
+            return None
+        content["about"] = {_printable(name): _printable(x) for name, x in about.items()}
+    return content | {name: _printable(content[name]) for name in ("name", "error") if name in content}
+
+
+def _printable(text: Any) -> str:
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:400])

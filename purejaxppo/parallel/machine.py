@@ -10,6 +10,12 @@ import jax
 _INSTRUCTION_SETS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "asimd")  # the first that there is
 
 
+def jax_settings() -> dict[str, str]:
+    """Those of JAX that numbers depend on."""
+    names = ("jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision")
+    return {name: str(jax.config.values.get(name)) for name in names}
+
+
 def fingerprint(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     """Platform and kind of the devices, the CPU's model and instruction set, and JAX's and XLA's settings."""
     device = jax.devices()[0]
@@ -18,8 +24,7 @@ def fingerprint(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
         "device_kind": device.device_kind,
         "XLA_FLAGS": " ".join(sorted(os.environ.get("XLA_FLAGS", "").split())),
     }
-    for name in ("jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision"):
-        found[name] = str(jax.config.values.get(name))
+    found |= jax_settings()
     if device.platform == "cpu":
         try:
             text = cpuinfo.read_text()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from purejaxppo.errors import UsageError
 
 LOST_SECONDS = 60.0  # after which a process that is not heard of is lost
+LEAST_LOST_SECONDS = 5.0  # each says once a second that it lives
 JOIN_SECONDS = 300.0  # for all processes to come
 BY_HAND = "--distributed coordinator=HOST:PORT,processes=N,process=I, or --distributed off for one by itself"
 
@@ -44,9 +45,11 @@ def parse_place(text: str) -> Place:
         times = {name: float(said[name]) for name in ("timeout", "wait") if name in said}
     except ValueError as error:
         raise _unreadable(text, "processes, process, timeout and wait are numbers") from error
-    if not 1 <= processes <= 2**20 or not 0 <= process < processes or not all(1 <= x <= 1e6 for x in times.values()):
-        raise _unreadable(text, "process is in 0 … processes - 1, and timeout and wait are in seconds ≥ 1")
     limits = times.get("timeout", LOST_SECONDS), times.get("wait", JOIN_SECONDS)
+    if not 1 <= processes <= 2**20 or not 0 <= process < processes:
+        raise _unreadable(text, "process is in 0 … processes - 1")
+    if not LEAST_LOST_SECONDS <= limits[0] <= 1e6 or not 1 <= limits[1] <= 1e6:
+        raise _unreadable(text, f"timeout is in seconds ≥ {LEAST_LOST_SECONDS:g}, and wait in seconds ≥ 1")
     return Place(said["coordinator"], processes, process, *limits)
 
 

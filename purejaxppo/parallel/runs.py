@@ -169,8 +169,12 @@ def on_host(tree: Any) -> Any:
     grid = sharding.mesh.devices
     if any(len({device.process_index for device in group.flat}) > 1 for group in grid):
         whole = NamedSharding(sharding.mesh, PartitionSpec(RUN_AXIS))
-        tree = jax.jit(lambda x: x, out_shardings=whole)(tree)
+        tree = jax.jit(_same, out_shardings=whole)(tree)
     return jax.tree.map(lambda x: _own_part(x, own_runs(x.shape[0], [*grid.flat], grid[0].size)), tree)
+
+
+def _same(tree: Any) -> Any:  # a function of the module, as another one would be compiled anew at each call
+    return tree
 
 
 def _own_part(x: jax.Array, own: slice) -> Any:

@@ -194,6 +194,19 @@ def newest_whole(candidates: list[Path], accept: Callable[[Snapshot], None], say
     raise UsageError(f"{why} No usable checkpoint is left in {candidates[0].parent}; train again in a new --out.")
 
 
+def same_in_all(checkpoints: Path, look: Callable[[], Snapshot | None]) -> Snapshot | None:
+    """What `look` finds in process 0, in all that train together. Raises: UsageError: as `look`, or as `read`."""
+    found: list[Snapshot] = []
+
+    def name() -> str:
+        found.extend(snapshot for snapshot in [look()] if snapshot)
+        return found[0].directory.name if found else ""
+
+    if (there := group().by_leader(name)) and not found:
+        found.append(read(checkpoints / there))
+    return found[0] if found else None
+
+
 def prune(checkpoints: Path, keep: int, written: Path) -> None:
     """Delete all but the last `keep`, the best by `score` and the one just `written`; and what is half written.
 

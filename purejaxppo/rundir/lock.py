@@ -217,6 +217,7 @@ def held_for_all(out: Path, hold: Callable[[Path], AbstractContextManager[Any]])
 def _check_shared(directory: Path) -> None:
     token, ends = group().told(_token(directory / CLAIM)), time.monotonic() + SHARED_SECONDS
     while (seen := _token(directory / CLAIM)) != token and time.monotonic() < ends:
+        os.listdir(directory.parent)  # else NFS may still say that it is not there, as it was when it was looked for
         time.sleep(0.2)
     blind = "" if seen == token else f"process {group().index} on {socket.gethostname()}"
     if found := next((line for line in group().all_of(blind) if line), ""):
@@ -226,17 +227,20 @@ def _check_shared(directory: Path) -> None:
         )
 
 
-def check_claim(*directories: Path) -> None:
-    """Before a checkpoint is written: nobody has taken over the first of some directories that is claimed at all.
+def check_claim(directory: Path) -> None:
+    """Before a checkpoint is written: nobody has taken over a directory, if it is claimed at all.
 
     Raises:
         OSError: another machine's process has, as this one stood still for long.
     """
-    for directory in directories:
-        if claim := _read(directory / CLAIM):
-            if (claim.get("host"), claim.get("pid")) != (socket.gethostname(), os.getpid()):
-                raise OSError(errno.EBUSY, f"{_owner(claim)} has taken it over", str(directory))
-            return
+    claim = _read(directory / CLAIM)
+    if claim and (claim.get("host"), claim.get("pid")) != (socket.gethostname(), os.getpid()):
+        raise OSError(errno.EBUSY, f"{_owner(claim)} has taken it over", str(directory))
+
+
+def owner_of(directory: Path) -> str:
+    """Who holds a directory, as far as it says."""
+    return _owner(_read(directory / CLAIM))
 
 
 def _watch(directory: Path, here: bool) -> dict[str, object]:

@@ -62,7 +62,10 @@ def open_log(
     """
     path, due = directory / log_name(own, len(seeds)), tuple(intervals)
     known = {WHOLE: upto} if upto is not None and "bytes" in upto else upto
-    found = {x: of for x, of in _on_disk(directory, len(seeds)).items() if known is None or x.name in known}
+    there = _on_disk(directory, len(seeds))
+    found = {x: of for x, of in there.items() if known is None or x.name in known}
+    if not _cover(found, len(seeds)):  # the layout has changed once already since the checkpoint
+        found, known = there, None
     if not done or not found or path in found:
         return MetricsFile(path, seeds[own], done, due, known[path.name] if known and path in found else None)
     if not (parts := _cover(found, len(seeds))):

@@ -160,7 +160,10 @@ def refuse_newer(path: Path, version: Any) -> None:
 def versions(env: Any = "") -> dict[str, str]:
     """What a run's numbers depend on beside its settings: of packages, those that are installed, `env`'s among them."""
     found = {"purejaxppo": __version__, "python": platform.python_version()}
-    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", *_packages_of(env)):
+    packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
+    with contextlib.suppress(ImportError):  # of a suite that is not there, as is told where the environment is made
+        packages += _packages_of(env)
+    for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found

@@ -208,10 +208,19 @@ def summaries_of(sweep: Sweep, failed: Mapping[int, Exception]) -> list[Summary]
 
 
 def train_batch(
-    sweep: Sweep, step: Step, members: list[int], devices: list[jax.Device], progress: ProgressLine, debug: bool
+    sweep: Sweep,
+    step: Step,
+    members: list[int],
+    devices: list[jax.Device],
+    progress: ProgressLine,
+    debug: bool,
+    claimed: Path | None = None,
 ) -> dict[int, Exception]:
-    """Train some settings together, or each by itself if they fail; of those that do so then, why."""
-    runs = _batch(sweep, step.group, members, step.at_once, devices)
+    """Train some settings together, or each by itself if they fail; of those that do so then, why.
+
+    The directory `claimed` is this process's as long as it may save; None: the sweep's.
+    """
+    runs = _batch(sweep, step.group, members, step.at_once, devices, claimed or sweep.record.directory)
     runs.directory.mkdir(parents=True, exist_ok=True)
     for record in runs.records:
         record.directory.mkdir(exist_ok=True)
@@ -225,18 +234,25 @@ def train_batch(
             progress.warn(f"{sweep.names[members[0]]} has failed: {error}")
             return {members[0]: error}
         progress.warn(f"{plural(len(members), 'setting')} have failed together ({error}): each is trained by itself")
-        alone = [train_batch(sweep, step, [i], devices, progress, debug) for i in members]
+        alone = [train_batch(sweep, step, [i], devices, progress, debug, claimed) for i in members]
         return {i: why for failed in alone for i, why in failed.items()}
     shutil.rmtree(runs.directory, ignore_errors=True)  # another worker may look into it
     return {}
 
 
-def _batch(sweep: Sweep, group: SettingsGroup, members: list[int], count: int, devices: list[jax.Device]) -> RunBatch:
+def _batch(
+    sweep: Sweep,
+    group: SettingsGroup,
+    members: list[int],
+    count: int,
+    devices: list[jax.Device],
+    claimed: Path | None = None,
+) -> RunBatch:
     """Some settings of a group, filled up with copies to the size of a program for `count`."""
     record = sweep.record
     records = [record._replace(directory=sweep.directories[i], config=sweep.configs[i]) for i in members]
     size = HostOptions.of(record.options).padded(records[0].config, count * len(record.seeds), devices)
-    return RunBatch(records, devices, group.swept, size, sweep.batch_directory(members), record.directory)
+    return RunBatch(records, devices, group.swept, size, sweep.batch_directory(members), record.directory, claimed)
 
 
 def file_names(directory: Path) -> set[str]:

@@ -14,7 +14,7 @@ from purejaxppo.errors import FailedSettingsError, UsageError, plural
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.signals import Stopped
 from purejaxppo.rundir.files import SWEEP, UNFINISHED, malformed, read_json, refusing, shown, write_json
-from purejaxppo.rundir.lock import CLAIM, lock_free, new_directory
+from purejaxppo.rundir.lock import CLAIM, lock_free, new_directory, owner_of
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.execution import Step, Sweep, compile_group, file_names, summaries_of, train_batch
 from purejaxppo.sweeps.plan import batch_size, batches
@@ -51,7 +51,8 @@ def write_plan(sweep: Sweep) -> bool:
                 sweep.write()
             return True
         except UsageError:
-            if not {CLAIM, SWEEP} & file_names(out):
+            there = file_names(out)
+            if not {CLAIM, SWEEP} & there or "config.json" in there:
                 raise
             time.sleep(POLL_SECONDS / 4)  # until the one who holds it has written the plan, or is dead
     return False
@@ -87,7 +88,9 @@ class Worker:
                 raise next(step.failed for step in self._steps.values() if step.failed)
             if not any(self._train(batch) for batch in able):
                 if not waits:
-                    self.progress.say(f"nothing is left to take: waiting for {plural(len(left), 'batch')} of others")
+                    whom = ", ".join(sorted({owner_of(batch.directory) for batch in able}))
+                    what = f"waiting for {plural(len(left), 'batch')} of others"
+                    self.progress.say(f"nothing is left to take: {what} ({whom:.300})")
                 waits = True
                 time.sleep(POLL_SECONDS)
         failed = {i: why for batch in self.batches for i, why in self._failed(batch).items()}
@@ -123,7 +126,9 @@ class Worker:
             what = f"{step.group.name}, {plural(len(batch.members), 'setting')}"
             self.progress.say(f"batch {number} of {len(self.batches)}: {what}")
             try:
-                failed = train_batch(self.sweep, step, batch.members, self.devices, self.progress, self.debug)
+                failed = train_batch(
+                    self.sweep, step, batch.members, self.devices, self.progress, self.debug, batch.directory
+                )
             except Stopped as stop:
                 way_on = f"other workers, or --join {self.sweep.record.directory}, go on with it"
                 raise Stopped(stop.code - 128, f"batch {number} is given back: {way_on}") from stop
