@@ -146,6 +146,11 @@ def throughput() -> None:
         measured(f"throughput {i}: 64 trials of 4 seeds", study)
 
 
+def with_final_runs(base: Any, most: int) -> int:
+    """The budget of a study whose search may take `most` steps."""
+    return int(most + 2 * HELD_OUT * base.env_steps)
+
+
 def judged(config: Any) -> Any:
     """The returns of settings on seeds that no study had."""
     from purejaxppo import run_experiment
@@ -174,7 +179,8 @@ def course(base: Any, most: int, sampler: str, pruner: str, seed: int, least: fl
     from purejaxppo.presets import with_settings
 
     out, how = Path(tempfile.mkdtemp(prefix="tuning-")) / "study", {"sampler": sampler, "pruner": pruner}
-    result = tune(base, None, most, out=out, seeds=HELD_OUT, first_seed=1000 * (seed + 1), trials=1000, **how)
+    whole = with_final_runs(base, most)
+    result = tune(base, None, whole, out=out, seeds=HELD_OUT, first_seed=1000 * (seed + 1), trials=1000, **how)
     found, scores = incumbents(out), []
     for part in PARTS:
         best = [own for steps, own in found if steps <= part * most and own][-1:]
@@ -206,7 +212,8 @@ def pbt(studies: int) -> None:
 
     def population(base: Any, most: int, seed: int) -> Any:
         how: Any = {"method": "pbt", "trials": 12, "seeds_per_trial": 4, "rungs": 10}
-        result = tune(base, None, most, seeds=HELD_OUT, first_seed=1000 * (seed + 1), **how)
+        whole = with_final_runs(base, most)
+        result = tune(base, None, whole, seeds=HELD_OUT, first_seed=1000 * (seed + 1), **how)
         return {"final": result.summary["eval_return"]["iqm"], "stages": len(result.config.stages)}
 
     start_jax()
