@@ -19,7 +19,7 @@ from purejaxppo.kernels.choice import KERNELS, check_kernels
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
 from purejaxppo.networks.torso import ACTIVATIONS, INITIALIZATIONS
-from purejaxppo.optimize.optimizers import OPTIMIZERS
+from purejaxppo.optimize.optimizers import OPTIMIZERS, check_optimizer
 from purejaxppo.precision import PRECISIONS, single_precision
 from purejaxppo.stages import check_stages
 from purejaxppo.types import traits_of
@@ -83,7 +83,11 @@ class Config(struct.PyTreeNode):
         math.inf, "(0, inf]", "after an update whose KL is not within a factor of 2 of this, change Adam's step by 1.5"
     )
     max_grad_norm: float = number(None, "(0, inf]", "clip gradients to this global norm; inf does not")
-    optimizer: str = static("adam", "what moves policy and critic along their gradients", choices=OPTIMIZERS)
+    optimizer: Any = static(
+        "adam",
+        "what moves policy and critic; from Python, too, a function of the learning rate such as optax.lion",
+        choices=OPTIMIZERS,
+    )
     optimizer_eps: float = number(1e-5, "(0, inf)", "ε in the denominator of Adam's or RMSprop's step")
     weight_decay: float = number(0.0, "[0, inf)", "λ of decoupled weight decay: with Adam it is AdamW")
     num_epochs: int = static(None, "passes of Adam over each rollout", interval="[1, 1e6]")
@@ -213,8 +217,12 @@ class Config(struct.PyTreeNode):
             known = ", ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
             raise UsageError(f"algo = {self.algo!r} is not an algorithm; pass an instance of one: {known}.")
         usual = {**DEFAULTS, **traits_of(self.algo).published}
+        if not isinstance(self.optimizer, str):
+            check_optimizer(self.optimizer, self.optimizer_eps, self.weight_decay)
         for owner in (self, self.algo):
             for field in dataclasses.fields(owner):
+                if field.name == "optimizer" and owner is self and not isinstance(self.optimizer, str):
+                    continue
                 check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
         check_stages(self.stages, (self.algo,) if traits_of(self.algo).evolves else (self, self.algo))
         if self.num_updates >= 2**31:

@@ -124,9 +124,10 @@ def init(config: Config, key: jax.Array, learnt: Learnt | None = None) -> TrainS
     if learnt is not None:
         params, critic_params, statistics = learnt[:3]
         rewards = rewards.replace(statistics=learnt.reward_statistics)
-    algorithm = config.algo.init(agent.join(params, critic_params) if config.is_joint else params)
-    moments = MinibatchAdam.init(() if config.is_joint else critic_params)
-    algorithm, moments = with_moments_of(config.optimizer, (algorithm, moments))
+    learning = agent.join(params, critic_params) if config.is_joint else params
+    algorithm = with_moments_of(config.optimizer, config.algo.init(learning), learning)
+    fitted = () if config.is_joint else critic_params
+    moments = with_moments_of(config.optimizer, MinibatchAdam.init(fitted), fitted)
     return TrainState(
         policy=params,
         critic=critic_params,
@@ -172,6 +173,7 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         config.kernels,
         config.optimizer_eps,
         config.weight_decay,
+        None if isinstance(config.optimizer, str) else config.optimizer,
     )
     moved, metrics = improvement(config)(agent, state, adam, minibatch_key, batch)
     metrics |= sums.metrics() | {

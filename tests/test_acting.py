@@ -7,6 +7,7 @@ import host_environments  # noqa: F401  registers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from environments import Probe
 from flax import linen as nn
@@ -86,6 +87,7 @@ def test_an_entry_that_is_missing_or_of_another_batch_is_named():
 
 def test_a_run_with_modules_of_the_users_own_is_read_back_with_them(tmp_path):
     modules = {"policy_network": nn.Dense(2), "critic_network": nn.Sequential([nn.Dense(1), lambda x: x[..., 0]])}
+    modules["optimizer"] = optax.lion
     config = preset("a2c", "CartPole-v1", **SMALL, **modules)
     run_experiment(config, 1, tmp_path / "run", devices=1, options={"final_episodes": 1})
     trained = load(tmp_path / "run", 0, **modules)
@@ -96,5 +98,7 @@ def test_a_run_with_modules_of_the_users_own_is_read_back_with_them(tmp_path):
     assert longer.summary["env_steps"] == 16
     with pytest.raises(UsageError, match=r"policy_network = 'Dense\(.*give it again"):
         load(tmp_path / "run", 0)
+    with pytest.raises(UsageError, match=r"optimizer = '<function lion>' is a function of yours; give it again"):
+        load(tmp_path / "run", 0, **modules | {"optimizer": None})
     with pytest.raises(UsageError, match="of another network size"):
         load(tmp_path / "run", 0, **modules | {"policy_network": nn.Sequential([nn.Dense(3), nn.Dense(2)])})

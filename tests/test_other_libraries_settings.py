@@ -1,5 +1,7 @@
 """Settings that other libraries' configurations need: each against its own formula, in NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ def quadratic(params, batch):
 
 def minimized(optimizer, steps, **numbers):
     start = {"w": jnp.asarray([1.0, -2.0, 3.0])}
-    moments = with_moments_of(optimizer, MinibatchAdam.init(start))
+    moments = with_moments_of(optimizer, MinibatchAdam.init(start), start)
     adam = MinibatchAdam(0.05, jnp.inf, steps, 1, "xla", **numbers)
     params, moments, _ = adam.minimize(KEY, quadratic, start, moments, jnp.asarray([[0.5, 0.5, 0.5]]))
     return params["w"], moments
@@ -40,6 +42,21 @@ def test_rmsprop_in_float64():
     found, moments = minimized("rmsprop", 7, eps=1e-3)
     np.testing.assert_allclose(found, w, rtol=1e-6)
     np.testing.assert_allclose(moments.state.nu["w"], v, rtol=1e-6)
+
+
+def test_an_optimizer_of_ones_own_is_given_rate_gradient_and_parameters():
+    """AdamW by optax is ours; and Lion's step by its formula (Chen et al., 2023, arXiv:2302.06675, algorithm 2)."""
+    adamw = partial(optax.adamw, eps=1e-8, weight_decay=0.1)
+    ours, _ = minimized("adam", 7, eps=1e-8, weight_decay=0.1)
+    np.testing.assert_allclose(minimized(adamw, 7, own=adamw)[0], ours, rtol=1e-5)
+    w, m = np.array([1.0, -2.0, 3.0]), np.zeros(3)
+    for _ in range(7):
+        g = w - 0.5
+        w, m = w - 0.05 * np.sign(0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g
+    lion = partial(optax.lion, weight_decay=0.0)
+    found, moments = minimized(lion, 7, own=lion)
+    np.testing.assert_allclose(found, w, rtol=1e-5)
+    np.testing.assert_allclose(optax.tree.get(moments.state, "mu")["w"], m, rtol=1e-5)
 
 
 def test_adam_with_weight_decay_is_adamw():
@@ -121,6 +138,10 @@ def test_minibatch_size_decides_num_minibatches():
         ({"log_std_init": -1.0}, "is for Gaussian policies over Box actions"),
         ({"critic_hidden_sizes": (4,), "shared_torso": True}, "the critic shares the policy's layers"),
         ({"optimizer": "sgd"}, "is not one of: adam, rmsprop"),
+        ({"optimizer": optax.lion(1e-3)}, "a function of the learning rate that makes one of optax's"),
+        ({"optimizer": lambda rate: rate}, "which has no init and update"),
+        ({"optimizer": optax.lion, "weight_decay": 0.1}, "weight_decay = 0.1 would do nothing"),
+        ({"optimizer": optax.lion, "optimizer_eps": 0.1}, "optimizer_eps = 0.1 would do nothing"),
         ({"activation": "mish"}, "is not one of"),
     ],
 )

@@ -110,7 +110,8 @@ def run_experiment(
         if out is None:
             raise UsageError("resume_or_start needs a run directory to look into; pass out=DIR.")
         if group().by_leader((Path(out) / "config.json").exists):
-            record = read_record(Path(out), config.env, config.policy_network, config.critic_network)
+            own = config.policy_network, config.critic_network, config.optimizer
+            record = read_record(Path(out), config.env, *own)
             same_run(record, config, seeds)
             return _go_on(record, devices, None, on_chunk, debug, progress)
     options = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
@@ -142,6 +143,7 @@ def resume_experiment(
     env: Any = None,
     policy_network: Any = None,
     critic_network: Any = None,
+    optimizer: Any = None,
     devices: int | Sequence[jax.Device] | None = None,
     mesh: str | None = None,
     on_chunk: OnChunk | None = None,
@@ -157,12 +159,13 @@ def resume_experiment(
         env: the environment, again, if it is one of your own: a file is not trusted to run code.
         policy_network: the module, again, if it is your own.
         critic_network: likewise.
+        optimizer: likewise, if it is a function.
         devices: None: as many as before, if there are as many. With others the last digits differ, which is said.
         mesh: likewise.
 
     The other arguments, and what is raised, are those of `run_experiment`.
     """
-    record = read_record(Path(out), env, policy_network, critic_network)
+    record = read_record(Path(out), env, policy_network, critic_network, optimizer)
     if total_steps is not None and total_steps != record.config.total_steps:
         if record.config.anneal_learning_rate or record.config.anneal:
             raise UsageError(f"total_steps = {total_steps} cannot change: numbers are annealed over it; leave it out.")

@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from purejaxppo.kernels.choice import kernel_or_xla
 from purejaxppo.kernels.epochs import minimize_in_kernel
-from purejaxppo.optimize.optimizers import direction, is_moments
+from purejaxppo.kernels.padding import NoKernelError
+from purejaxppo.optimize.optimizers import Moments, direction, is_moments
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
 from purejaxppo.parallel.packing import packed_scan
@@ -57,6 +58,9 @@ class MinibatchAdam(struct.PyTreeNode):
     kernels: str = struct.field(pytree_node=False, default="xla")
     eps: jax.Array | float = 1e-5
     weight_decay: jax.Array | float = 0.0
+    own: Any = struct.field(
+        pytree_node=False, default=None
+    )  # learning rate ↦ the user's own optimiser, of optax's kind
     extra_loss: Loss | None = struct.field(pytree_node=False, default=None)  # added to each loss that is minimised
     # two fits in one loop: parameters are a pair, and moments a `Pair`; the loss depends on the first, `extra_loss` on
     # the second, and each is clipped and moved by itself
@@ -124,6 +128,8 @@ class MinibatchAdam(struct.PyTreeNode):
             return moved, new_moments, jax.tree.map(lambda x: jnp.mean(x[-1]), metrics)
 
         def by_kernel() -> tuple[Params, Any, Metrics]:
+            if self.own is not None:
+                raise NoKernelError("the optimiser is one of your own")
             orders = jnp.broadcast_to(jnp.arange(size), (self.num_epochs, size))
             if self.num_minibatches > 1:
                 orders = jax.vmap(lambda key: permutation(key, size))(keys)
@@ -163,10 +169,14 @@ class MinibatchAdam(struct.PyTreeNode):
     ) -> tuple[Params, Any]:
         """Parameters and moments after one step along a gradient of that norm, unless it is to `halt`."""
         clipped = optax.tree.scale(jnp.minimum(1.0, self.max_grad_norm / norm), gradient)
-        step, new_moments = direction(moments, clipped, self.eps)
-        if isinstance(self.weight_decay, jax.Array) or self.weight_decay:
-            step = jax.tree.map(lambda d, p: d + self.weight_decay * p, step, params)
-        moved = jax.tree.map(lambda p, d: p - self.learning_rate * d, params, step)
+        if self.own is not None:
+            step, state = self.own(self.learning_rate).update(clipped, moments.state, params)
+            moved, new_moments = optax.apply_updates(params, step), Moments(state)
+        else:
+            step, new_moments = direction(moments, clipped, self.eps)
+            if isinstance(self.weight_decay, jax.Array) or self.weight_decay:
+                step = jax.tree.map(lambda d, p: d + self.weight_decay * p, step, params)
+            moved = jax.tree.map(lambda p, d: p - self.learning_rate * d, params, step)
         if halt is not None:
             moved, new_moments = jax.tree.map(
                 lambda new, old: jnp.where(halt, old, new), (moved, new_moments), (params, moments)

@@ -1,10 +1,12 @@
-"""What moves parameters along gradients: Adam, or RMSprop in its place."""
+"""What moves parameters along gradients: Adam, or another optimiser in its place."""
 
 from typing import Any
 
 import jax
 import optax
 from flax import struct
+
+from purejaxppo.errors import UsageError, reason
 
 OPTIMIZERS = ("adam", "rmsprop")
 
@@ -20,11 +22,32 @@ def is_moments(x: Any) -> bool:
     return isinstance(x, optax.ScaleByAdamState | Moments)
 
 
-def with_moments_of(optimizer: str, state: Any) -> Any:
-    """An algorithm's state before the first update, Adam's moments in it replaced by those of `optimizer`."""
+def with_moments_of(optimizer: Any, state: Any, params: Any) -> Any:
+    """An algorithm's state before the first update, Adam's moments of `params` in it replaced by those of `optimizer`.
+
+    Args:
+        optimizer: one of `OPTIMIZERS`, or a function of the learning rate that makes one of optax's.
+    """
     if optimizer == "adam":
         return state
-    return jax.tree.map(lambda x: Moments(_rmsprop(1e-5).init(x.mu)) if is_moments(x) else x, state, is_leaf=is_moments)
+    made = _rmsprop(1e-5) if optimizer == "rmsprop" else optimizer(1.0)
+    return jax.tree.map(lambda x: Moments(made.init(params)) if is_moments(x) else x, state, is_leaf=is_moments)
+
+
+def check_optimizer(optimizer: Any, eps: Any, weight_decay: Any) -> None:
+    """Refuse what makes no optimiser, or settings that it would not look at. Raises: UsageError."""
+    try:
+        made = optimizer(1.0)
+    except Exception as error:
+        raise UsageError(
+            f"optimizer = {optimizer!r:.80} must be one of {', '.join(OPTIMIZERS)}, or a function of the learning rate "
+            f"that makes one of optax's, such as optax.lion ({reason(error):.200})."
+        ) from error
+    if not hasattr(made, "init") or not hasattr(made, "update"):
+        raise UsageError(f"optimizer = {optimizer!r:.80} makes {made!r:.80}, which has no init and update.")
+    for name, value, usual in (("optimizer_eps", eps, 1e-5), ("weight_decay", weight_decay, 0.0)):
+        if not isinstance(value, jax.Array) and value != usual:
+            raise UsageError(f"{name} = {value} would do nothing with an optimizer of your own; set it there.")
 
 
 def direction(moments: Any, gradient: Any, eps: jax.Array | float) -> tuple[Any, Any]:

@@ -43,6 +43,7 @@ def load(
     env: Any = None,
     policy_network: Any = None,
     critic_network: Any = None,
+    optimizer: Any = None,
 ) -> Trained:
     """One seed of a run, ready to act.
 
@@ -59,12 +60,13 @@ def load(
         policy_network: the module, again, if the run was trained with one of the user's own. Its parameters must have
             the shapes of those saved; nothing else of it can be compared.
         critic_network: likewise.
+        optimizer: likewise, if it is a function.
 
     Raises:
         UsageError: there is no such run, seed or checkpoint, or it is damaged and no older one is whole; an `obs` of
             another shape, or without an entry of a dictionary.
     """
-    record = read_record(Path(directory), env, policy_network, critic_network)
+    record = read_record(Path(directory), env, policy_network, critic_network, optimizer)
     snapshot, states = load_all(record, checkpoint)
     i = seed_index(record, snapshot, seed)
     return trained(record.config, record.seeds, states, i, snapshot.about["env_steps"])

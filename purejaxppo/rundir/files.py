@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import stat
 import tomllib
@@ -157,7 +158,7 @@ def to_json(value: Any) -> Any:
         return to_json(np.asarray(value).tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+    return value if isinstance(value, str | int | float | bool | None) else re.sub(" at 0x[0-9a-f]+", "", repr(value))
 
 
 def to_float(value: Any) -> float:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from purejaxppo._version import __version__
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.optimize.optimizers import OPTIMIZERS
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir.files import malformed, read_json, refuse_links, refusing, shown, write_json
 
@@ -85,12 +86,18 @@ def env_again(env: Any) -> str:
 
 
 def read_record(
-    directory: Path, env: Any = None, policy_network: Any = None, critic_network: Any = None, name: str = "config.json"
+    directory: Path,
+    env: Any = None,
+    policy_network: Any = None,
+    critic_network: Any = None,
+    optimizer: Any = None,
+    name: str = "config.json",
 ) -> RunRecord:
     """Read config.json, believing nothing in it.
 
     An environment of the user's own is code that the file merely names: `env` must give it again, as `module:Class` or
-    as an instance. So must `policy_network` and `critic_network`, modules of the user's own.
+    as an instance. So must `policy_network` and `critic_network`, modules of the user's own, and an `optimizer` that is
+    a function; one that is a name is the file's.
 
     Raises:
         UsageError: there is none, it is damaged, or what it asks for cannot work here.
@@ -117,6 +124,8 @@ def read_record(
         if written is None and module is not None:
             raise UsageError(f"{key} = {type(module).__name__}, but this run was trained without; leave it out.")
     refuse_huge(path, settings | options)
+    if "optimizer" in settings:  # which older versions did not have
+        settings["optimizer"] = _optimizer_again(path, settings["optimizer"], optimizer)
     refuse_links(directory)
     algo, named = settings.pop("algo"), settings.pop("env")
     if env is None:
@@ -132,6 +141,16 @@ def read_record(
     except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: the settings do not fit together ({error!s:.200}); restore the file.") from error
     return RunRecord(directory, config, seeds, options, prng, devices, versions, threads, machine)
+
+
+def _optimizer_again(path: Path, written: Any, given: Any) -> Any:
+    """The file's if it is a name, else the user's own. Raises: UsageError: it is lacking, or was not asked for."""
+    own = None if isinstance(given, str) else given
+    if written in OPTIMIZERS and own is not None:
+        raise UsageError(f"optimizer = {own!r:.80}, but this run was trained with {written}; leave it out.")
+    if written not in OPTIMIZERS and own is None:
+        raise UsageError(f"{path}: optimizer = {written!r:.80} is a function of yours; give it again from Python.")
+    return own or written
 
 
 def refuse_huge(path: Path, values: Mapping[str, Any]) -> None:

@@ -44,6 +44,7 @@ class Snapshot(NamedTuple):
             mine_to_change |= {"env"}  # given again as an instance, which has no name
         # modules of the user's own are given again, too: `like` holds their parameters' shapes
         mine_to_change |= {name for name in ("policy_network", "critic_network") if getattr(config, name) is not None}
+        mine_to_change |= set() if isinstance(config.optimizer, str) else {"optimizer"}
         for name in sorted((ours.keys() | theirs.keys()) - mine_to_change):
             if ours.get(name) != theirs.get(name):
                 raise UsageError(

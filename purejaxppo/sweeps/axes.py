@@ -93,7 +93,8 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
 
 def parse_value(config: Config, name: str, text: str) -> Any:
     """One value of a field, as its flag would take it. Raises: UsageError."""
-    kind, text = setting_field(config, name).type, text.strip()
+    field, text = setting_field(config, name), text.strip()
+    kind = str if field.metadata.get("choices") else field.type
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]

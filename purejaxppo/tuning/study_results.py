@@ -120,7 +120,7 @@ def best_toml(config: Config, num_seeds: int, first_seed: int) -> str:
     Modules of the user's own are left out: they can be given from Python alone.
     """
     same = {"algo": config.algo_name, "env": config.env_name}
-    own = {name: x for name, x in beyond_preset(config).items() if not name.endswith("_network")}
+    own = {name: x for name, x in beyond_preset(config).items() if not name.endswith("_network") and not callable(x)}
     flags = same | own | {"num_seeds": num_seeds, "seed": first_seed}
     return "".join(f"{name} = {toml_value(value)}\n" for name, value in flags.items())
 

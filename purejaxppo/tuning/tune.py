@@ -134,7 +134,7 @@ def tune(
         raise UsageError("resume_or_start needs a directory to look into; pass out=DIR.")
     begun = plan_study(config, given, chosen, seed_list(seeds, first_seed), Path(out or ""), devices, final)
     if resume_or_start and (Path(out or "") / TUNE).exists():
-        again = config.env, config.policy_network, config.critic_network
+        again = config.env, config.policy_network, config.critic_network, config.optimizer
         there, here = read_study(Path(out or ""), progress, devices, *again)
         same_study(there, begun[0])
         with lock(there.record.directory):
@@ -183,14 +183,15 @@ def read_study(
     env: Any = None,
     policy_network: Any = None,
     critic_network: Any = None,
+    optimizer: Any = None,
 ) -> tuple[Study, list[jax.Device]]:
-    """One that was interrupted; its environment and networks again, if they are the user's own.
+    """One that was interrupted; its environment, networks and optimiser again, if they are the user's own.
 
     Raises:
         UsageError: its tune.json is damaged, or cannot work here.
     """
     path = directory / TUNE
-    record = read_record(directory, env, policy_network, critic_network, TUNE)
+    record = read_record(directory, env, policy_network, critic_network, optimizer, TUNE)
     with refusing(path):
         about = read_json(path)["tune"]
         if not isinstance(about["lot_size"], int) or not 0 < about["lot_size"] <= 10**5:
@@ -236,8 +237,7 @@ def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine, d
             f"the budget ended before any trial did: the best came to {search.rungs.steps[best.rung - 1]:,} steps"
         )
     progress.show(trials_table(search))
-    seeds = f"{plural(len(record.seeds), 'seed')} that no trial had"
-    progress.say(f"training trial {best.number}, and the settings that the study began with, on {seeds}")
+    progress.say(f"training trial {best.number}, and what the study began with, on seeds that no trial had")
     config = scheduled(record.config, best, search.rungs)
     final = judge(record, config, devices, progress, debug)
     columns = write_results(out, search, config, record.seeds, progress.warn)
