@@ -205,6 +205,18 @@ def test_the_tasks_of_a_scheduler_are_workers_of_one_sweep(slurm, tmp_path, trai
     assert sum(trained.values()) == 3
     assert main(FLAGS) == 2
     assert "3 processes share a sweep's directory, and there is none; pass --out DIR." in capsys.readouterr().err
+    assert main([*FLAGS, "--distributed", "off", "--out", str(out)]) == 2  # by itself, it begins a sweep of its own
+    assert "already holds files" in capsys.readouterr().err
+
+
+def test_several_processes_by_hand_are_workers_of_one_sweep(tmp_path, trained, capsys):
+    out, place = tmp_path / "it", "coordinator=127.0.0.1:1,processes=3,process={}"  # which nobody needs to meet at
+    for i in (1, 0):
+        assert main([*FLAGS, "--out", str(out), "--resume-or-start", "--distributed", place.format(i)]) == 0
+    assert trained == {GAMMAS[:2]: 1, GAMMAS[2:4]: 1, GAMMAS[4:]: 1}
+    assert main(["--resume", str(out), "--quiet", "--distributed", place.format(2)]) == 0
+    assert main([*FLAGS, "--distributed", "coordinator=h"]) == 2
+    assert "processes and process missing" in capsys.readouterr().err
 
 
 def test_a_plan_is_not_written_over_what_is_there(tmp_path):

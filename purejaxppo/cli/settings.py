@@ -85,12 +85,11 @@ class PolicyOptions:
     env: str | None = static(None, ENV_AGAIN)
 
 
-def groups_of(algo: str, env: str, more: Any) -> dict[str, Group]:
-    """The flags of a run of `algo` in `env`, and `more`. Raises: UsageError, there is no such algorithm."""
+def groups_of(algo: str, env: str, more: Any, without: tuple[str, ...] = ()) -> dict[str, Group]:
+    """The flags of `algo` in `env`, `without` some, and `more`. Raises: UsageError, there is no such algorithm."""
     base, given = preset(algo, env), preset_of(algo, env)
-    by_one = () if isinstance(more, NoOptions) else ("distributed",)
     return {
-        "run": Group(RunOptions(algo=algo, env=env), by_one),
+        "run": Group(RunOptions(algo=algo, env=env), without),
         "sweep": Group(more),
         "config": Group(base, ("env", "algo", "policy_network", "critic_network"), given),
         type(base.algo).__name__: Group(base.algo, (), given),
@@ -98,8 +97,10 @@ def groups_of(algo: str, env: str, more: Any) -> dict[str, Group]:
     }
 
 
-def parse_settings(argv: list[str], prog: str, about: str, more: More) -> tuple[Config, RunOptions, HostOptions, More]:
-    """Flags → config, options and `more`, a dataclass of a command's own options.
+def parse_settings(
+    argv: list[str], prog: str, about: str, more: More, without: tuple[str, ...] = ()
+) -> tuple[Config, RunOptions, HostOptions, More]:
+    """Flags → config, options and `more`, a dataclass of a command's own options; `without` some of a run's.
 
     `--help` and errors show the flags and defaults of the `--algo` and `--env` given.
 
@@ -108,7 +109,7 @@ def parse_settings(argv: list[str], prog: str, about: str, more: More) -> tuple[
         SystemExit: after `--help`.
     """
     algo, env = value_of(argv, "algo", "ppo"), value_of(argv, "env", "CartPole-v1")
-    groups = groups_of(algo, env, more)
+    groups = groups_of(algo, env, more, without)
     refuse_unknown(argv, flags_of(groups.values()), f"--algo {algo}", hyperparameters())
     run, own, config, algorithm, host = parse_groups(groups, argv, prog, about)
     options, given = RunOptions(**run), {flag_name(token).replace("-", "_") for token in argv}
@@ -145,7 +146,7 @@ def read_schedule(path: Path) -> tuple[str, ...]:
 
 def parse_resume(argv: list[str], prog: str) -> ResumeOptions:
     """Raises: UsageError, a flag that a run cannot change; SystemExit after `--help`."""
-    known = flags_of([Group(ResumeOptions)]) - (set() if prog.rsplit(maxsplit=1)[-1] == "run" else {"--distributed"})
+    known = flags_of([Group(ResumeOptions)]) - ({"--distributed"} if prog.rsplit(maxsplit=1)[-1] == "tune" else set())
     for token in argv:
         if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
             raise UsageError(

@@ -153,11 +153,14 @@ def _shared(argv: list[str]) -> Path | None:
     """
     if join := value_of(argv, "join"):
         return Path(join)
-    if "--help" in argv or not (place := find_place(way_out="--join DIR, which asks nobody")):
+    if "--help" in argv:
+        return None
+    words = with_file(argv, _TABLES)
+    if not (place := find_place(value_of(words, "distributed") or None, "--join DIR, which asks nobody")):
         return None
     if place.local_device is not None:
         jax.config.update("jax_cuda_visible_devices", str(place.local_device))  # as `jax.distributed` would
-    out = value_of(argv, "resume") or value_of(with_file(argv, _TABLES), "out")
+    out = value_of(argv, "resume") or value_of(words, "out")
     if not out:
         raise UsageError(f"{place.processes} processes share a sweep's directory, and there is none; pass --out DIR.")
     return Path(out)

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
             with lock(out):
                 _show(run_study(study, devices, progress, again.debug), progress)
             return
-        config, run, host, own = parse_settings(with_file(argv), _PROG, _ABOUT, TuneOptions())
+        config, run, host, own = parse_settings(with_file(argv), _PROG, _ABOUT, TuneOptions(), ("distributed",))
         space = read_toml(Path(own.space)) if own.space else default_space(config)
         if own.show_space:
             sources = {} if own.space else {name: x["source"] for name, x in SPACES[config.algo_name].items()}
