@@ -75,7 +75,7 @@ class Goal(Clock):
 
     def step(self, action):
         obs, reward, terminated, truncated, _ = super().step(action)
-        return obs, reward, terminated, truncated, {"is_success": terminated}
+        return obs, reward, terminated, truncated, {"is_success": True} if terminated else {}
 
 
 class Spaces(gymnasium.Env):

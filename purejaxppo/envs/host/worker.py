@@ -146,7 +146,7 @@ class Slot:
             self._show(obs, info, self._reached)
             if terminated or truncated:
                 if self._success is not None:
-                    self._success[...] = bool(info["is_success"])
+                    self._success[...] = bool(info.get("is_success"))  # one that lacks it was none
                 self.reset()
         for row, x in zip(self._ends, (reward, terminated, truncated and not terminated), strict=True):
             row[...] = x
