@@ -24,4 +24,5 @@ def reason(error: BaseException) -> str:
 
 def plural(count: int, noun: str) -> str:
     """ "1 seed", "2,000 seeds"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    several = "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{count:,} {noun}{'' if count == 1 else several}"

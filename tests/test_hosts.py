@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,11 +20,13 @@ import pytest
 from support import QUICK
 
 from purejaxppo.errors import UsageError
-from purejaxppo.parallel import hosts
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.parallel import hosts, joining
 from purejaxppo.parallel.hosts import Group, Joined, decode, encode, group
 from purejaxppo.parallel.joining import meet
 from purejaxppo.parallel.places import Place, find_place, parse_place
 from purejaxppo.parallel.runs import own_runs
+from purejaxppo.presets import preset
 from purejaxppo.rundir.checkpoint import read, steps_saved
 from purejaxppo.rundir.logs import read_log
 
@@ -167,6 +170,17 @@ def test_who_does_not_come_is_named_and_strangers_are_nobody():
     thread.join()
     with pytest.raises(UsageError, match=r"process 0 of 2 did not answer at 127\.0\.0\.1:\d+ within 1 s"):
         meet(Place(f"{address[0]}:{address[1]}", 2, 1, wait=1), {})
+
+
+def test_for_whom_one_waits_is_said(monkeypatch):
+    monkeypatch.setattr(joining, "SAY_SECONDS", 0.3)
+    told = []
+    place = Place(f"127.0.0.1:{free_port()}", 3, 0, wait=1)
+    with pytest.raises(UsageError, match="process 1, 2 of 3 did not come"):
+        meet(place, {}, told.append)
+    with pytest.raises(UsageError, match="did not answer"):
+        meet(place._replace(process=1), {}, told.append)
+    assert told == [f"waiting for process {whom} of 3 at {place.coordinator}" for whom in ("1, 2", "0")]
 
 
 def test_strangers_who_say_nothing_keep_nobody_waiting():
@@ -410,6 +424,24 @@ def test_runs_are_laid_out_as_one_process_would(monkeypatch):
             assert (own.start, own.stop) == expected[me]
 
 
+def test_every_process_gets_devices_or_is_said_to_have_nothing_to_do(monkeypatch):
+    devices = [types.SimpleNamespace(process_index=i // 2, platform="tpu") for i in range(6)]
+    config, options = preset("a2c", "CartPole-v1"), HostOptions()
+    three = Joined(Store(), ["a", "b", "c"], 0)
+    hosts.use(three)
+    try:
+        assert len(options.place(config, 6, devices)) == 6
+        with pytest.warns(
+            UserWarning, match="4 runs on 3 devices, 2 on each, are for 2 of 3 processes, and the others"
+        ):
+            chosen = options.place(config, 4, devices)
+        assert [device.process_index for device in chosen] == [0, 1, 2]
+        with pytest.raises(UsageError, match="1 run on 1 device, 1 on each, are for 1 of 3 processes; start 1, train"):
+            options.place(config, 1, devices)
+    finally:
+        hosts.use(Group())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_others_end_and_name_it_and_a_resumed_run_goes_on(tmp_path, victim):
@@ -504,7 +536,7 @@ def test_other_settings_or_another_directory_are_refused_by_all(tmp_path):
         assert len(line.splitlines()) == 1
     for code, line in ended(start_all([*flags[:-4], "--num-seeds", "1", "--out", tmp_path / "few"])):
         assert code == 2
-        assert "too many; start fewer, or train more seeds" in line
+        assert "1 run on 1 device, 1 on each, are for 1 of 2 processes; start 1, train more seeds" in line
 
 
 @pytest.mark.slow

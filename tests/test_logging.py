@@ -528,6 +528,18 @@ def test_off_a_terminal_progress_is_a_line_every_few_seconds(clock):
     ]
 
 
+def test_the_first_chunk_says_nothing_of_the_time_left(clock):
+    file = io.StringIO()
+    with ProgressLine(Console(file=file, width=40)) as line:
+        line.stage("training", 0, 10**9)
+        for steps in (128, 10**6):
+            clock.seconds += 20
+            line.advance(steps, np.full(1, np.nan), 1)
+    first, second = file.getvalue().splitlines()[1:]
+    assert first.endswith("no episode yet")
+    assert second.endswith(" s left")
+
+
 def test_off_a_terminal_what_lasts_says_so_twice_a_minute(clock):
     """Compilation, say; and all who wait for devices call for it."""
     file = io.StringIO()

@@ -104,8 +104,9 @@ def _start(
 
     def join_others() -> None:
         if place:
+            progress = ProgressLine(plain_console(), options.quiet)
             common = {**about, "--devices": options.devices or "", **versions(env), **jax_settings()}
-            join(place, {name: str(value) for name, value in common.items()}, share_runs)
+            join(place, {name: str(value) for name, value in common.items()}, share_runs, progress.say)
 
     start_jax(is_alone(argv), join_others)
 

@@ -109,8 +109,11 @@ class HostOptions:
         if shape.run and runs % shape.run:
             raise UsageError(f"mesh = {self.mesh!r}: run = {shape.run} must divide {runs} runs; pass one that does.")
         config.check_mesh(shape.env, shape.net)
-        chosen = first_devices(devices, needed)
-        check_processes(chosen, shape.devices_per_run, runs)
+        chosen, size = first_devices(devices, needed), shape.devices_per_run
+        if not shape.run and len({device.process_index for device in chosen}) < group().count:
+            each = needed // group().count // size * size  # fewer devices, of which every process has some
+            chosen = first_devices(devices, each * group().count) if each else chosen
+        check_processes(chosen, size, runs, self.vmap_size(config, chosen))
         return chosen
 
     @classmethod

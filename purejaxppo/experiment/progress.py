@@ -49,7 +49,7 @@ class ProgressLine:
         self._console, self._quiet, self._every = console, quiet or not self._leads, every_seconds
         self._bar: _Bar | None = None
         self._task: bars.TaskID | None = None
-        self._total, self._start, self._stage = 0, 0, ""
+        self._total, self._start, self._stage, self._first = 0, 0, "", True
         self._began = self._printed = time.monotonic()
 
     def __enter__(self) -> "ProgressLine":
@@ -84,7 +84,7 @@ class ProgressLine:
     def stage(self, name: str, done: int = 0, total: int = 0) -> None:
         """What is going on now, with its own clock; `done` of `total` environment steps were made before."""
         self._began = self._printed = time.monotonic()
-        self._start, self._total, self._stage = done, total, name
+        self._start, self._total, self._stage, self._first = done, total, name, True
         if not self._bar:
             self.say(name)
             return
@@ -109,6 +109,7 @@ class ProgressLine:
         `each` is what they are called: where several settings are trained together, they are runs.
         """
         now, seeds = time.monotonic(), returns.size
+        first, self._first = self._first, False  # chunk: of one update, whose speed says little of those that follow
         rate = (steps - self._start) / max(now - self._began, 1e-9)
         known = returns[np.isfinite(returns)]
         score = "no episode yet"
@@ -125,5 +126,6 @@ class ProgressLine:
             self._bar.update(self._task, completed=steps)
         elif not self._quiet and (now - self._printed > self._every or steps == self._total):
             self._printed = now
+            told = f"{steps / self._total:4.0%} · {speed} · {score}"
             left = (self._total - steps) / max(rate, 1e-9)
-            self.say(f"{steps / self._total:4.0%} · {speed} · {score} · {left:.0f} s left")
+            self.say(told if first else f"{told} · {left:.0f} s left")

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -19,22 +20,24 @@ from purejaxppo.errors import UsageError
 from purejaxppo.parallel.hosts import Joined, group, use
 from purejaxppo.parallel.places import Place
 
+SAY_SECONDS = 10.0  # after which a process says for whom it waits
 CONNECT_SECONDS = 30.0  # at least, for JAX to connect processes that have met
 NAME_SECONDS = 30.0  # for a name to be known, as in a cluster that has just started
 _HELLO = 65536  # bytes that are read of what somebody says at the meeting
 
 
-def join(place: Place, about: dict[str, str], share_runs: bool) -> None:
+def join(place: Place, about: dict[str, str], share_runs: bool, say: Callable[[str], None]) -> None:
     """Meet the others, start JAX's distributed runtime, and let `hosts.group` return all.
 
     Args:
         about: what must be the same in all, as the versions of packages.
+        say: told for whom this process waits, if it is for long.
         share_runs: whether programs may have collectives over processes. On CPUs each process listens for them.
 
     Raises:
         UsageError: somebody does not come in time, or does not fit.
     """
-    names = meet(place, about)
+    names = meet(place, about, say)
     import jax
     from jax._src import distributed
 
@@ -116,7 +119,7 @@ def _numeric(place: Place) -> str:
     return f"{host}:{address[1]}"
 
 
-def meet(place: Place, about: dict[str, str]) -> list[str]:
+def meet(place: Place, about: dict[str, str], say: Callable[[str], None] = lambda _: None) -> list[str]:
     """Wait until all are there, and return where each is. Raises: UsageError."""
     name = f"{socket.gethostname()}, pid {os.getpid()}"
     hello = {"processes": place.processes, "process": place.process, "name": name, "about": about}
@@ -125,15 +128,16 @@ def meet(place: Place, about: dict[str, str]) -> list[str]:
             family, _, _, _, address = _resolved(place)
             listener = socket.create_server(address[:2], family=family, backlog=4096)
         except OSError as error:
-            answer = _ask(place, hello, 1.0)  # is there a process 0 already? then it must hear that there are two
+            answer = _ask(place, hello, 1.0, say)  # is there a process 0 already? then it must hear that there are two
             why = f"cannot be listened on here ({error.strerror or error}); process 0 runs where it is, on a free port"
             raise UsageError(answer.get("error") or f"coordinator = {place.coordinator!r} {why}.") from error
         with listener:
-            return _receive(listener, place, hello)
-    answer = _ask(place, hello, place.wait)
+            return _receive(listener, place, hello, say)
+    answer = _ask(place, hello, place.wait, say)
     if "names" not in answer:
         silent = f"process 0 of {place.processes} did not answer at {place.coordinator} within {place.wait:g} s"
-        raise UsageError(answer.get("error") or f"{silent}; start it, or give all its address.")
+        why = "start it, or give all its address; or it has begun already, with another process of this number"
+        raise UsageError(answer.get("error") or f"{silent}; {why}.")
     return [str(name) for name in answer["names"]]
 
 
@@ -149,29 +153,32 @@ def _resolved(place: Place) -> Any:
             time.sleep(0.5)
 
 
-def _receive(listener: socket.socket, place: Place, mine: dict[str, Any]) -> list[str]:
+def _receive(listener: socket.socket, place: Place, mine: dict[str, Any], say: Callable[[str], None]) -> list[str]:
     """Process 0: hear all, and let them go on, or tell them what does not fit."""
     come: dict[int, dict[str, Any]] = {0: mine}
-    problem, ends = "", time.monotonic() + place.wait
+    problem, ends, patience = "", time.monotonic() + place.wait, time.monotonic() + SAY_SECONDS
     with ExitStack() as stack:
         guests: list[tuple[int, socket.socket]] = []
         while True:
             _forget_who_left(guests, come)
             if len(guests) >= place.processes - 1:
                 break
-            listener.settimeout(max(0.01, ends - time.monotonic()))
+            missing = ", ".join(str(i) for i in range(place.processes) if i not in come)
+            if time.monotonic() > patience and not problem:
+                patience = ends
+                say(f"waiting for process {missing:.60} of {place.processes} at {place.coordinator}")
+            listener.settimeout(max(0.01, min(ends, patience) - time.monotonic()))
             try:
-                if time.monotonic() > ends:  # whoever else knocks
-                    raise TimeoutError
                 guest = stack.enter_context(listener.accept()[0])
             except TimeoutError:
+                guest = None
+            if time.monotonic() > ends:  # whoever else knocks
                 if problem:
                     break
-                missing = ", ".join(str(i) for i in range(place.processes) if i not in come)
                 where = f"at {place.coordinator} within {place.wait:g} s"
                 problem = f"process {missing:.60} of {place.processes} did not come {where}; start all, or pass wait=S."
                 break
-            if (hello := _read(guest, min(2.0, max(0.01, ends - time.monotonic())))) and "process" in hello:
+            if guest and (hello := _read(guest, min(2.0, max(0.01, ends - time.monotonic())))) and "process" in hello:
                 _forget_who_left(guests, come)
                 if not problem and (problem := _misfit(come, hello)):
                     ends = min(ends, time.monotonic() + 5.0)  # those that come late shall hear it, too
@@ -227,10 +234,13 @@ def _misfit(come: dict[int, dict[str, Any]], hello: dict[str, Any]) -> str:
     return ""
 
 
-def _ask(place: Place, hello: dict[str, Any], wait: float) -> dict[str, Any]:
+def _ask(place: Place, hello: dict[str, Any], wait: float, say: Callable[[str], None]) -> dict[str, Any]:
     """What process 0 answers; {} if it cannot be reached in time."""
-    ends = time.monotonic() + wait
+    ends, patience = time.monotonic() + wait, time.monotonic() + SAY_SECONDS
     while time.monotonic() < ends:
+        if time.monotonic() > patience:
+            patience = ends
+            say(f"waiting for process 0 of {place.processes} at {place.coordinator}")
         try:
             with socket.create_connection(place.address, timeout=max(0.1, ends - time.monotonic())) as connection:
                 connection.sendall((json.dumps(hello) + "\n").encode())

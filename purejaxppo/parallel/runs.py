@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import UsageError, plural
 from purejaxppo.keys import as_data, is_key
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.mesh import ENV_AXIS, NET_AXIS, RUN_AXIS
@@ -143,14 +144,23 @@ def own_runs(runs: int, devices: Sequence[jax.Device], size: int) -> slice:
     return slice(mine[0] * each, (mine[-1] + 1) * each)
 
 
-def check_processes(devices: Sequence[jax.Device], size: int, runs: int) -> None:
-    """Raises: UsageError: a process would have nothing to do, or a part of one run and other runs too."""
+def check_processes(devices: Sequence[jax.Device], size: int, runs: int, vmap_size: int | None) -> None:
+    """Warns of processes that have nothing to do, as each device has equally many runs.
+
+    Raises:
+        UsageError: a process would have no device, or a part of one run and other runs too.
+    """
     groups = [{device.process_index for device in devices[i : i + size]} for i in range(0, len(devices), size)]
-    if len(set().union(*groups)) < group().count:
-        raise UsageError(
-            f"{group().count} processes for {len(groups)} groups of {size} devices, which {runs} runs lie on, are too "
-            "many; start fewer, or train more seeds."
-        )
+    each = padded_count(runs, len(groups), vmap_size) // len(groups)
+    busy = len(set().union(*groups[: -(-runs // each)]))
+    if busy < (count := group().count):
+        places = plural(len(devices), "device") if size == 1 else plural(len(groups), "group") + f" of {size} devices"
+        what = f"{plural(runs, 'run')} on {places}, {each} on each, are for {busy} of {count} processes"
+        way = f"start {busy}, train more seeds, choose other --devices, or let devices share each run: --mesh env=…"
+        if len(set().union(*groups)) < count:
+            raise UsageError(f"{what}; {way}.")
+        if group().leads:
+            warnings.warn(f"{what}, and the others have nothing to do; {way}", stacklevel=2)
     if any(len(own) > 1 and own & other for own in groups for other in groups if own is not other):
         raise UsageError(
             f"{size} devices per run are neither a part nor a multiple of each process's; choose another --mesh."
