@@ -24,6 +24,7 @@ from purejaxppo.health import CAUSES
 from purejaxppo.keys import RESUMED
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.runs import differing_replica, on_host
+from purejaxppo.rundir.checkpoint import steps_saved
 from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import FailedSeed, Summary
 from purejaxppo.types import TrainState
@@ -111,9 +112,10 @@ class Loop:
         """How to go on after a failure; `remedy` is to be done before."""
         if not self.keep:
             return f"{remedy}begin anew: without out=DIR, nothing is kept"
-        if not self.logged and not self.saved and group().count == 1:  # several leave config.json behind
+        saved = self.saved or steps_saved(self.runs.directory / "checkpoints")  # by others, of several processes
+        if not self.logged and not saved and group().count == 1:  # several leave config.json behind
             return f"nothing was saved yet: {remedy}begin anew"
-        what = "the last checkpoint is whole" if self.saved else "no checkpoint was saved yet"
+        what = "the last checkpoint is whole" if saved else "no checkpoint was saved yet"
         return f"{what}: {remedy}{self.runs.resume_flags}"
 
     def _start(self, snapshot: Snapshot | None, program: Program | None) -> None:
