@@ -171,7 +171,7 @@ def test_a_mesh_is_parsed():
 
 def test_what_to_do_about_a_file_that_could_not_be_written(tmp_path):
     def way_out(error, directory=tmp_path, keep=True, logged=True, saved=3):
-        runs = SimpleNamespace(resume_flags=f"--resume {tmp_path}")
+        runs = SimpleNamespace(resume_flags=f"--resume {tmp_path}", directory=tmp_path)
         one = SimpleNamespace(runs=runs, saved=saved, keep=keep, logged=logged)
         return loop.Loop.way_out(one, file_remedy(error, directory))
 
@@ -185,6 +185,8 @@ def test_what_to_do_about_a_file_that_could_not_be_written(tmp_path):
     moved = tmp_path / "moved"
     assert way_out(cut, moved).endswith(f"{moved} is not there any more; move it back, then --resume {tmp_path}")
     assert way_out(cut, keep=False) == "begin anew: without out=DIR, nothing is kept"
+    (tmp_path / "checkpoints" / "640").mkdir(parents=True)  # saved by another process
+    assert way_out(full, saved=0) == f"the last checkpoint is whole: make room, then --resume {tmp_path}"
 
 
 def test_public_names_are_what_they_are_whatever_is_imported():
