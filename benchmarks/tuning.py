@@ -201,7 +201,7 @@ def budget(studies: int) -> None:
         usual = measured(f"{env}: preset", partial(judged, base))
         for seed in range(studies):
             for sampler, pruner in (("tpe", "halving"), ("random", "none")):
-                study = partial(course, base, most, sampler, pruner, seed, usual["ci_low"])
+                study = partial(course, base, most, sampler, pruner, seed, usual["iqm"])
                 measured(f"{env}: {sampler}, {pruner}, study {seed}", study)
 
 
