@@ -55,10 +55,7 @@ def is_alone(argv: list[str]) -> bool:
     if given("mesh") or given("devices", "1") != "1":
         return False
     if directory := given("resume"):
-        try:
-            return read_config(Path(directory) / "config.json").get("threads") == 1
-        except UsageError:  # to be told by who reads the whole
-            return False
+        return _recorded(directory).get("threads") == 1
     few = given("num-envs", "1").isdecimal() and int(given("num-envs", "1")) <= 16
     small = few and given("env", "CartPole-v1") in CLASSIC_CONTROL
     return small and given("num-seeds") == "1" and given("seed-mode", "vmap") == "vmap" and not given("devices")
@@ -112,12 +109,19 @@ def _start(
 
 
 def _recorded_mesh(directory: str | None) -> str:
-    """That of the run in a directory, if it can be read: what is wrong with it is told by who reads the whole."""
     try:
-        mesh = read_config(Path(directory or "") / "config.json")["options"]["mesh"]
+        mesh = _recorded(directory)["options"]["mesh"]
         return mesh if isinstance(mesh, str) and MeshShape.parse(mesh) else ""
     except (KeyError, TypeError, UsageError):
         return ""
+
+
+def _recorded(directory: str | None) -> dict[str, Any]:
+    """What config.json says, as far as it can be read: what is wrong with it is told by who reads the whole."""
+    try:
+        return read_config(Path(directory or "") / "config.json")
+    except UsageError:
+        return {}
 
 
 def table(summary: Summary, out: Path) -> Table:

@@ -159,10 +159,7 @@ def _receive(listener: socket.socket, place: Place, mine: dict[str, Any], say: C
     problem, ends, patience = "", time.monotonic() + place.wait, time.monotonic() + SAY_SECONDS
     with ExitStack() as stack:
         guests: list[tuple[int, socket.socket]] = []
-        while True:
-            _forget_who_left(guests, come)
-            if len(guests) >= place.processes - 1:
-                break
+        while len(guests) < place.processes - 1:
             missing = ", ".join(str(i) for i in range(place.processes) if i not in come)
             if time.monotonic() > patience and not problem:
                 patience = ends
