@@ -161,7 +161,8 @@ def judged(config: Any) -> Any:
 def incumbents(out: Path) -> list[tuple[int, dict[str, Any]]]:
     """The steps that a study had spent after each lot, and the best settings then."""
     from purejaxppo.tuning.journal import Journal
-    from purejaxppo.tuning.tune import ProgressLine, plain_console, read_study
+    from purejaxppo.tuning.study import ProgressLine, read_study
+    from purejaxppo.tuning.tune import plain_console
 
     planned, _ = read_study(out, ProgressLine(plain_console(), quiet=True))
     journal, found = Journal(out), []

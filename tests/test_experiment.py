@@ -19,7 +19,7 @@ import pytest
 import purejaxppo
 from purejaxppo import A2C, Config, UsageError, resume_experiment, run_experiment
 from purejaxppo.cli.run import main
-from purejaxppo.experiment import loop
+from purejaxppo.experiment import loop, timetable
 from purejaxppo.experiment.experiment import seed_list
 from purejaxppo.experiment.failures import file_remedy
 from purejaxppo.experiment.options import MeshShape
@@ -51,7 +51,7 @@ def quick(monkeypatch, tmp_path, programs):
         )
 
     monkeypatch.setattr(loop, "compile_program", once)
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(timetable, "CHUNK_SECONDS", 0.0)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
 

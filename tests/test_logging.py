@@ -27,7 +27,7 @@ from rich.console import Console
 
 from purejaxppo import A2C, Config, make_train, resume_experiment, run_experiment
 from purejaxppo.errors import UsageError
-from purejaxppo.experiment import loop, progress
+from purejaxppo.experiment import loop, progress, timetable
 from purejaxppo.experiment.experiment import start_record
 from purejaxppo.experiment.logging import _values, grouped
 from purejaxppo.experiment.options import HostOptions
@@ -163,7 +163,7 @@ def outputs(directory, monkeypatch):
     """All schedules' directories and summaries."""
     results = {}
     for schedule in SCHEDULES:
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", schedule[3])
+        monkeypatch.setattr(timetable, "CHUNK_SECONDS", schedule[3])
         results[schedule] = finished(directory, schedule)
     return results
 
@@ -256,7 +256,7 @@ class Reader(ProgressLine):
 
 def test_the_log_can_be_read_while_it_is_written(tmp_path, monkeypatch):
     """After every chunk the file holds all rows due by then, in whole lines, and begins what it becomes."""
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(timetable, "CHUNK_SECONDS", 0.0)
     reader = Reader(tmp_path / "run" / "metrics.csv")
     run(tmp_path / "run", line=reader)
     final = reader.path.read_text()
@@ -283,7 +283,7 @@ def test_rows_of_many_seeds_are_on_disk_as_soon_as_they_are_written(tmp_path):
 @pytest.mark.parametrize(("log", "crash"), [(20, 8), (3, 8)])
 def test_a_crash_before_or_after_the_first_row_leaves_no_trace_in_the_log(tmp_path, monkeypatch, outputs, log, crash):
     """Stopped in update 8 with the last checkpoint at 6, then resumed: the log of a run that was not."""
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(timetable, "CHUNK_SECONDS", 0.0)
     out = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
         run(out, line=Reader(out / "metrics.csv", crash), log_interval=log, checkpoint_interval=3)
@@ -610,7 +610,7 @@ def test_a_run_tells_of_its_stages_and_of_failed_seeds_or_of_nothing(tmp_path, m
 
 def test_a_group_of_a_sweep_ends_when_all_have_failed(tmp_path, monkeypatch):
     """With the program of above: the seed that fails, four times. What was not trained is not said to have been."""
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(timetable, "CHUNK_SECONDS", 0.0)
     options = HostOptions(log_interval=3, final_episodes=2, checkpoint_interval=5)
     records = [start_record(CONFIG, SEEDS[:1], tmp_path / name, jax.devices(), options) for name in "ab"]
     for directory in (*(record.directory for record in records), tmp_path / "unfinished"):

@@ -38,9 +38,10 @@ from purejaxppo.tuning.population import Population, exploit_and_explore, inheri
 from purejaxppo.tuning.rungs import Rungs
 from purejaxppo.tuning.search import FINISHED, RUNNING, STOPPED, Outcome, Search
 from purejaxppo.tuning.space import as_toml, combinations, default_space, parse_space
+from purejaxppo.tuning.study import read_study
 from purejaxppo.tuning.study_options import StudyOptions
 from purejaxppo.tuning.trainer import Trainer
-from purejaxppo.tuning.tune import read_study, run_study
+from purejaxppo.tuning.tune import run_study
 
 TINY = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "eval_episodes": 2, "eval_max_steps": 20}
 CONFIG = Config(env="CartPole-v1", algo=A2C(), total_steps=128, num_epochs=1, num_minibatches=1, **TINY)

@@ -18,9 +18,10 @@ from purejaxppo.sweeps.results import run_command
 from purejaxppo.tuning.default_spaces import SPACES
 from purejaxppo.tuning.final import Judged
 from purejaxppo.tuning.space import as_toml, default_space, parse_space
+from purejaxppo.tuning.study import read_study
 from purejaxppo.tuning.study_options import StudyOptions, as_dict
 from purejaxppo.tuning.study_results import final_table
-from purejaxppo.tuning.tune import TuneResult, read_study, run_study, tune
+from purejaxppo.tuning.tune import TuneResult, run_study, tune
 
 _PROG = "purejaxppo tune"
 _ABOUT = "Search for the settings of one algorithm, and train the best on seeds that had no part in the choice."

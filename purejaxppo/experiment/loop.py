@@ -20,6 +20,7 @@ from purejaxppo.experiment.program import ROWS, Program, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
+from purejaxppo.experiment.timetable import Timetable, chunk_updates
 from purejaxppo.health import CAUSES
 from purejaxppo.keys import RESUMED
 from purejaxppo.parallel.hosts import group
@@ -29,14 +30,7 @@ from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import FailedSeed, Summary
 from purejaxppo.types import TrainState
 
-CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
-CHECKPOINT_SECONDS = 30.0
 PATIENCE = 6.0  # seconds after SIGTERM that a chunk, or an evaluation between two, may still take
-
-
-def chunk_updates(updates: int, seconds: float, most: int) -> int:
-    """How many updates to make before the host looks again, if so many took so many seconds."""
-    return int(max(1, min(most, CHUNK_SECONDS * updates / seconds)))
 
 
 class Loop:
@@ -52,6 +46,9 @@ class Loop:
     ) -> None:
         """`keep`: write checkpoints. Raises, from all of its methods: as `run_experiment`."""
         self.runs, self.progress, self.debug, self.on_chunk, self.keep = runs, progress, debug, on_chunk, keep
+        options, config = runs.options, runs.config
+        every = options.log_interval or 1, config.eval_interval, options.checkpoint_interval
+        self.due = Timetable(config.num_updates, *every)
         self.callback_error: BaseException | None = None  # which is no file's, even if it is an OSError
         self.done = self.saved = 0  # updates, and those that the last checkpoint has
         self.saved_at, self.logged = 0.0, False
@@ -152,7 +149,7 @@ class Loop:
         """Make all updates, or as many as it takes until all members have failed."""
         runs, members, pace = self.runs, len(self.runs.members), 1
         self.saved_at = time.monotonic()
-        if self._row_ends and self.totals[0, -1]:  # it was interrupted while it evaluated
+        if self.due.row_ends(self.done) and self.totals[0, -1]:  # it was interrupted while it evaluated
             self._end_row(self.done, self.totals)
             self.totals = np.zeros_like(self.totals)
         ended = group().told(len(self.failed) == members)
@@ -181,7 +178,8 @@ class Loop:
         seconds, signum = (max(column) for column in zip(*values, strict=True))
         ended = len(self.failed) == len(self.runs.members)
         pace = chunk_updates(updates, seconds, self.config.num_updates)
-        return pace, bool(signum) or ended or self._save_is_due(), int(signum), ended
+        save = self.due.saves(self.done, time.monotonic() - self.saved_at)
+        return pace, bool(signum) or ended or save, int(signum), ended
 
     def _tell_all_failed(self) -> None:
         first = min(self.failed.values(), key=lambda found: found["update"])
@@ -192,8 +190,8 @@ class Loop:
 
     def _advance(self, at_most: int) -> list[tuple[int, dict[str, np.ndarray]]]:
         """Make a chunk of updates and log its rows, which are returned: the update that each ends with, and metrics."""
-        runs, done, program, interval = self.runs, self.done, self.program, self.runs.options.log_interval or 1
-        count = min(self._next_stop() - done, at_most, ROWS * interval - done % interval)
+        runs, done, program, interval = self.runs, self.done, self.program, self.due.rows_every
+        count = min(self.due.next_stop(done) - done, at_most, ROWS * interval - done % interval)
 
         def chunk() -> Any:
             given = (self.state, runs.swept, runs.spread(self.totals), np.int32(done), np.int32(count))
@@ -203,22 +201,10 @@ class Loop:
         filled, sums = (done % interval + count) // interval, on_host(sums)
         ends = [(done // interval + 1 + i) * interval for i in range(filled)]
         self.done = done = done + count
-        if self._row_ends and done % interval:  # early
+        if self.due.row_ends(done) and done % interval:  # early
             filled, ends = filled + 1, [*ends, done]
         self.totals = sums[:, filled] if filled < ROWS else np.zeros_like(self.totals)
         return [(end, self._end_row(end, sums[:, i])) for i, end in enumerate(ends)]
-
-    @property
-    def _evaluates(self) -> bool:
-        """Whether an evaluation is due now."""
-        last = self.done == self.config.num_updates
-        return bool(self.config.eval_interval) and (self.done % self.config.eval_interval == 0 or last)
-
-    @property
-    def _row_ends(self) -> bool:
-        """Whether a row of the log ends now."""
-        last = self.done == self.config.num_updates
-        return last or self._evaluates or self.done % (self.runs.options.log_interval or 1) == 0
 
     def _end_row(self, end: int, sums: np.ndarray) -> dict[str, np.ndarray]:
         """Log the row that ends with update `end`, of sums [runs, columns], and return it: each metric [members].
@@ -228,7 +214,7 @@ class Loop:
         """
         own = means(self.program.metrics, sums[: self.runs.own_count])
         if self.config.eval_interval:
-            due, signum = self._evaluates and end == self.done, 0
+            due, signum = self.due.evaluates(end) and end == self.done, 0
             try:
                 own |= self._evaluate(due)
             except Stopped:
@@ -276,18 +262,6 @@ class Loop:
                 f"after eval_max_steps = {self.config.eval_max_steps:,}"
             )
         return everybody
-
-    def _next_stop(self) -> int:
-        """The update at which an evaluation or a checkpoint is due next, or the last."""
-        intervals = (self.config.eval_interval, self.runs.options.checkpoint_interval)
-        return min([(self.done // i + 1) * i for i in intervals if i] + [self.config.num_updates])
-
-    def _save_is_due(self) -> bool:
-        if self.done == self.config.num_updates:
-            return True
-        if interval := self.runs.options.checkpoint_interval:
-            return self.done % interval == 0
-        return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
 
     def _find_failed(self) -> None:
         """Name the members that failed since the last look. Raises: UsageError, with `debug`, for the first."""

@@ -161,6 +161,15 @@ def to_json(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else re.sub(" at 0x[0-9a-f]+", "", repr(value))
 
 
+def from_json(value: Any) -> Any:
+    """What was made JSON by `to_json`: infinities, which JSON lacks, and tuples, which it has as lists."""
+    if isinstance(value, dict):
+        return {key: from_json(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return tuple(from_json(x) for x in value)
+    return float(value) if value in ("inf", "-inf") else value
+
+
 def to_float(value: Any) -> float:
     """A number of a JSON file or a cell; NaN if missing or not finite. Raises: TypeError, ValueError: it is none."""
     if value is None or value == "":

@@ -21,7 +21,17 @@ from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals
-from purejaxppo.rundir.files import SWEEP, UNFINISHED, json_text, malformed, read_json, refuse_links, refusing, to_json
+from purejaxppo.rundir.files import (
+    SWEEP,
+    UNFINISHED,
+    from_json,
+    json_text,
+    malformed,
+    read_json,
+    refuse_links,
+    refusing,
+    to_json,
+)
 from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
 from purejaxppo.rundir.summary import Summary, failed_summary, read_summary
@@ -122,7 +132,7 @@ def read_sweep(
             raise malformed(path, "sweep is no list of settings")
         if any(own.keys() != settings[0].keys() for own in settings):
             raise malformed(path, "not all settings of the sweep have the same fields")
-        settings = [{name: _from_json(value) for name, value in own.items()} for own in settings]
+        settings = [from_json(own) for own in settings]
     for own in settings:
         refuse_huge(path, own)
     for name in {name for own in settings for name in own}:
@@ -261,9 +271,3 @@ def file_names(directory: Path) -> set[str]:
         return {entry.name for entry in os.scandir(directory)}
     except FileNotFoundError:
         return set()
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    return float(value) if value in ("inf", "-inf") else value

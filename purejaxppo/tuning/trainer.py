@@ -12,12 +12,13 @@ import numpy as np
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.experiment.loop import PATIENCE, chunk_updates
+from purejaxppo.experiment.loop import PATIENCE
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
+from purejaxppo.experiment.timetable import chunk_updates
 from purejaxppo.keys import as_data, is_key
 from purejaxppo.parallel.runs import laid_out
 from purejaxppo.rundir.learnt import read_learnt

@@ -1,0 +1,40 @@
+"""At which updates a row of the log, an evaluation or a checkpoint is due, and where a chunk of updates ends."""
+
+from typing import NamedTuple
+
+CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
+CHECKPOINT_SECONDS = 30.0
+
+
+class Timetable(NamedTuple):
+    """Of one batch of runs; all intervals are in updates."""
+
+    updates: int  # that there are
+    rows_every: int
+    evaluations_every: int  # 0: never while it trains
+    checkpoints_every: int | None  # None: by the clock
+
+    def row_ends(self, done: int) -> bool:
+        """Whether a row of the log ends with update `done`."""
+        return done == self.updates or self.evaluates(done) or done % self.rows_every == 0
+
+    def evaluates(self, done: int) -> bool:
+        """Whether the runs are evaluated after update `done`."""
+        every = self.evaluations_every
+        return bool(every) and (done == self.updates or done % every == 0)
+
+    def saves(self, done: int, seconds: float) -> bool:
+        """Whether a checkpoint is due after update `done`, so many seconds after the last one."""
+        if done == self.updates:
+            return True
+        return done % self.checkpoints_every == 0 if self.checkpoints_every else seconds >= CHECKPOINT_SECONDS
+
+    def next_stop(self, done: int) -> int:
+        """The first update after `done` at which an evaluation or a checkpoint may be due."""
+        intervals = [every for every in (self.evaluations_every, self.checkpoints_every) if every]
+        return min([(done // every + 1) * every for every in intervals] + [self.updates])
+
+
+def chunk_updates(updates: int, seconds: float, most: int) -> int:
+    """How many updates to make before the host looks again, if so many took so many seconds."""
+    return int(max(1, min(most, CHUNK_SECONDS * updates / seconds)))
