@@ -4,7 +4,7 @@
 #     "jax==0.10.2",
 #     "jax-cuda12-plugin==0.10.2",
 #     "jax-cuda12-pjrt==0.10.2",
-#     "libtpu==0.0.52",
+#     "libtpu==0.0.42.1",
 #     "nvidia-cuda-nvcc-cu12==12.9.86",
 #     "triton==3.4.0",
 #     "flax==0.12.8",
