@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from purejaxppo.experiment.logging import Log
+from purejaxppo.experiment.logging import TensorBoard, WeightsAndBiases, sinks_of
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.hosts import group
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.logs import discard_others, joined, together
-from purejaxppo.rundir.metrics import MetricsTable, Row
+from purejaxppo.rundir.logs import discard_others, joined, open_log, together
+from purejaxppo.rundir.metrics import MetricsFile, MetricsTable, Row
 
 SHOWN = ("episode_return", "eval_return")  # by the progress line, of all members
 
 
 class BatchLog:
-    """A log for each run directory, with the rows of this process's own members."""
+    """A log for each run directory: a file of this process's own members, and where process 0 shows all of them."""
 
     def __init__(self, runs: RunBatch, done: int, known: Sequence[Any] | None, shows_rows: bool = False) -> None:
         """Go on after `done` updates.
@@ -31,14 +31,17 @@ class BatchLog:
         Raises:
             UsageError: a file is damaged or missing.
         """
-        self._runs, self._logs, options = runs, list[Log](), runs.options
-        begin = done * runs.config.steps_per_update + 1
-        with ExitStack() as stack:
+        self._runs, options = runs, runs.options
+        self._files, self._sinks = list[MetricsFile](), list[list[TensorBoard | WeightsAndBiases]]()
+        due, begin = (options.log_interval or 1, runs.config.eval_interval), done * runs.config.steps_per_update + 1
+        with ExitStack() as stack:  # one that cannot be made closes those made before
             for i, x in enumerate(runs.records if runs.own_count else ()):
-                which = x.directory, x.seeds, runs.own_of(i), options, settings_of(x.config)
-                self._logs.append(stack.enter_context(closing(Log(*which, done, begin, known[i] if known else None))))
+                file = open_log(x.directory, x.seeds, runs.own_of(i), done, due, known[i] if known else None)
+                self._files.append(stack.enter_context(closing(file)))
+                sinks = sinks_of(x.directory, x.seeds, options, settings_of(x.config), begin) if group().leads else ()
+                self._sinks.append([stack.enter_context(closing(sink)) for sink in sinks])
             self._opened = stack.pop_all()
-        mine = [log.name for log in self._logs], bool(options.tensorboard or options.wandb or shows_rows)
+        mine = [file.path.name for file in self._files], bool(options.tensorboard or options.wandb or shows_rows)
         names, shown = zip(*group().all_of(mine), strict=True)
         self._gathers = group().count == 1 or any(shown)
         group().by_leader(partial(self._discard_others, {*chain(*names)}))  # all have opened their files
@@ -51,16 +54,17 @@ class BatchLog:
         """A row of this process's members; returns that of all as far as it is gathered, `SHOWN` at least."""
         runs, steps = self._runs, update * self._runs.config.steps_per_update
         row = runs.of_all({name: x for name, x in own.items() if self._gathers or name in SHOWN})
-        for i, log in enumerate(self._logs):
+        for i, file in enumerate(self._files):
             its = runs.members_of(i)
             here = runs.own_among(its, runs.own.start)
-            parts = ({name: x[of] for name, x in rows.items()} for rows, of in ((own, here), (row, its)))
-            log.write(update, steps, *parts)
+            file.write(update, steps, {name: x[here] for name, x in own.items()})
+            for sink in self._sinks[i]:
+                sink.write(update, steps, {name: x[its] for name, x in row.items()})
         return row
 
     def written(self, which: slice) -> list[Any]:
         """What the files of some directories are so far, and on disk; in others than process 0 nothing."""
-        parts = group().gathered([log.written() for log in self._logs[which]]) or []
+        parts = group().gathered([{file.path.name: file.written()} for file in self._files[which]]) or []
         return [together(files) for files in zip(*filter(None, parts), strict=True)]
 
     def of_returns(self, i: int, done: int) -> MetricsTable:

@@ -114,9 +114,8 @@ def run_experiment(
             record = read_record(Path(out), config.env, *own)
             same_run(record, config, seeds)
             return _go_on(record, devices, None, on_chunk, debug, progress)
-    options = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
     config.check()
-    options.check()
+    options = HostOptions.of(options)
     learnt = read_learnt(Path(options.init_from), config) if options.init_from else None  # before anything is made
     keep = out is not None
     if not keep and (options.tensorboard or options.wandb):
@@ -133,7 +132,7 @@ def run_experiment(
         record = start_record(config, seeds, directory, chosen, options)
         group().by_leader(lambda: write_record(record))
         loop = Loop(RunBatch([record], chosen, source=learnt), progress, debug, on_chunk, keep)
-        return _result(loop, loop.run(), keep)
+        return _result(loop, loop.run())
 
 
 def resume_experiment(
@@ -197,7 +196,7 @@ def _go_on(
         progress.say(f"resuming {record.directory}: {what}, {where}")
         group().by_leader(lambda: write_record(record))
         loop = Loop(runs, progress, debug, on_chunk)
-        return _result(loop, loop.run(snapshot), True)
+        return _result(loop, loop.run(snapshot))
 
 
 def same_run(record: RunRecord, config: Config, seeds: list[int]) -> None:
@@ -282,8 +281,8 @@ def devices_again(
     return now, here
 
 
-def _result(loop: Loop, summaries: list[Summary], keep: bool) -> ExperimentResult:
+def _result(loop: Loop, summaries: list[Summary]) -> ExperimentResult:
     (record,) = loop.runs.records
     metrics = read_log(record.directory, record.seeds).tidy() if group().count == 1 else None
-    out = record.directory if keep else None
+    out = record.directory if loop.keep else None
     return ExperimentResult(record.config, record.seeds, out, summaries[0], metrics, loop.state)

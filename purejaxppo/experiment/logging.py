@@ -1,9 +1,8 @@
-"""Where the rows of a run's log go: metrics.csv, TensorBoard, Weights & Biases."""
+"""Where the rows of a run's log go beside metrics.csv: TensorBoard, Weights & Biases."""
 
 import math
 import secrets
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy as np
 
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.experiment.options import HostOptions
-from purejaxppo.parallel.hosts import group
-from purejaxppo.rundir.logs import open_log
 from purejaxppo.rundir.metrics import Row
 from purejaxppo.statistics import iqm
 
@@ -123,48 +120,11 @@ def _values(row: Row, per_seed: bool) -> list[dict[str, float]]:
     return [{name: value for name, value in values.items() if math.isfinite(value)} for values in runs]
 
 
-class Log:
-    """All sinks that the options ask for: of several processes, each has a file, and process 0 what shows all seeds."""
-
-    def __init__(
-        self,
-        out: Path,
-        seeds: list[int],
-        own: slice,
-        options: HostOptions,
-        settings: Mapping[str, Any],
-        done: int,
-        begin: int,
-        upto: Mapping[str, Any] | None,
-    ) -> None:
-        """`own`: which of the seeds this process has. `upto`: what the files were when `done` updates were saved."""
-        self._sinks: list[TensorBoard | WeightsAndBiases] = []
-        with ExitStack() as undo:  # a sink that cannot be made closes those made before
-            intervals = options.log_interval or 1, settings["eval_interval"]
-            self._file = open_log(out, seeds, own, done, intervals, upto)
-            undo.callback(self.close)
-            if options.tensorboard and group().leads:
-                self._sinks.append(TensorBoard(out, seeds, options.run_per_seed, settings, begin))
-            if options.wandb and group().leads:
-                self._sinks.append(WeightsAndBiases(out, seeds, options, settings))
-            undo.pop_all()
-
-    @property
-    def name(self) -> str:
-        """Of the file."""
-        return self._file.path.name
-
-    def write(self, update: int, env_steps: int, own: Row, everybody: Row) -> None:
-        """A row: of the seeds that this process has, and of all, which the sinks of process 0 show."""
-        self._file.write(update, env_steps, own)
-        for sink in self._sinks:
-            sink.write(update, env_steps, everybody)
-
-    def written(self) -> dict[str, Any]:
-        """{name: what the file is so far, and on disk}."""
-        return {self.name: self._file.written()}
-
-    def close(self) -> None:
-        with ExitStack() as all_of_them:  # also after one that cannot be
-            for sink in (self._file, *self._sinks):
-                all_of_them.callback(sink.close)
+def sinks_of(
+    out: Path, seeds: list[int], options: HostOptions, settings: Mapping[str, Any], begin: int
+) -> Iterator[TensorBoard | WeightsAndBiases]:
+    """What the options ask for beside metrics.csv, begun one after the other; it shows all seeds."""
+    if options.tensorboard:
+        yield TensorBoard(out, seeds, options.run_per_seed, settings, begin)
+    if options.wandb:
+        yield WeightsAndBiases(out, seeds, options, settings)

@@ -117,11 +117,12 @@ class HostOptions:
         return chosen
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "HostOptions":
-        """As config.json keeps them. Raises: UsageError: an unknown name, or a value that cannot be."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        for unknown in options.keys() - known:
-            raise UsageError(f"options: {unknown!r:.80} is not one of: {', '.join(sorted(known))}.")
-        chosen = cls(**options)
-        chosen.check()
-        return chosen
+    def of(cls, options: "HostOptions | Mapping[str, Any] | None") -> "HostOptions":
+        """Of what config.json keeps, or of the same. Raises: UsageError: an unknown name, or a value that cannot be."""
+        if not isinstance(options, HostOptions):
+            options, known = options or {}, {field.name for field in dataclasses.fields(cls)}
+            for unknown in options.keys() - known:
+                raise UsageError(f"options: {unknown!r:.80} is not one of: {', '.join(sorted(known))}.")
+            options = cls(**options)
+        options.check()
+        return options

@@ -58,13 +58,9 @@ class RunBatch:
         return self.out or self.records[0].directory
 
     @property
-    def resume_directory(self) -> Path:
-        return self.resumed_as or self.records[0].directory
-
-    @property
     def resume_flags(self) -> str:
         """What to pass to go on."""
-        return f"--resume {self.resume_directory}{env_again(self.config.env)}"
+        return f"--resume {self.resumed_as or self.records[0].directory}{env_again(self.config.env)}"
 
     @cached_property
     def members(self) -> list[tuple[RunRecord, int]]:

@@ -62,7 +62,6 @@ def plan_study(
 ) -> tuple[Study, list[jax.Device]]:
     """A new study, nothing of which is written yet, and its devices. Raises: UsageError: it cannot work."""
     options.check()
-    final.check()
     if final.mesh:
         raise UsageError(f"mesh = {final.mesh!r}: trials lie side by side on all devices; leave it out.")
     check_study(config)

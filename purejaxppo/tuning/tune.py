@@ -99,7 +99,7 @@ def tune(
         )
     chosen = StudyOptions(budget=int(budget) if float(budget).is_integer() else budget, **study)  # type: ignore[arg-type]
     given = read_toml(Path(space)) if isinstance(space, str | Path) else space
-    final = options if isinstance(options, HostOptions) else HostOptions.of(options or {})
+    final = HostOptions.of(options)
     if resume_or_start and out is None:
         raise UsageError("resume_or_start needs a directory to look into; pass out=DIR.")
     begun = plan_study(config, given, chosen, seed_list(seeds, first_seed), Path(out or ""), devices, final)
