@@ -83,7 +83,7 @@ def test_rungs_divide_a_trial_geometrically_or_evenly():
     assert Rungs.of("median", 4, 3, 400, 100).steps == (100, 200, 300, 400)
     assert Rungs.of("none", 4, 3, 400, 100).steps == (400,)
     rungs = Rungs.of("halving", 2, 3, 300, 60)
-    assert [rungs.updates(k, 60) for k in (0, 1)] == [2, 5]  # whole updates, upwards
+    assert [rungs.updates(k, 60) for k in (0, 1, 2)] == [0, 2, 5]  # whole updates, upwards
     with pytest.raises(UsageError, match=r"first would be at 37 of 300 steps, and an update has 60"):
         Rungs.of("halving", 2, 8, 300, 60)
 
@@ -645,7 +645,7 @@ def test_the_schedule_of_a_line_is_that_of_its_ancestors():
     last = [trial for trial in copied if trial.rung == 3][-1]
     config = scheduled(CONFIG, last, search.rungs)
     steps, *changes = config.stages[-1].split()
-    assert int(steps) == 16 * search.rungs.updates(1, 16)
+    assert int(steps) == 16 * search.rungs.updates(2, 16)
     assert f"learning_rate={last.settings['learning_rate']!r}" in changes
     assert config.learning_rate == last.parent.settings["learning_rate"] or len(config.stages) > 1
 

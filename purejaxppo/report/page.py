@@ -16,7 +16,7 @@ from purejaxppo.report.html import breakable, escape, fixed, interval, listed, p
 from purejaxppo.report.labels import labels, seed_range
 from purejaxppo.report.sections import Entry, seeds_of
 from purejaxppo.rundir.contents import RunContents, read_contents
-from purejaxppo.rundir.files import check_out, replacing
+from purejaxppo.rundir.files import check_out, write_text
 from purejaxppo.rundir.logs import has_log
 from purejaxppo.statistics import decimals, iqm_over_seeds
 
@@ -32,8 +32,7 @@ def write_report(directories: list[Path], out: Path) -> None:
     check_out(out, (".html", ".htm"))
     runs = [read_contents(directory) for directory in run_directories(directories)]
     try:
-        with replacing(out) as draft:
-            draft.write_text(page(runs), encoding="utf-8")
+        write_text(out, page(runs))
     except OSError as error:
         raise UsageError(f"out = {str(out)!r} cannot be written ({error.strerror}); choose another --out.") from error
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import math
 import os
@@ -82,10 +83,22 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Whole, or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows of cells as a CSV file has them."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Strict JSON; infinities and NaN, which it lacks, as the strings that `float` reads."""
-    with replacing(path) as draft:
-        draft.write_text(json_text(to_json(content)), encoding="utf-8")
+    write_text(path, json_text(to_json(content)))
 
 
 def json_text(content: Any) -> str:

@@ -3,7 +3,6 @@
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,11 +19,13 @@ from purejaxppo.types import Learnt, TrainState
 
 # Settings that change what a network computes from the same parameters.
 _SAME = ("normalize_observations", "observation_clip", "activation", "action_distribution", "policy_obs", "critic_obs")
+_SAVED_AS = {"reward_statistics": "reward_normalizer.statistics"}  # where a checkpoint has a field of `Learnt`
 
 
 def learnt_shapes(config: Config) -> Learnt:
     """The shapes of what a run of this config could begin with."""
-    return _learnt(jax.eval_shape(partial(init, config), jax.random.key(0)))
+    state: TrainState = jax.eval_shape(partial(init, config), jax.random.key(0))
+    return Learnt(state.policy, state.critic, state.observation_statistics, state.reward_normalizer.statistics)
 
 
 def read_learnt(directory: Path, config: Config) -> Learnt:
@@ -50,38 +51,22 @@ def read_learnt(directory: Path, config: Config) -> Learnt:
                 f"init_from = {str(directory)!r}: its policy was trained with {name} = {theirs.get(name)!r:.80}, and "
                 f"here it is {ours[name]!r:.80}; set it as there."
             )
-    shapes, count = {"state": _saved_as(learnt_shapes(config))}, len(snapshot.about["seeds"])
-    arrays = {}
-    for path, wanted in leaves_by_path(shapes).items():
-        found = snapshot.arrays.get(path)
+    shapes, count, arrays = learnt_shapes(config), len(snapshot.about["seeds"]), {}
+    leaves = leaves_by_path(shapes)
+    for name, wanted in sorted(leaves.items()):
+        field, _, rest = name.partition(".")
+        path = f"{_SAVED_AS.get(field, field)}.{rest}"
+        found = snapshot.arrays.get(f"state.{path}")
         if found is None or (found.shape[1:], found.dtype) != (wanted.shape, wanted.dtype):
             elsewhere = "" if theirs.get("env") == ours["env"] else f"; there env = {theirs.get('env')!s:.80}"
             what = "missing" if found is None else f"{found.dtype}{list(found.shape[1:])}"
             raise UsageError(
-                f"init_from = {str(directory)!r}: {path.removeprefix('state.')} is {what} there and "
-                f"{wanted.dtype}{list(wanted.shape)} here; observations, actions and networks must be the same"
-                f"{elsewhere}."
+                f"init_from = {str(directory)!r}: {path} is {what} there and {wanted.dtype}{list(wanted.shape)} here; "
+                f"observations, actions and networks must be the same{elsewhere}."
             )
-        arrays[path] = found
-    tree = jax.tree.unflatten(jax.tree.structure(shapes), arrays.values())["state"]
-    learnt = Learnt(
-        tree["policy"], tree["critic"], tree["observation_statistics"], tree["reward_normalizer"]["statistics"]
-    )
+        arrays[name] = found
+    learnt: Learnt = jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in leaves])
     if theirs.get("normalize_rewards") and config.normalize_rewards:
         return learnt
     fresh = jax.tree.map(lambda x: np.repeat(x[None], count, axis=0), RunningStatistics.init(()))
     return learnt._replace(reward_statistics=fresh)
-
-
-def _learnt(state: TrainState) -> Learnt:
-    return Learnt(state.policy, state.critic, state.observation_statistics, state.reward_normalizer.statistics)
-
-
-def _saved_as(learnt: Learnt) -> dict[str, Any]:
-    """As a checkpoint has it."""
-    return {
-        "policy": learnt.policy,
-        "critic": learnt.critic,
-        "observation_statistics": learnt.observation_statistics,
-        "reward_normalizer": {"statistics": learnt.reward_statistics},
-    }

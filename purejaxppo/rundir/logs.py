@@ -4,7 +4,6 @@ Such a file has the rows of its process's seeds, and their places among all in i
 the first 256. Where the layout changes, the new files are written before the old ones go; metrics.csv counts first.
 """
 
-import csv
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxppo.rundir.files import LOG_PARTS, malformed, replacing
+from purejaxppo.rundir.files import LOG_PARTS, csv_text, malformed, write_text
 from purejaxppo.rundir.metrics import FIX, MetricsFile, MetricsTable, kept_rows, read_metrics
 
 WHOLE = "metrics.csv"
@@ -77,8 +76,7 @@ def open_log(
             header, rows = kept_rows(old, seeds[of], done, due, known[old.name] if known else None)
             for row in rows:
                 blocks.setdefault(int(row[1]), {})[int(row[0])] = row
-    with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header, *(block[seed] for block in blocks.values() for seed in seeds[own])])
+    write_text(path, csv_text([header, *(block[seed] for block in blocks.values() for seed in seeds[own])]))
     return MetricsFile(path, seeds[own], done, due)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purejaxppo.errors import UsageError
-from purejaxppo.rundir.files import malformed, read_text, refusing, replacing, shown, to_float
+from purejaxppo.rundir.files import csv_text, malformed, read_text, refusing, shown, to_float, write_text
 
 FIX = "restore it, or move it away to log from here on"
 Row = Mapping[str, np.ndarray]  # each metric [seeds]
@@ -61,10 +61,9 @@ class MetricsFile:
         if done and path.exists():
             header, rows = kept_rows(path, seeds, done, intervals, upto)
             if rows:
-                self._columns, text = header[3:], _text([header, *rows])
+                self._columns, text = header[3:], csv_text([header, *rows])
                 self._count(text)
-                with replacing(path) as draft:
-                    draft.write_text(text, encoding="utf-8", newline="")
+                write_text(path, text)
         elif done:
             warnings.warn(f"{path} is missing: a new one begins after update {done:,}", stacklevel=2)
         self._file = path.open("a" if self._columns else "w", encoding="utf-8", newline="")
@@ -80,7 +79,7 @@ class MetricsFile:
         for i, seed in enumerate(self._seeds):
             cells = [float(row[name][i]) for name in self._columns]
             lines.append([seed, update, env_steps, *("" if math.isnan(x) else f"{x:.7g}" for x in cells)])
-        text = _text(lines)
+        text = csv_text(lines)
         self._file.write(text)
         self._file.flush()
         self._count(text)
@@ -106,16 +105,10 @@ def kept_rows(
     """The header, and the rows of up to `done` updates. Raises: UsageError: see `MetricsFile`."""
     header, rows = _rows(path, seeds, done, intervals if upto is None else ())
     if upto is not None:
-        data = _text([header, *rows]).encode() if rows else b""
+        data = csv_text([header, *rows]).encode() if rows else b""
         if upto != {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
             raise malformed(path, "its rows are not those that were logged before the checkpoint", FIX)
     return header, rows
-
-
-def _text(lines: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    return text.getvalue()
 
 
 def read_metrics(path: Path, seeds: list[int], done: int = 0, intervals: Iterable[int] = ()) -> MetricsTable:

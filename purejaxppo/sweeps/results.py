@@ -1,8 +1,7 @@
 """What came of a sweep: results.csv, a table, and the best settings as a command."""
 
-import csv
-import io
 import shlex
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -10,7 +9,7 @@ from rich.table import Table
 from purejaxppo.config import Config
 from purejaxppo.errors import plural
 from purejaxppo.presets import as_flags, preset, settings_of
-from purejaxppo.rundir.files import replacing
+from purejaxppo.rundir.files import csv_text, write_text
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import decimals, interval_text, return_text
 from purejaxppo.sweeps.axes import Settings, show
@@ -56,27 +55,24 @@ def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Tab
 
 def results_csv(sweep: Sweep, summaries: list[Summary]) -> str:
     """A row per setting, in the order of the sweep; NaN becomes an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text)
     names = ("num_seeds", "iqm", "ci_low", "ci_high", "mean", "failed_seeds", "directory")
-    writer.writerow([*sweep.settings[0], *names])
+    rows: list[list[Any]] = [[*sweep.settings[0], *names]]
     for own, summary, name in zip(sweep.settings, summaries, sweep.names, strict=True):
         failed, final = len(summary["failed_seeds"]), summary["eval_return"]
         scores = ["" if np.isnan(final[x]) else final[x] for x in ("iqm", "ci_low", "ci_high", "mean")]
-        writer.writerow([*map(show, own.values()), summary["num_seeds"], *scores, failed, name])
-    return text.getvalue()
+        rows.append([*map(show, own.values()), summary["num_seeds"], *scores, failed, name])
+    return csv_text(rows)
 
 
 def write_results(sweep: Sweep, summaries: list[Summary]) -> None:
     """results.png and results.csv, unless that is there already."""
-    out, text = sweep.record.directory, results_csv(sweep, summaries).encode()
+    out, text = sweep.record.directory, results_csv(sweep, summaries)
     path = out / "results.csv"
-    if path.is_file() and path.read_bytes() == text:
+    if path.is_file() and path.read_bytes() == text.encode():
         return
     title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {plural(len(sweep.record.seeds), 'seed')}"
     draw(out / "results.png", title, sweep.settings, summaries)
-    with replacing(path) as draft:
-        draft.write_bytes(text)
+    write_text(path, text)
 
 
 def command_of(sweep: Sweep, i: int) -> str:

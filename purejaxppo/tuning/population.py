@@ -57,13 +57,10 @@ class Population(Search):
         return [trial for trial in self.trials[-self.options.trials :] if not trial.env_steps]
 
     def _next_is_affordable(self, last: list[Trial]) -> bool:
-        rung = max(trial.rung for trial in last)
-        if rung == len(self.rungs.steps):
+        furthest = max(last, key=lambda trial: trial.rung)
+        if furthest.rung == len(self.rungs.steps):
             return False
-        each = last[0].config.steps_per_update
-        updates = self.rungs.updates(rung, each) - self.rungs.updates(rung - 1, each)
-        cost = self.options.trials * (self.options.seeds_per_trial * each * updates + self._dearest)
-        return self.env_steps + cost <= self.options.budget
+        return self.env_steps + self.options.trials * self._cost(furthest) <= self.options.budget
 
     @property
     def _leader(self) -> Trial | None:
@@ -114,7 +111,7 @@ def scheduled(config: Config, trial: Trial, rungs: Rungs) -> Config:
     while line[0].parent is not None:
         line.insert(0, line[0].parent)
     first, each, stages = line[0].settings, config.steps_per_update, []
-    for rung, (before, after) in enumerate(itertools.pairwise(line)):
+    for rung, (before, after) in enumerate(itertools.pairwise(line), 1):
         changes = [f"{name}={x!r}" for name, x in after.settings.items() if x != before.settings[name]]
         if changes:
             stages.append(" ".join([str(rungs.updates(rung, each) * each), *changes]))

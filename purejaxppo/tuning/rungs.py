@@ -41,8 +41,8 @@ class Rungs(NamedTuple):
         return cls(pruner, tuple(steps), factor)
 
     def updates(self, rung: int, per_update: int) -> int:
-        """Updates that a trial has made when it comes to a rung."""
-        return -(-self.steps[rung] // per_update)
+        """Updates that a trial has made when it comes to a rung, counted from 1; 0 is its beginning."""
+        return -(-self.steps[rung - 1] // per_update) if rung else 0
 
     def goes_on(self, score: float, all_scores: list[float]) -> bool:
         """Whether a trial leaves a rung upwards, by the scores of all that have come there so far, its own among them.

@@ -112,13 +112,14 @@ class Search:
             running = [trial for trial in self.trials if trial.status == RUNNING]
             self._waiting = self._lots(self._affordable(sorted(running, key=_leading)))
             if not self._waiting:
-                self._close(running)
+                for trial in running:  # the budget is spent
+                    self._end(trial, STOPPED if math.isfinite(trial.score) else FAILED)
                 return None
 
     def tell(self, lot: Lot, outcome: Outcome) -> None:
         """What came of the lot that `next_lot` gave."""
         for trial, score, steps in zip(lot.trials, outcome.scores, outcome.evaluation_steps, strict=True):
-            spent = self._training_steps(trial) + int(steps)
+            spent = self._training_steps(trial, trial.rung + 1) + int(steps)
             trial.env_steps += spent
             self.env_steps += spent
             trial.scores.append(float(score))
@@ -140,11 +141,6 @@ class Search:
             elif not self.rungs.goes_on(trial.score, rivals):
                 self._end(trial, STOPPED)
 
-    def _close(self, running: list[Trial]) -> None:
-        """The budget is spent: what is still under way stops."""
-        for trial in running:
-            self._end(trial, STOPPED if math.isfinite(trial.score) else FAILED)
-
     def _end(self, trial: Trial, status: str) -> None:
         from optuna.trial import TrialState
 
@@ -165,9 +161,9 @@ class Search:
             asked += 1
 
     def _place_is_free(self) -> bool:
-        widest = self.options.widest_update(self.config, self.space)
+        widest, last = self.options.widest_update(self.config, self.space), len(self.rungs.steps)
         first, whole = (
-            self.options.seeds_per_trial * widest * self.rungs.updates(k, widest) + self._dearest for k in (0, -1)
+            self.options.seeds_per_trial * widest * self.rungs.updates(k, widest) + self._dearest for k in (1, last)
         )
         running = [trial for trial in self.trials if trial.status == RUNNING]
         reserve = 0 if any(trial.status == FINISHED for trial in self.trials) else whole - first
@@ -223,20 +219,18 @@ class Search:
 
     def _to_the_end(self, trial: Trial) -> int:
         """Steps from where a trial is to its last rung, evaluations as `_cost` counts them."""
-        each, last = trial.config.steps_per_update, len(self.rungs.steps)
-        before = self.rungs.updates(trial.rung - 1, each) if trial.rung else 0
-        updates = self.rungs.updates(last - 1, each) - before
-        return self.options.seeds_per_trial * each * updates + self._dearest * (last - trial.rung)
+        last = len(self.rungs.steps)
+        return self._training_steps(trial, last) + self._dearest * (last - trial.rung)
 
     def _cost(self, trial: Trial) -> int:
         """Steps to its next rung; of the evaluation there, as many as the dearest so far took."""
-        return self._training_steps(trial) + self._dearest
+        return self._training_steps(trial, trial.rung + 1) + self._dearest
 
-    def _training_steps(self, trial: Trial) -> int:
-        """From where it is to its next rung, all seeds."""
+    def _training_steps(self, trial: Trial, rung: int) -> int:
+        """From where it is to a rung, counted from 1, all seeds."""
         each = trial.config.steps_per_update
-        before = self.rungs.updates(trial.rung - 1, each) if trial.rung else 0
-        return self.options.seeds_per_trial * each * (self.rungs.updates(trial.rung, each) - before)
+        updates = self.rungs.updates(rung, each) - self.rungs.updates(trial.rung, each)
+        return self.options.seeds_per_trial * each * updates
 
 
 def _leading(trial: Trial) -> tuple[float, float, int]:

@@ -1,6 +1,7 @@
 """What a study searches: for each setting a range, or choices."""
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -97,7 +98,7 @@ def _dimension(config: Config, name: str, about: Any) -> Dimension:
     if not traced(config, name):
         raise UsageError(
             f"space: {name} is static, each value being another program, and a range is for numbers; pass "
-            f"choices = [{_example(settings_of(config)[name])}]."
+            f"choices = [{toml_value(settings_of(config)[name])}, …]."
         )
     low, high, scale = about["low"], about["high"], about.get("scale", "linear")
     if scale not in SCALES:
@@ -184,8 +185,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, str):
-        escapes = {'"': '\\"', "\\": "\\\\"} | {chr(i): f"\\u{i:04x}" for i in (*range(32), 127)}
-        return '"' + "".join(escapes.get(c, c) for c in value) + '"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON lets stand
     return repr(value)
 
 
@@ -200,7 +200,3 @@ def plain(space: Space) -> dict[str, Any]:
 def settings_at(space: Space, drawn: Mapping[str, Any]) -> Settings:
     """The settings of a trial, of what the study drew for it."""
     return {name: x.setting(drawn[x.parameter(name)]) for name, x in space.items()}
-
-
-def _example(value: Any) -> str:
-    return f"{toml_value(value)}, …"

@@ -75,7 +75,7 @@ class StudyOptions:
         widest = self.widest_update(config, space)
         pruner = "median" if self.method == "pbt" else self.pruner  # whose rungs are evenly spaced
         rungs = Rungs.of(pruner, self.rungs, self.halving_factor, config.total_steps, widest)
-        first, whole = (self.seeds_per_trial * widest * rungs.updates(k, widest) for k in (0, -1))
+        first, whole = (self.seeds_per_trial * widest * rungs.updates(k, widest) for k in (1, len(rungs.steps)))
         if self.method == "pbt":
             check_population(config, space, self, reserved)
         if self.budget - reserved < whole:
@@ -148,11 +148,6 @@ def check_study(config: Config) -> None:
         raise UsageError(
             f"env = {config.env_name!r} is stepped on the host, where trials cannot share a program; use sweep instead."
         )
-
-
-def numbers_of(config: Config, space: Space) -> tuple[str, ...]:
-    """The settings of a space that are traced: those in which trials of one program differ."""
-    return tuple(name for name in space if traced(config, name))
 
 
 def as_dict(options: StudyOptions) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What came of a study: a table, figures, and the best settings as a command and as a file."""
 
-import csv
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 from purejaxppo.config import Config
 from purejaxppo.errors import plural, reason
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.files import replacing
+from purejaxppo.rundir.files import csv_text, replacing, write_text
 from purejaxppo.statistics import decimals, interval_text, probability_of_improvement, return_text
 from purejaxppo.sweeps.axes import show
 from purejaxppo.sweeps.results import beyond_preset
@@ -25,8 +24,8 @@ def trials_table(search: Search, most: int = 5) -> Table:
     """The best trials, a column each."""
     known = [trial for trial in search.trials if math.isfinite(trial.score)]
     best = sorted(known, key=lambda trial: (-trial.rung, -trial.score, trial.number))[:most]
-    rows = Table(title=f"best of {plural(len(search.trials), 'trial')}, on the seeds that chose them")
-    rows.title_justify = "left"
+    title = f"best of {plural(len(search.trials), 'trial')}, on the seeds that chose them"
+    rows = Table(title=title, title_justify="left")
     for name in ("trial", *(str(trial.number) for trial in best)):
         rows.add_column(name, justify="left" if name == "trial" else "right", no_wrap=True)
     for name in search.space:
@@ -44,8 +43,8 @@ def final_table(final: Judged, search_steps: int) -> Table:
     finals: list[Any] = [summary["eval_return"] for summary in summaries]
     digits = decimals(*(final["per_seed"] for final in finals))
     seeds = plural(final.best["num_seeds"], "seed")
-    rows = Table(title=f"{final.best['algo']} on {final.best['env']}, {seeds} that no trial had")
-    rows.title_justify = "left"
+    title = f"{final.best['algo']} on {final.best['env']}, {seeds} that no trial had"
+    rows = Table(title=title, title_justify="left")
     for name in ("final return", "tuned", "as begun"):
         rows.add_column(name, justify="left" if name == "final return" else "right", no_wrap=True)
     for name, title in (("iqm", "IQM"), ("mean", "mean")):
@@ -66,14 +65,13 @@ def final_table(final: Judged, search_steps: int) -> Table:
 def write_final(out: Path, final: Judged) -> None:
     """results.csv: the best settings and those that the study began with, a row each; NaN becomes an empty cell."""
     names = ("iqm", "ci_low", "ci_high", "mean")
-    with replacing(out / "results.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["directory", "num_seeds", "env_steps", *names, "failed_seeds"])
-        for directory, summary in ((BEST, final.best), (DEFAULTS, final.defaults)):
-            scores = [summary["eval_return"][name] for name in names]  # type: ignore[literal-required]
-            known = ["" if math.isnan(x) else x for x in scores]
-            failed = len(summary["failed_seeds"])
-            writer.writerow([directory, summary["num_seeds"], summary["env_steps"], *known, failed])
+    rows: list[list[Any]] = [["directory", "num_seeds", "env_steps", *names, "failed_seeds"]]
+    for directory, summary in ((BEST, final.best), (DEFAULTS, final.defaults)):
+        scores = [summary["eval_return"][name] for name in names]  # type: ignore[literal-required]
+        known = ["" if math.isnan(x) else x for x in scores]
+        failed = len(summary["failed_seeds"])
+        rows.append([directory, summary["num_seeds"], summary["env_steps"], *known, failed])
+    write_text(out / "results.csv", csv_text(rows))
 
 
 def write_results(
@@ -95,17 +93,11 @@ def write_results(
         ]
         for trial in search.trials
     ]
-    with replacing(out / "trials.csv") as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["trial", *names])
-        writer.writerows(
-            [i, *("" if isinstance(x, float) and math.isnan(x) else show(x) for x in row)] for i, row in enumerate(rows)
-        )
-    with replacing(out / "best.toml") as draft:
-        draft.write_text(best_toml(config, len(seeds), seeds[0]), encoding="utf-8")
+    cells = [["" if isinstance(x, float) and math.isnan(x) else show(x) for x in row] for row in rows]
+    write_text(out / "trials.csv", csv_text([["trial", *names], *([i, *row] for i, row in enumerate(cells))]))
+    write_text(out / "best.toml", best_toml(config, len(seeds), seeds[0]))
     if config.stages:
-        with replacing(out / "schedule.toml") as draft:
-            draft.write_text(schedule_toml(config, search.space), encoding="utf-8")
+        write_text(out / "schedule.toml", schedule_toml(config, search.space))
     draw(out, search, warn)
     columns = {
         name: np.asarray([show(x) if isinstance(x, tuple) else x for x in column])

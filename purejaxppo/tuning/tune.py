@@ -23,14 +23,14 @@ from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.rundir.record import env_again
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import return_text
-from purejaxppo.sweeps.axes import Settings
+from purejaxppo.sweeps.axes import Settings, traced
 from purejaxppo.tuning.final import judge
 from purejaxppo.tuning.journal import TUNE, Journal
 from purejaxppo.tuning.population import inherited, scheduled
 from purejaxppo.tuning.search import Search, Trial
 from purejaxppo.tuning.study import Study, plan_study, read_study, same_study
 from purejaxppo.tuning.study_file import StudyFile
-from purejaxppo.tuning.study_options import StudyOptions, numbers_of
+from purejaxppo.tuning.study_options import StudyOptions
 from purejaxppo.tuning.study_results import trials_table, write_final, write_results
 from purejaxppo.tuning.trainer import Trainer
 
@@ -149,7 +149,8 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
         progress.say(f"going on after lot {len(journal.entries):,}, {search.env_steps:,} steps")
     file = StudyFile(record.directory, study.name)
     again = f"--resume {record.directory}{env_again(record.config.env)}"
-    seeds, numbers = study.options.search_seeds(record.seeds), numbers_of(record.config, study.space)
+    seeds = study.options.search_seeds(record.seeds)
+    numbers = tuple(name for name in study.space if traced(record.config, name))  # in which trials differ
     # the file is written while the next lot trains: some 0.4 s of database for each
     with Signals(progress.tick) as signals, progress, ThreadPoolExecutor(1, "writes-study") as writer:
         make = partial(Trainer, seeds, numbers, study.lot_size, devices, record, progress, signals)
@@ -162,8 +163,8 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
             sources = [search.sources(trial) for trial in lot.trials]
             before = [inherited(journal.states[own], journal.states[parent]) for own, parent in sources if lot.rung]
             progress.say(_of_lot(lot.trials, lot.rung, search))
-            done, until = (_updates(search, lot.trials[0], k) for k in (lot.rung - 1, lot.rung))
             configs = [trial.config for trial in lot.trials]
+            done, until = (search.rungs.updates(k, configs[0].steps_per_update) for k in (lot.rung, lot.rung + 1))
             trained = trainer.train(lot.trials[0].static, configs, done, until, before or None)
             written.result()
             journal.add(search, lot, trained.returns, trained.evaluation_steps, trained.states)
@@ -172,10 +173,6 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
         file.update(search)
         journal.forget(search)
     return search
-
-
-def _updates(search: Search, trial: Trial, rung: int) -> int:
-    return search.rungs.updates(rung, trial.config.steps_per_update) if rung >= 0 else 0
 
 
 def _of_lot(trials: list[Trial], rung: int, search: Search) -> str:
