@@ -14,7 +14,7 @@ from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import check_field, meant, number, static
+from purejaxppo.fields import check_fields, meant, number, static
 from purejaxppo.kernels.choice import KERNELS, check_kernels
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
@@ -217,13 +217,12 @@ class Config(struct.PyTreeNode):
             known = ", ".join(algorithm.__name__ for algorithm in ALGORITHMS.values())
             raise UsageError(f"algo = {self.algo!r} is not an algorithm; pass an instance of one: {known}.")
         usual = {**DEFAULTS, **traits_of(self.algo).published}
+        named = self
         if not isinstance(self.optimizer, str):
             check_optimizer(self.optimizer, self.optimizer_eps, self.weight_decay)
-        for owner in (self, self.algo):
-            for field in dataclasses.fields(owner):
-                if field.name == "optimizer" and owner is self and not isinstance(self.optimizer, str):
-                    continue
-                check_field(field, getattr(owner, field.name), usual.get(field.name, field.default))
+            named = self.replace(optimizer="adam")
+        check_fields(named, usual)
+        check_fields(self.algo, usual)
         check_stages(self.stages, (self.algo,) if traits_of(self.algo).evolves else (self, self.algo))
         if self.num_updates >= 2**31:
             raise UsageError(f"total_steps = {self.total_steps} takes 2³¹ updates or more; raise num_steps.")

@@ -36,10 +36,6 @@ from purejaxppo.stages import parse_stages
 from purejaxppo.target import on_cpu
 from purejaxppo.types import Batch, Failure, Learnt, Metrics, Sequences, TrainState, Transition, traits_of
 
-LOT_SAMPLES = (
-    2**21
-)  # of all runs that an accelerator improves together, where a method keeps activations of all samples
-
 
 @single_precision
 def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metrics]]:

@@ -1,5 +1,6 @@
 """Short checks on a run's environment itself: a fresh policy acts in it, and the trained one, if there is one."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,10 +35,8 @@ class ProbeResult(NamedTuple):
     reproducible: bool | None
     actions_matter: bool | None
     at_bounds: float | None  # share of the trained policy's actions
-    one_valid_action: float = float("nan")  # share of the states; NaN without masks
-    action_effect: float = float(
-        "nan"
-    )  # how far returns vary with the actions alone, see `effect_of_actions`; or unknown
+    one_valid_action: float = math.nan  # share of the states; NaN without masks
+    action_effect: float = math.nan  # how far returns vary with the actions alone, see `effect_of_actions`; or unknown
 
 
 def probe(config: Config, trained: TrainState | None = None) -> ProbeResult:
@@ -56,14 +55,14 @@ def probe(config: Config, trained: TrainState | None = None) -> ProbeResult:
         begun, seen = _act(agent, fresh, steps, envs)
         obs = _entries(agent, seen)
         same, matter = (None, None) if agent.env.on_host else _step_again(agent, fresh, begun)
-        effect = float("nan") if agent.env.on_host else effect_of_actions(agent, fresh, begun)
+        effect = math.nan if agent.env.on_host else effect_of_actions(agent, fresh, begun)
         returns, lengths, limit = _episodes(seen)
         parts = {"observations": (seen.obs, seen.next_obs), "rewards": seen.reward}
         bad = [name for name, x in parts.items() if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(x))]
         return ProbeResult(
             episodes=len(returns),
             returns=returns,
-            length=float(np.median(lengths)) if lengths.size else float("nan"),
+            length=float(np.median(lengths)) if lengths.size else math.nan,
             ends_at_limit_as_terminated=limit,
             rewards=(float(np.min(seen.reward)), float(np.max(seen.reward))),
             observation_std=obs.std(axis=0) if obs.size else None,
@@ -167,7 +166,7 @@ def _entries(agent: Agent, seen: Transition) -> np.ndarray:
 
 def _one_valid_action(obs: Any) -> float:
     if not isinstance(obs, dict) or ACTION_MASK not in obs:
-        return float("nan")
+        return math.nan
     return float((obs[ACTION_MASK].sum(axis=-1) == 1).mean())
 
 

@@ -162,10 +162,10 @@ class Joined(Group):
                 return decode(text)
         raise TimeoutError(f"waited {WAIT_SECONDS:g} s for {self.named(whom)}, which lives but does not come so far")
 
-    def _get(self, key: str, seconds: float = 1.0) -> str | None:
-        """None if it is not there within so many seconds: a wait is cut into such parts, so that signals are seen."""
+    def _get(self, key: str) -> str | None:
+        """None if it is not there within a second: a wait is cut into such parts, so that signals are seen."""
         try:
-            return str(self._client.blocking_key_value_get(key, int(1000 * seconds)))
+            return str(self._client.blocking_key_value_get(key, 1000))
         except RuntimeError as error:  # as JAX says it
             if "DEADLINE_EXCEEDED" not in str(error):
                 self._coordinator_lost()

@@ -71,8 +71,10 @@ def lock(out: Path) -> Iterator[None]:
         UsageError: another process holds it, or the sweep that it is part of, or a run or a batch that is part of it.
     """
     with ExitStack() as held:
-        here = _flock(held, out)
-        held.enter_context(_claimed(out, here))
+        here, me = _flock(held, out), _claim_of_this_process()
+        while not _take(out, me, _watch(out, here)):
+            pass
+        held.enter_context(_renewed(out / CLAIM, me))
         if (sweep := out.resolve().parent).joinpath(SWEEP).exists():
             _watch(sweep, _flock(held, sweep, shared=True))  # other runs of it may go on, too
         for claim in (*out.glob(f"*/{CLAIM}"), *out.glob(f"{UNFINISHED}/*/{CLAIM}")):
@@ -124,16 +126,6 @@ def _flock(held: ExitStack, directory: Path, shared: bool = False) -> bool:
     except OSError:  # a file system without locks
         return False
     return True
-
-
-@contextmanager
-def _claimed(directory: Path, here: bool) -> Iterator[None]:
-    """Claim a directory, and renew the claim while entered. Raises: UsageError, another process has it."""
-    me = _claim_of_this_process()
-    while not _take(directory, me, _watch(directory, here)):
-        pass
-    with _renewed(directory / CLAIM, me):
-        yield
 
 
 def _claim_of_this_process() -> dict[str, object]:

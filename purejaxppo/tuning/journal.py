@@ -76,7 +76,8 @@ class Journal:
         entry = {"trials": [trial.number for trial in lot.trials], "rung": lot.rung, "settings": to_json(settings)}
         entry |= {"returns": returns.tolist(), "evaluation_steps": steps.tolist()}
         self.entries.append(entry)
-        self._write()
+        lots = to_json(self.entries)
+        write_json(self.directory / SCORES, {"sha256": digest(lots), "lots": lots})
         self.tell(search, lot, entry, i)
         self.states |= {trial.number: own for trial, own in zip(lot.trials, states, strict=True)}
 
@@ -115,7 +116,3 @@ class Journal:
                 trial, _, path = name.partition(".")
                 states.setdefault(int(trial.removeprefix("trial")), {})[path] = x
         return {number: states[number] for number in search.needed}
-
-    def _write(self) -> None:
-        lots = to_json(self.entries)
-        write_json(self.directory / SCORES, {"sha256": digest(lots), "lots": lots})
