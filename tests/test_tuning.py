@@ -36,7 +36,7 @@ from purejaxppo.tuning.final import Judged, judge
 from purejaxppo.tuning.journal import Journal
 from purejaxppo.tuning.population import Population, exploit_and_explore, inherited, scheduled
 from purejaxppo.tuning.rungs import Rungs
-from purejaxppo.tuning.search import FINISHED, RUNNING, STOPPED, Outcome, Search
+from purejaxppo.tuning.search import FINISHED, RUNNING, STOPPED, Search
 from purejaxppo.tuning.space import as_toml, combinations, default_space, parse_space
 from purejaxppo.tuning.study import read_study
 from purejaxppo.tuning.study_options import StudyOptions
@@ -69,7 +69,7 @@ def searched(objective, space=SPACE, config=CONFIG, lot_size=2, entries=None, **
         assert len(lot.trials) <= lot_size
         assert sum(trial.status == RUNNING for trial in search.trials) <= options.places or kind is Population
         scores = np.array([objective(trial.settings, lot.rung) for trial in lot.trials])
-        search.tell(lot, Outcome(scores, np.full(len(lot.trials), 10)))
+        search.tell(lot, scores, np.full(len(lot.trials), 10))
         lots.append((lot.rung, [trial.number for trial in lot.trials], [trial.static for trial in lot.trials]))
     return search, lots
 
@@ -376,7 +376,7 @@ def test_a_trial_learns_what_a_run_of_its_settings_learns():
     configs = [CONFIG.replace(learning_rate=rate) for rate in (1e-2, 3e-2)]
     with Signals() as signals:
         record = start_record(CONFIG, [0], Path("nowhere"), jax.devices()[:1], HostOptions())
-        made = Trainer([5, 6], ("learning_rate",), 2, jax.devices()[:1], record, quiet(), signals, "")
+        made = Trainer([5, 6], ("learning_rate",), 2, jax.devices()[:1], record, quiet(), signals)
         states = None
         for done, until in ((0, 2), (2, 5), (5, 8)):
             trained = made.train("", configs, done, until, states)

@@ -102,11 +102,6 @@ class Case:
         """[seeds] The median length of episodes."""
         return over_rows(np.nanmedian, self.run.metrics.metric("episode_length"))
 
-    @property
-    def batch(self) -> float:
-        """Environment steps per update."""
-        return self.number("num_envs") * self.number("num_steps")
-
     def only(self, which: np.ndarray) -> "Case":
         """The same of some seeds alone, `which` [seeds] bool."""
         seeds = [seed for seed, has in zip(self.run.seeds, which, strict=True) if has]
@@ -123,11 +118,6 @@ class Case:
 
     def all(self) -> np.ndarray:
         return ~self.none()
-
-    def update_of(self, rows: np.ndarray) -> int | None:
-        """The update of the first of rows [rows] bool."""
-        found = np.flatnonzero(rows)
-        return int(self.run.metrics.update[found[0]]) if found.size else None
 
     def _part(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         found = [row[~np.isnan(row)] for row in self.returns]

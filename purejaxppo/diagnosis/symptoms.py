@@ -122,7 +122,8 @@ def entropy_collapsed(case: Case, at: Limits) -> Symptom | None:
     discrete = np.nanmin(entropy, initial=0.0) >= 0
     limit = at["share"] * first if discrete else first - at["nats"] * np.maximum(first, 1.0)
     low = (entropy < limit)[:, : max(1, case.rows // 3)]
-    where = case.update_of(np.atleast_1d(low.any(axis=0)))
+    rows = np.flatnonzero(low.any(axis=0))
+    where = int(case.run.metrics.update[rows[0]]) if rows.size else None
     return seen(low.any(axis=1) & (first[:, 0] > 0.01), f"entropy {span(first)} → {span(entropy[:, -1])}", where)
 
 
@@ -244,7 +245,7 @@ def evaluation_below_training(case: Case, at: Limits) -> Symptom | None:
 
 def too_few_episodes(case: Case, at: Limits) -> Symptom | None:
     """Less of an episode in a rollout than learning can use."""
-    share = case.batch / case.lengths
+    share = case.number("num_envs") * case.number("num_steps") / case.lengths
     return seen(share < at["episodes"], f"an update sees {span(share)} episodes of its environments")
 
 

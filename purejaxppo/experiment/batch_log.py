@@ -21,8 +21,10 @@ SHOWN = ("episode_return", "eval_return")  # by the progress line, of all member
 class BatchLog:
     """A log for each run directory: a file of this process's own members, and where process 0 shows all of them."""
 
-    def __init__(self, runs: RunBatch, done: int, known: Sequence[Any] | None, shows_rows: bool = False) -> None:
-        """Go on after `done` updates.
+    def __init__(
+        self, runs: RunBatch, done: int, known: Sequence[Any] | None, stack: ExitStack, shows_rows: bool
+    ) -> None:
+        """Go on after `done` updates, until `stack` is left.
 
         Args:
             known: what a checkpoint kept of the files of each directory, see `written`.
@@ -34,13 +36,11 @@ class BatchLog:
         self._runs, options = runs, runs.options
         self._files, self._sinks = list[MetricsFile](), list[list[TensorBoard | WeightsAndBiases]]()
         due, begin = (options.log_interval or 1, runs.config.eval_interval), done * runs.config.steps_per_update + 1
-        with ExitStack() as stack:  # one that cannot be made closes those made before
-            for i, x in enumerate(runs.records if runs.own_count else ()):
-                file = open_log(x.directory, x.seeds, runs.own_of(i), done, due, known[i] if known else None)
-                self._files.append(stack.enter_context(closing(file)))
-                sinks = sinks_of(x.directory, x.seeds, options, settings_of(x.config), begin) if group().leads else ()
-                self._sinks.append([stack.enter_context(closing(sink)) for sink in sinks])
-            self._opened = stack.pop_all()
+        for i, x in enumerate(runs.records if runs.own_count else ()):
+            file = open_log(x.directory, x.seeds, runs.own_of(i), done, due, known[i] if known else None)
+            self._files.append(stack.enter_context(closing(file)))
+            sinks = sinks_of(x.directory, x.seeds, options, settings_of(x.config), begin) if group().leads else ()
+            self._sinks.append([stack.enter_context(closing(sink)) for sink in sinks])
         mine = [file.path.name for file in self._files], bool(options.tensorboard or options.wandb or shows_rows)
         names, shown = zip(*group().all_of(mine), strict=True)
         self._gathers = group().count == 1 or any(shown)
@@ -76,6 +76,3 @@ class BatchLog:
             for update, env_steps, returns in filter(None, group().gathered(mine) or [])
         ]
         return joined(tables or [MetricsTable([], np.zeros(0), np.zeros(0), {})])
-
-    def close(self) -> None:
-        self._opened.close()

@@ -87,8 +87,7 @@ class Loop:
                 if group().count > 1:
                     group().way_out = self.way_out
                 known = snapshot.about.get("logs") if snapshot else None  # older versions' checkpoints have none
-                log = BatchLog(runs, self.done, known, shows_rows=self.on_chunk is not None)
-                self.log = stack.enter_context(contextlib.closing(log))
+                self.log = BatchLog(runs, self.done, known, stack, shows_rows=self.on_chunk is not None)
                 self._start(snapshot, program)
                 self._train()
                 played = self._final_evaluation()

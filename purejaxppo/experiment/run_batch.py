@@ -275,14 +275,12 @@ class RunBatch:
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:
         """The last checkpoint that is whole, None if none was saved: the same in all processes. Raises: UsageError."""
-        return checkpoint.same_in_all(self.directory / "checkpoints", partial(self._newest_checkpoint, warn))
-
-    def _newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:
-        if not (saved := checkpoint.steps_saved(self.directory / "checkpoints")):
-            return None
         seeds = [seed for _, seed in self.members]
-        config, like = self.full_config, self.state_shapes
-        snapshot = checkpoint.newest_whole(saved, lambda found: found.check(config, seeds, like), warn)
-        if snapshot.about["update"] > self.config.num_updates:
+
+        def check(found: Snapshot) -> None:
+            found.check(self.full_config, seeds, self.state_shapes)
+
+        snapshot = checkpoint.newest_in_all(self.directory / "checkpoints", check, warn)
+        if snapshot and snapshot.about["update"] > self.config.num_updates:
             raise UsageError(f"{snapshot.directory} has {snapshot.about['update']} updates; raise --total-steps.")
         return snapshot

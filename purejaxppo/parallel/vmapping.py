@@ -92,8 +92,14 @@ def opaque(tree: Any) -> Any:
 
 @opaque.def_vmap
 def _opaque_batched(axis_size: int, in_batched: list[Any], tree: Any) -> tuple[Any, Any]:
+    tree = all_batched(axis_size, in_batched[0], tree)
+    return opaque(tree), jax.tree.map(lambda _: True, tree)
+
+
+def all_batched(axis_size: int, in_batched: Any, tree: Any) -> Any:
+    """A tree of which some arrays have the axis of a `vmap`, with that axis on all of them."""
+
     def spread(batched: bool, x: jax.Array) -> jax.Array:
         return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
-    tree = jax.tree.map(spread, in_batched[0], tree)
-    return opaque(tree), jax.tree.map(lambda _: True, tree)
+    return jax.tree.map(spread, in_batched, tree)

@@ -194,12 +194,13 @@ def newest_whole(candidates: list[Path], accept: Callable[[Snapshot], None], say
     raise UsageError(f"{why} No usable checkpoint is left in {candidates[0].parent}; train again in a new --out.")
 
 
-def same_in_all(checkpoints: Path, look: Callable[[], Snapshot | None]) -> Snapshot | None:
-    """What `look` finds in process 0, in all that train together. Raises: UsageError: as `look`, or as `read`."""
+def newest_in_all(checkpoints: Path, accept: Callable[[Snapshot], None], say: Callable[[str], None]) -> Snapshot | None:
+    """`newest_whole` of a run's, as process 0 finds it, in all that train together; None if none was saved."""
     found: list[Snapshot] = []
 
     def name() -> str:
-        found.extend(snapshot for snapshot in [look()] if snapshot)
+        if saved := steps_saved(checkpoints):
+            found.append(newest_whole(saved, accept, say))
         return found[0].directory.name if found else ""
 
     if (there := group().by_leader(name)) and not found:

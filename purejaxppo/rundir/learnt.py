@@ -11,9 +11,9 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.normalize import RunningStatistics
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.checkpoint import newest_whole, same_in_all, steps_saved
+from purejaxppo.rundir.checkpoint import newest_in_all
 from purejaxppo.rundir.files import to_json
-from purejaxppo.rundir.snapshot import Snapshot, leaves_by_path
+from purejaxppo.rundir.snapshot import leaves_by_path
 from purejaxppo.train import init
 from purejaxppo.types import Learnt, TrainState
 
@@ -36,13 +36,11 @@ def read_learnt(directory: Path, config: Config) -> Learnt:
     Raises:
         UsageError: there is none, or it does not fit: the message names the first array, or the setting.
     """
-    checkpoints = directory / "checkpoints"
 
-    def newest() -> Snapshot | None:
-        saved = steps_saved(checkpoints)
-        return newest_whole(saved, lambda _: None, lambda text: warnings.warn(text, stacklevel=6)) if saved else None
+    def warn(text: str) -> None:
+        warnings.warn(text, stacklevel=6)
 
-    if (snapshot := same_in_all(checkpoints, newest)) is None:
+    if (snapshot := newest_in_all(directory / "checkpoints", lambda _: None, warn)) is None:
         raise UsageError(f"init_from = {str(directory)!r} has no checkpoint; name the directory of a run.")
     theirs, ours = snapshot.about["settings"], to_json(settings_of(config))
     for name in _SAME:

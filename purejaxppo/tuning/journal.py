@@ -20,7 +20,7 @@ from purejaxppo.rundir.files import SCORES, malformed, read_json, refusing, to_f
 from purejaxppo.rundir.lock import check_claim
 from purejaxppo.rundir.manifest import digest
 from purejaxppo.rundir.snapshot import Arrays
-from purejaxppo.tuning.search import Lot, Outcome, Search
+from purejaxppo.tuning.search import Lot, Search
 
 TUNE = "tune.json"
 
@@ -100,7 +100,7 @@ class Journal:
                     "Optuna and purejaxppo that began it."
                 )
             returns = np.asarray(entry["returns"], np.float64).reshape(len(lot.trials), -1)
-            search.tell(lot, Outcome(returns.mean(axis=1), np.asarray(entry["evaluation_steps"], np.int64)))
+            search.tell(lot, returns.mean(axis=1), np.asarray(entry["evaluation_steps"], np.int64))
         self._lots |= {trial.number: i for trial in lot.trials}
 
     def _read_states(self, search: Search) -> dict[int, Arrays]:

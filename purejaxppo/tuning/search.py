@@ -56,13 +56,6 @@ class Lot(NamedTuple):
     rung: int
 
 
-class Outcome(NamedTuple):
-    """What came of a lot."""
-
-    scores: np.ndarray  # [trials] mean returns over seeds
-    evaluation_steps: np.ndarray  # [trials] int, of all seeds and episodes
-
-
 class Search:
     """Trials, drawn by Optuna's sampler and stopped at rungs, within a budget of environment steps."""
 
@@ -116,9 +109,9 @@ class Search:
                     self._end(trial, STOPPED if math.isfinite(trial.score) else FAILED)
                 return None
 
-    def tell(self, lot: Lot, outcome: Outcome) -> None:
-        """What came of the lot that `next_lot` gave."""
-        for trial, score, steps in zip(lot.trials, outcome.scores, outcome.evaluation_steps, strict=True):
+    def tell(self, lot: Lot, scores: np.ndarray, evaluation_steps: np.ndarray) -> None:
+        """What came of the lot that `next_lot` gave: mean returns over seeds, and steps of all seeds and episodes."""
+        for trial, score, steps in zip(lot.trials, scores, evaluation_steps, strict=True):
             spent = self._training_steps(trial, trial.rung + 1) + int(steps)
             trial.env_steps += spent
             self.env_steps += spent

@@ -49,11 +49,11 @@ class Trainer:
         record: RunRecord,
         progress: ProgressLine,
         signals: Signals,
-        way_out: str,
     ) -> None:
-        """`record` is the study's; `way_out` is said where a signal ends it."""
+        """`record` is the study's."""
         self.seeds, self.numbers, self.devices, self.record = seeds, numbers, devices, record
-        self.progress, self.signals, self.way_out, self.size = progress, signals, way_out, size
+        self.progress, self.signals, self.size = progress, signals, size
+        self.way_out = ""  # what is said where a signal ends it
         self.programs: dict[str, Program] = {}
         self.learnt: dict[str, Learnt] = {}  # by the programs' names, if trials begin with what another run has learnt
         self._pace = 1  # updates per call, as the lots so far were found to take

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +152,10 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
     numbers = tuple(name for name in study.space if traced(record.config, name))  # in which trials differ
     # the file is written while the next lot trains: some 0.4 s of database for each
     with Signals(progress.tick) as signals, progress, ThreadPoolExecutor(1, "writes-study") as writer:
-        make = partial(Trainer, seeds, numbers, study.lot_size, devices, record, progress, signals)
-        trainer = make("nothing was trained yet: begin anew")
+        trainer = Trainer(seeds, numbers, study.lot_size, devices, record, progress, signals)
         while (lot := search.next_lot()) is not None:
-            if journal.entries:
-                trainer.way_out = f"{plural(len(journal.entries), 'lot')} kept; {again} goes on"
+            kept = f"{plural(len(journal.entries), 'lot')} kept; {again} goes on"
+            trainer.way_out = kept if journal.entries else "nothing was trained yet: begin anew"
             written = writer.submit(file.update, search)
             journal.forget(search)
             sources = [search.sources(trial) for trial in lot.trials]

@@ -25,6 +25,7 @@ from purejaxppo.envs.host.worker import RESET, SEED, STEP
 from purejaxppo.errors import HostEnvironmentError
 from purejaxppo.parallel.devices import cpu_cores
 from purejaxppo.parallel.mesh import RUN_AXIS, run_shard, shards
+from purejaxppo.parallel.vmapping import all_batched
 from purejaxppo.spaces import Box, ObservationSpace, Space
 from purejaxppo.types import Observation
 
@@ -252,11 +253,7 @@ def _as_one_batch(call: Callable[..., Any], shape: tuple[int, ...] = ()) -> Call
 
     @apply.def_vmap
     def _(axis_size: int, in_batched: Any, *arguments: Any) -> Any:
-        def spread(batched: bool, x: jax.Array) -> jax.Array:
-            return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
-
-        arguments = jax.tree.map(spread, tuple(in_batched), arguments)
-        returned = _as_one_batch(call, (axis_size, *shape))(*arguments)
+        returned = _as_one_batch(call, (axis_size, *shape))(*all_batched(axis_size, tuple(in_batched), arguments))
         return returned, jax.tree.map(lambda _: True, returned)
 
     return apply
