@@ -32,11 +32,8 @@ class Agent(NamedTuple):
             name: getattr(config, name)
             for name in ("hidden_sizes", "activation", "layer_norm", "recurrent", "recurrent_size", "initialization")
         }
-        acting = (
-            shape
-            | {"action_space": env.action_space}
-            | {name: getattr(config, name) for name in ("action_distribution", "noise_steps")}
-        )
+        acting = shape | {name: getattr(config, name) for name in ("action_distribution", "noise_steps")}
+        acting["action_space"] = env.action_space
         if config.shared_torso:
             shared = SharedNetwork(for_policy, **acting)
             return cls(config, env, shared, shared.clone(returns_value=True))

@@ -38,7 +38,7 @@ def scores(*iqms, half=1.0):
 @pytest.mark.parametrize(("every", "points"), [(1, 1), (1, 5), (512, 40), (500_000, 7)])
 def test_axes_that_count_have_whole_ticks(drawn, picture, every, points):
     steps = [every * (i + 1) for i in range(points)]
-    learning_curve(picture, "a $title$", steps, [np.arange(4.0) for _ in steps])
+    learning_curve(picture, "a $title$", np.array(steps), np.repeat(np.arange(4.0)[:, None], points, axis=1))
     draw(picture, "", [{"num_epochs": x} for x in steps], scores(*steps))
     draw(picture, "", [{"num_epochs": x, "gamma": 1 / x, "num_steps": 7 * x} for x in steps * 4], scores(*steps * 4))
     curve, lone, several = (figure.axes for figure in drawn)
@@ -50,14 +50,15 @@ def test_axes_that_count_have_whole_ticks(drawn, picture, every, points):
 
 def test_a_learning_curve_says_what_it_shows(drawn, picture):
     for seeds in (1, 2, 3):
-        learning_curve(picture, "", [8, 16, 24], [np.full(seeds, np.nan), np.arange(seeds), np.arange(seeds) + 1.0])
+        returns = np.stack([np.full(seeds, np.nan), np.arange(seeds), np.arange(seeds) + 1.0], axis=1)
+        learning_curve(picture, "", np.array([8, 16, 24]), returns)
     legends = [figure.axes[0].get_legend().get_texts()[0].get_text() for figure in drawn]
     assert legends == ["1 seed", "IQM of 2 seeds", "IQM of 3 seeds, 95% bootstrap interval"]
     lines = [figure.axes[0].lines[0].get_xydata().tolist() for figure in drawn]
     assert lines[2] == [[16, 1], [24, 2]]  # no episode had ended after 8 steps
     bands = [figure.axes[0].collections[0].get_datalim(figure.axes[0].transData).height for figure in drawn]
     assert [math.isfinite(height) and height > 0 for height in bands] == [False, False, True]
-    learning_curve(picture, "", [8], [np.full(3, np.nan)])
+    learning_curve(picture, "", np.array([8]), np.full((3, 1), np.nan))
     assert not drawn[-1].axes[0].lines
 
 

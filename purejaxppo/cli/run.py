@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from purejaxppo.cli.command import exit_code, start_jax
@@ -34,10 +33,9 @@ _PROG = "purejaxppo run"
 
 def main(argv: list[str]) -> int:
     """Run, and return the exit code, see `exit_code`."""
-    console = plain_console()
 
     def command() -> None:
-        progress, result = (resume_run if value_of(argv, "resume") else start_run)(argv, console)
+        progress, result = (resume_run if value_of(argv, "resume") else start_run)(argv)
         out = Path(result.out or "")
         progress.show(table(result.summary, out))
         for line in in_short(diagnose(out), out, result.config.env_name) if group().leads else ():
@@ -61,7 +59,7 @@ def is_alone(argv: list[str]) -> bool:
     return small and given("num-seeds") == "1" and given("seed-mode", "vmap") == "vmap" and not given("devices")
 
 
-def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, ExperimentResult]:
+def start_run(argv: list[str]) -> tuple[ProgressLine, ExperimentResult]:
     """A new run."""
     argv = with_file(argv)
     about = "Train one algorithm on many seeds, as one compiled program."
@@ -71,20 +69,20 @@ def start_run(argv: list[str], console: Console) -> tuple[ProgressLine, Experime
     _start(argv, options, meshes, kinds, config.env)
     stamp = group().told(time.strftime("%Y%m%d-%H%M%S"))
     out = Path(options.out or f"runs/{options.env_in_path}-{options.algo}-seed{options.seed}-{stamp}")
-    progress = ProgressLine(console, options.quiet)
+    progress = ProgressLine(plain_console(), options.quiet)
     how: Any = {"devices": options.devices, "options": host, "debug": options.debug, "progress": progress}
     how["resume_or_start"] = options.resume_or_start
     return progress, run_experiment(config, options.num_seeds, out, first_seed=options.seed, **how)
 
 
-def resume_run(argv: list[str], console: Console) -> tuple[ProgressLine, ExperimentResult]:
+def resume_run(argv: list[str]) -> tuple[ProgressLine, ExperimentResult]:
     """A run that was interrupted, or that is to go on for longer."""
     options = parse_resume(argv, _PROG)
     meshes = [_recorded_mesh(options.resume) if options.mesh is None else options.mesh]
     _start(argv, options, meshes, {"--resume": True, "--mesh": options.mesh or ""}, options.env)
     if not Path(options.resume).is_dir():
         raise UsageError(f"resume = {options.resume!r} is no directory; give that of a run.")
-    progress = ProgressLine(console, options.quiet)
+    progress = ProgressLine(plain_console(), options.quiet)
     how: Any = {"devices": options.devices, "mesh": options.mesh, "debug": options.debug, "progress": progress}
     return progress, resume_experiment(options.resume, options.total_steps, env=options.env, **how)
 

@@ -39,7 +39,6 @@ def main(argv: list[str]) -> int:
     """Tune, and return the exit code, see `exit_code`."""
 
     def command() -> None:
-        console = plain_console()
         if value_of(argv, "resume"):
             again = parse_resume(argv, _PROG)
             for name in ("total_steps", "mesh"):
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> int:
                     flag = name.replace("_", "-")
                     raise UsageError(f"--{flag} cannot be changed on --resume of a study; leave it out.")
             start_jax()
-            progress, out = ProgressLine(console, again.quiet), Path(again.resume)
+            progress, out = ProgressLine(plain_console(), again.quiet), Path(again.resume)
             study, devices = read_study(out, progress, again.devices, again.env)
             with lock(out):
                 _show(run_study(study, devices, progress, again.debug), progress)
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> int:
         start_jax()
         stamp = time.strftime("%Y%m%d-%H%M%S")
         out = Path(run.out or f"runs/tune-{run.env_in_path}-{run.algo}-{stamp}")
-        progress = ProgressLine(console, run.quiet)
+        progress = ProgressLine(plain_console(), run.quiet)
         how: Any = {"out": out, "devices": run.devices, "options": host, "progress": progress}
         how |= {"seeds": run.seeds, "resume_or_start": run.resume_or_start, "debug": run.debug}
         _show(tune(config, space, **how, **as_dict(own)), progress)

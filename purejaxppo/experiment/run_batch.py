@@ -269,8 +269,8 @@ class RunBatch:
         here = [found for member, found in failed.items() if own.start <= member < own.stop]
         steps = done * self.config.steps_per_update
         summary = write_summary(record, {name: x[own] for name, x in played.items()}, here, share, self.devices, steps)
-        curve = log.env_steps.tolist(), [*log.metric("episode_return").T]
-        learning_curve(record.directory / "learning_curve.png", f"{summary['algo']} on {summary['env']}", *curve)
+        title, returns = f"{summary['algo']} on {summary['env']}", log.metric("episode_return")
+        learning_curve(record.directory / "learning_curve.png", title, log.env_steps, returns)
         return summary
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:

@@ -140,13 +140,13 @@ def require_memory(need: int, devices: Sequence[jax.Device], what: str, way: str
 
 def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process may still take of the machine's, its control groups' and its own limit (RLIMIT_AS)."""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"))
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text_of(root / "proc/meminfo"))
     free = [int(found[1]) * 1024] if found else []
     for group in _control_groups("memory", root):
         for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             most, now = (_words(group / name) for name in names)
             if most and now and most[0].isdecimal():
-                cache = re.search(r"^(?:total_)?inactive_file (\d+)", _text(group / "memory.stat"), re.MULTILINE)
+                cache = re.search(r"^(?:total_)?inactive_file (\d+)", text_of(group / "memory.stat"), re.MULTILINE)
                 free.append(max(0, int(most[0]) - int(now[0]) + (int(cache[1]) if cache else 0)))
     pages = _words(root / "proc/self/statm")
     if resource and pages and (most_virtual := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
@@ -159,7 +159,7 @@ def _control_groups(controller: str, root: Path) -> Iterator[Path]:
 
     A container may see its own group as the topmost, though its path says otherwise.
     """
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in text_of(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -172,10 +172,11 @@ def _control_groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _words(path: Path) -> list[str]:
-    return _text(path).split()
+    return text_of(path).split()
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Empty if there is no such file."""
     try:
         return path.read_text()
     except OSError:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+from purejaxppo.parallel.devices import text_of
+
 _INSTRUCTION_SETS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "asimd")  # the first that there is
 
 
@@ -26,10 +28,7 @@ def fingerprint(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     }
     found |= jax_settings()
     if device.platform == "cpu":
-        try:
-            text = cpuinfo.read_text()
-        except OSError:  # not Linux
-            text = ""
+        text = text_of(cpuinfo)  # empty where it is not Linux
         model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
         flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
         words = {*flags[1].split()} if flags else set()

@@ -76,8 +76,7 @@ class Journal:
         entry = {"trials": [trial.number for trial in lot.trials], "rung": lot.rung, "settings": to_json(settings)}
         entry |= {"returns": returns.tolist(), "evaluation_steps": steps.tolist()}
         self.entries.append(entry)
-        lots = to_json(self.entries)
-        write_json(self.directory / SCORES, {"sha256": digest(lots), "lots": lots})
+        self._write()
         self.tell(search, lot, entry, i)
         self.states |= {trial.number: own for trial, own in zip(lot.trials, states, strict=True)}
 
@@ -116,3 +115,7 @@ class Journal:
                 trial, _, path = name.partition(".")
                 states.setdefault(int(trial.removeprefix("trial")), {})[path] = x
         return {number: states[number] for number in search.needed}
+
+    def _write(self) -> None:
+        lots = to_json(self.entries)
+        write_json(self.directory / SCORES, {"sha256": digest(lots), "lots": lots})

@@ -16,6 +16,7 @@ import numpy as np
 from purejaxppo.config import Config
 from purejaxppo.presets import with_settings
 from purejaxppo.sweeps.axes import Settings, traced
+from purejaxppo.sweeps.plan import batches
 from purejaxppo.tuning.rungs import Rungs
 from purejaxppo.tuning.space import Dimension, Space, label_of, settings_at
 from purejaxppo.tuning.study_options import StudyOptions
@@ -180,12 +181,7 @@ class Search:
         together: dict[tuple[int, str], list[Trial]] = {}
         for trial in trials:
             together.setdefault((trial.rung, trial.static), []).append(trial)
-        size = self.lot_size
-        return [
-            Lot(members[i : i + size], rung)
-            for (rung, _), members in together.items()
-            for i in range(0, len(members), size)
-        ]
+        return [Lot(own, rung) for (rung, _), members in together.items() for own in batches(members, self.lot_size)]
 
     def _affordable(self, trials: list[Trial]) -> list[Trial]:
         """Those of them that the rest of the budget is enough for, the first before others.

@@ -166,15 +166,10 @@ def label_of(value: Any) -> Any:
 def as_toml(space: Space, sources: Mapping[str, str] | None = None) -> str:
     """A file that `read_space` reads, each setting under its source."""
     lines = []
-    for name, dimension in space.items():
+    for name, about in plain(space).items():
         lines += [f"# {source}"] if (source := (sources or {}).get(name)) else []
-        lines.append(f"[{name}]")
-        if dimension.choices:
-            lines.append(f"choices = {toml_value(dimension.choices)}")
-        else:
-            lines += [f"low = {dimension.low!r}", f"high = {dimension.high!r}"]
-            lines += [f'scale = "{dimension.scale}"'] if dimension.scale != "linear" else []
-        lines.append("")
+        told = {key: x for key, x in about.items() if (key, x) != ("scale", Dimension().scale)}
+        lines += [f"[{name}]", *(f"{key} = {toml_value(x)}" for key, x in told.items()), ""]
     return "\n".join(lines)
 
 
