@@ -72,19 +72,18 @@ class WeightsAndBiases:
         self._runs: list[Any] = []
         try:
             for name, own in runs.items():
-                self._runs.append(
-                    wandb.init(
-                        project=options.wandb_project,
-                        group=group,
-                        name=f"{group}-{name}",
-                        id=f"{unique}-{name}",
-                        dir=out,
-                        config={**settings, "seeds": own},
-                        resume="allow",
-                        reinit="create_new",
-                        settings=wandb.Settings(silent=True),
-                    )
+                run = wandb.init(
+                    project=options.wandb_project,
+                    group=group,
+                    name=f"{group}-{name}",
+                    id=f"{unique}-{name}",
+                    dir=out,
+                    config={**settings, "seeds": own},
+                    resume="allow",
+                    reinit="create_new",
+                    settings=wandb.Settings(silent=True),
                 )
+                self._runs.append(run)
         except wandb.Error as error:
             self.close()
             raise UsageError(f"--wandb cannot begin a run ({reason(error)}); or set WANDB_MODE=offline.") from error

@@ -46,6 +46,7 @@ class Sweep:
     record: RunRecord  # its config has the settings that are not swept
     settings: list[Settings]
     at_once: int | None = None  # settings that one program trains at most; None: as many as fit into memory
+    called: tuple[str, ...] = ()  # the run directories; (): as the settings are, see `names`
 
     @cached_property
     def configs(self) -> list[Config]:
@@ -59,6 +60,8 @@ class Sweep:
     @cached_property
     def names(self) -> list[str]:
         """Of the run directories: the settings, or their numbers where a file system may not take that."""
+        if self.called:
+            return [*self.called]
         names = [re.sub(r"[^\w.,=+-]", "_", label(own)) for own in self.settings]
         if len({*names}) < len(names) or any(len(name) > 200 for name in names):
             return [f"{i + 1:0{len(str(len(names)))}d}" for i in range(len(names))]

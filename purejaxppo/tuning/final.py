@@ -1,7 +1,6 @@
 """The end of a study: its best settings beside those that it began with, on seeds that no trial had."""
 
 import dataclasses
-from functools import cached_property
 from typing import NamedTuple
 
 import jax
@@ -25,17 +24,6 @@ class Judged(NamedTuple):
     env_steps: int  # that they trained for, all seeds
 
 
-@dataclasses.dataclass(frozen=True)
-class FinalRuns(Sweep):
-    """A sweep of them, whose directories have names of their own."""
-
-    called: tuple[str, ...] = ()
-
-    @cached_property
-    def names(self) -> list[str]:
-        return [*self.called]
-
-
 def judge(
     record: RunRecord, best: Config, devices: list[jax.Device], progress: ProgressLine, debug: bool = False
 ) -> Judged:
@@ -51,7 +39,7 @@ def judge(
     if names and "summary.json" in file_names(out / BEST) and not (out / DEFAULTS).exists():
         del runs[BEST]  # which an older version has trained alone
     settings = [{name: settings_of(config)[name] for name in names or ["gamma"]} for config in runs.values()]
-    sweep = FinalRuns(record, settings, called=tuple(runs))
+    sweep = Sweep(record, settings, called=tuple(runs))
     options = HostOptions.of(record.options)
     chosen = max((options.place(config, count, devices) for config, count in sweep.programs), key=len)
     sweep = dataclasses.replace(sweep, record=record._replace(devices=len(chosen)))
