@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -44,11 +43,12 @@ class BatchLog:
         mine = [file.path.name for file in self._files], bool(options.tensorboard or options.wandb or shows_rows)
         names, shown = zip(*group().all_of(mine), strict=True)
         self._gathers = group().count == 1 or any(shown)
-        group().by_leader(partial(self._discard_others, {*chain(*names)}))  # all have opened their files
 
-    def _discard_others(self, names: set[str]) -> None:
-        for record in self._runs.records:
-            discard_others(record.directory, names)
+        def discard() -> None:  # once all have opened their files
+            for record in runs.records:
+                discard_others(record.directory, {*chain(*names)})
+
+        group().by_leader(discard)
 
     def write(self, update: int, own: Row) -> dict[str, np.ndarray]:
         """A row of this process's members; returns that of all as far as it is gathered, `SHOWN` at least."""

@@ -79,7 +79,9 @@ class Worker:
             UsageError: what is left cannot be trained on this machine; or with `debug` a setting has failed.
             OSError, Stopped: as `run_experiment`; the batch under way is anybody's then.
         """
-        self._try_failed_again()
+        if all(map(self._settled, self.batches)):  # who joins then wants what has failed to be tried again
+            for batch in self.batches:
+                (batch.directory / FAILED).unlink(missing_ok=True)
         left, waits = self.batches, False
         while left := [batch for batch in left if not self._settled(batch)]:
             able = sorted(left, key=lambda batch: (batch.group not in self._steps, random.random()))
@@ -151,12 +153,6 @@ class Worker:
             if not {*found} <= {*batch.members}:
                 raise malformed(path, "it names settings of other batches", "delete it")
         return found
-
-    def _try_failed_again(self) -> None:
-        """Where all has been tried, who joins wants what has failed to be tried again."""
-        if all(map(self._settled, self.batches)):
-            for batch in self.batches:
-                (batch.directory / FAILED).unlink(missing_ok=True)
 
     def _write_tables(self, summaries: list[Summary], failed: bool) -> None:
         """By one of those that wait for it; all go when it is done."""

@@ -34,10 +34,6 @@ class Study:
     lot_size: int
     reserved: int  # environment steps of the budget that the final runs train for
 
-    @property
-    def name(self) -> str:
-        return f"{self.record.config.algo_name} on {self.record.config.env_name}"
-
     def search(self) -> Search:
         """The study before its first trial. Raises: UsageError: the budget or the rungs cannot work."""
         config = self.record.config

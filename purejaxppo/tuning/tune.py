@@ -146,7 +146,7 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
     search = journal.replay(study.search, progress.warn)
     if journal.entries:
         progress.say(f"going on after lot {len(journal.entries):,}, {search.env_steps:,} steps")
-    file = StudyFile(record.directory, study.name)
+    file = StudyFile(record.directory, f"{record.config.algo_name} on {record.config.env_name}")
     again = f"--resume {record.directory}{env_again(record.config.env)}"
     seeds = study.options.search_seeds(record.seeds)
     numbers = tuple(name for name in study.space if traced(record.config, name))  # in which trials differ
