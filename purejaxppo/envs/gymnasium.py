@@ -141,9 +141,8 @@ class GymnasiumEnv(HostEnv):
             step_timeout=step_timeout,
             action=("float32" if isinstance(acted, Box) else "int32", tuple(acted.shape)),
         )
-        dtypes = {entry: part.dtype for entry, part in self._parts.items()}
         worth_a_worker = 8 if str(spec.entry_point).startswith(_QUICK) else 2
-        super().__init__(plan, ours[""] if [*ours] == [""] else ours, acted, dtypes, worth_a_worker, workers)
+        super().__init__(plan, ours[""] if [*ours] == [""] else ours, acted, worth_a_worker, workers)
 
     def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:
         """Ours for an observation of Gymnasium's, one or a batch: a flat dictionary, integers from 0, our dtypes.

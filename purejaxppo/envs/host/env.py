@@ -55,7 +55,6 @@ class HostEnv(BaseEnv):
     Args:
         plan: how workers make one, and the entries of its observation.
         observation_space, action_space: ours.
-        dtypes: entry of the observation ↦ its dtype; "" where it is no dictionary.
         worth_a_worker: so many environments are enough for a process of their own, whose waking costs 50 to 100 µs.
         workers: processes of each device that runs are on; None is as many as there are cores that this process may
             use, shared by the devices, or fewer for few environments.
@@ -69,12 +68,11 @@ class HostEnv(BaseEnv):
         plan: Plan,
         observation_space: ObservationSpace,
         action_space: Space,
-        dtypes: dict[str, Any],
         worth_a_worker: int = 2,
         workers: int | None = None,
     ) -> None:
         self.observation_space, self.action_space = observation_space, action_space
-        self._plan, self._dtypes, self._worth_a_worker, self._workers = plan, dtypes, worth_a_worker, workers
+        self._plan, self._worth_a_worker, self._workers = plan, worth_a_worker, workers
         self.tells_success = plan.tells_success
         self._told = ("reward", "terminated", "truncated", *(["success"] if plan.tells_success else []))
         self._pools: OrderedDict[int, Pool] = OrderedDict()
@@ -161,8 +159,8 @@ class HostEnv(BaseEnv):
         return io_callback(host, returned, *(table[i : i + rows] for i in range(0, len(table), rows)))
 
     def _entries(self, n: int) -> Any:
-        spaces = self.observation_space if isinstance(self.observation_space, dict) else {"": self.observation_space}
-        entries = {name: jax.ShapeDtypeStruct((n, *space.shape), self._dtypes[name]) for name, space in spaces.items()}
+        rows = {name: self._plan.layout[f"start:{name}"] for name in self._plan.entries}
+        entries = {name: jax.ShapeDtypeStruct((n, *shape), dtype) for name, (dtype, shape) in rows.items()}
         return entries if isinstance(self.observation_space, dict) else entries[""]
 
     # What runs on the host.
