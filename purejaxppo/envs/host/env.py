@@ -33,7 +33,6 @@ MOST_POOLS = 16  # of one environment; beyond it the one that was used longest a
 _LOCK = threading.Lock()  # for the pools of all environments
 _ENVS: weakref.WeakSet["HostEnv"] = weakref.WeakSet()
 ALL = slice(None)  # slots of a pool
-_EPISODES_AT_ONCE = 10
 _SMALL = 64 * 1024  # bytes; JAX copies larger arguments in a thread, for which a callback might wait in vain
 
 
@@ -61,7 +60,7 @@ class HostEnv(BaseEnv):
     """
 
     on_host = True
-    episodes_at_once = _EPISODES_AT_ONCE  # in an evaluation: each is an environment of its own
+    episodes_at_once = 10  # in an evaluation: each is an environment of its own
 
     def __init__(
         self,
