@@ -101,19 +101,20 @@ def tune(
     final = HostOptions.of(options)
     if resume_or_start and out is None:
         raise UsageError("resume_or_start needs a directory to look into; pass out=DIR.")
-    begun = plan_study(config, given, chosen, seed_list(seeds, first_seed), Path(out or ""), devices, final)
-    if resume_or_start and (Path(out or "") / TUNE).exists():
+    directory = Path(out or "")
+    wanted, here = plan_study(config, given, chosen, seed_list(seeds, first_seed), directory, devices, final)
+    if resume_or_start and (directory / TUNE).exists():
         again = config.env, config.policy_network, config.critic_network, config.optimizer
-        there, here = read_study(Path(out or ""), progress, devices, *again)
-        same_study(there, begun[0])
+        there, here = read_study(directory, progress, devices, *again)
+        same_study(there, wanted)
         with lock(there.record.directory):
             return run_study(there, here, progress, debug)
     with ExitStack() as stack:
         where = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="purejaxppo-"))
         directory = stack.enter_context(new_directory(Path(where)))
-        new = dataclasses.replace(begun[0], record=begun[0].record._replace(directory=directory))
+        new = dataclasses.replace(wanted, record=wanted.record._replace(directory=directory))
         new.write()
-        result = run_study(new, begun[1], progress, debug)
+        result = run_study(new, here, progress, debug)
         return result if out is not None else dataclasses.replace(result, out=None)
 
 
