@@ -22,7 +22,8 @@ def test_each_is_due_at_its_interval_and_at_the_end():
     assert [n for n in range(1, 11) if due.evaluates(n)] == [3, 6, 9, 10]
     assert [n for n in range(1, 11) if due.row_ends(n)] == [3, 4, 6, 8, 9, 10]  # an evaluation ends a row
     assert [n for n in range(1, 11) if due.saves(n, 0.0)] == [10]
-    assert due.saves(1, 30.0) and not due.saves(1, 29.0)
+    assert due.saves(1, 30.0)
+    assert not due.saves(1, 29.0)
     assert not any(Timetable(10, 1, 0, None).evaluates(n) for n in range(11))
 
 
