@@ -513,10 +513,10 @@ def test_files_of_a_study_are_not_believed(study, tmp_path):
     [
         (
             ["--budget", "200"],
-            "budget = 200 is too small: one trial of 2 seeds takes 96 steps to its first rung and 256 to its last, and "
-            "the final runs take 2,048;",
+            "budget = 200 is too small: one trial of 2 seeds takes 128 steps to its first rung and 256 to its last, "
+            "and the final runs take 2,048;",
         ),
-        (["--rungs", "5"], "rungs = 5: the first would be at 1 of 128 steps, and an update has 16"),
+        (["--rungs", "5"], "rungs = 5: the first would be at 8 of 128 steps, and an update has 16"),
         (["--sampler", "grid"], "invalid choice"),
         (["--trials", "0"], "trials = 0 must be a whole number in [1, 1e5]"),
         (["--space", "missing.toml"], "'missing.toml' cannot be read"),
@@ -691,7 +691,7 @@ def test_stages_that_cannot_be_are_refused(stages, message):
         ({"observation_clip": {"low": 1, "high": 2}}, {}, "observation_clip cannot change"),
         (SPACE, {"trials": 1}, "at least 2 members"),
         (SPACE, {"pruner": "none"}, "pruner = 'none' would do nothing with method = 'pbt'"),
-        (SPACE, {"halving_factor": 2}, "halving_factor = 2 would do nothing"),
+        (SPACE, {"halving_factor": 3}, "halving_factor = 3 would do nothing"),
         (SPACE, {"places": 4}, "places = 4 would do nothing"),
         (SPACE, {"trials": 64}, "budget = 10,000 is too small: 64 members of 2 seeds take 16,384 steps"),
     ],
@@ -705,8 +705,8 @@ def test_a_population_that_cannot_be_is_refused(space, options, message):
     ("options", "stages", "message"),
     [
         ({"pruner": "none", "rungs": 3}, (), "rungs = 3 would do nothing with pruner = 'none', where each trial is"),
-        ({"pruner": "none", "halving_factor": 2}, (), "halving_factor = 2 would do nothing with pruner = 'none'"),
-        ({"pruner": "median", "halving_factor": 2}, (), "halving_factor = 2 would do nothing with pruner = 'median'"),
+        ({"pruner": "none", "halving_factor": 3}, (), "halving_factor = 3 would do nothing with pruner = 'none'"),
+        ({"pruner": "median", "halving_factor": 3}, (), "halving_factor = 3 would do nothing with pruner = 'median'"),
         ({"method": "pbt"}, ("64 clip_eps=0.1",), "stages would do nothing with method = 'pbt'"),
         ({}, ("64 gamma=0.95",), "space: gamma is set by stages"),
     ],

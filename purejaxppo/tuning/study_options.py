@@ -40,11 +40,14 @@ class StudyOptions:
         "which trials stop early: all but the best 1 in --halving-factor, or those below the median",
         choices=PRUNERS,
     )
-    rungs: int = static(
-        4, "times that a trial is judged, the last at its end; not for --pruner none", interval="[1, 100]"
+    rungs: int | None = static(
+        None,
+        "times that a trial is judged, the last at its end; not for --pruner none",
+        interval="[1, 100]",
+        usual="3, in pbt 10",
     )
     halving_factor: int = static(
-        3, "of --pruner halving: one in so many goes on from each rung; rungs are so far apart", interval="[2, 100]"
+        2, "of --pruner halving: one in so many goes on from each rung; rungs are so far apart", interval="[2, 100]"
     )
     places: int = static(
         16, "trials under way at once, but in pbt; the sampler learns when all have come to a rung", interval="[1, 1e5]"
@@ -74,7 +77,8 @@ class StudyOptions:
         """
         widest = self.widest_update(config, space)
         pruner = "median" if self.method == "pbt" else self.pruner  # whose rungs are evenly spaced
-        rungs = Rungs.of(pruner, self.rungs, self.halving_factor, config.total_steps, widest)
+        count = self.rungs or (10 if self.method == "pbt" else 3)
+        rungs = Rungs.of(pruner, count, self.halving_factor, config.total_steps, widest)
         first, whole = (self.seeds_per_trial * widest * rungs.updates(k, widest) for k in (1, len(rungs.steps)))
         if self.method == "pbt":
             check_population(config, space, self, reserved)
