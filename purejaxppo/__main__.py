@@ -32,7 +32,7 @@ examples:
   purejaxppo run --algo trpo --env Pendulum-v1 --num-seeds 4 --out runs/pendulum
   purejaxppo run --resume runs/pendulum --total-steps 1e6
   purejaxppo sweep --algo trpo --grid max_kl=0.003,0.01,0.03
-  purejaxppo tune --algo ppo --env Acrobot-v1 --trials 64 --budget 2e7
+  purejaxppo tune --algo ppo --env Acrobot-v1 --total-steps 1e5 --trials 64
   purejaxppo render runs/pendulum --out pendulum.gif
   purejaxppo report runs/* --out report.html
 

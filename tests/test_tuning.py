@@ -684,6 +684,15 @@ def test_stages_that_cannot_be_are_refused(stages, message):
         CONFIG.replace(stages=stages).check()
 
 
+def test_the_rungs_of_default_options():
+    config, space = CONFIG.replace(total_steps=3200), parse_space(CONFIG, SPACE)
+    assert StudyOptions().ladder(config, space, 0).steps == (800, 1600, 3200)
+    assert StudyOptions(pruner="median").ladder(config, space, 0).steps == (1066, 2133, 3200)
+    assert StudyOptions(method="pbt").ladder(config, {"gamma": space["gamma"]}, 0).steps == (*range(320, 3201, 320),)
+    before = StudyOptions(rungs=4, halving_factor=3)  # defaults of older studies, as their files say
+    assert before.ladder(config, space, 0).steps == (118, 355, 1066, 3200)
+
+
 @pytest.mark.parametrize(
     ("space", "options", "message"),
     [

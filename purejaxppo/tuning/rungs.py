@@ -34,9 +34,10 @@ class Rungs(NamedTuple):
         else:
             steps = [total_steps * (k + 1) // count for k in range(count)]
         if steps[0] < per_update:
+            nearer = ", a smaller --halving-factor" if pruner == "halving" else ""
             raise UsageError(
                 f"rungs = {count}: the first would be at {steps[0]:,} of {total_steps:,} steps, and an update has "
-                f"{per_update:,}; pass fewer --rungs, a smaller --halving-factor or more --total-steps."
+                f"{per_update:,}; pass fewer --rungs{nearer} or more --total-steps."
             )
         return cls(pruner, tuple(steps), factor)
 

@@ -164,7 +164,8 @@ class Search:
         if leader := self._leader:
             reserve = self._to_the_end(leader) - self._cost(leader)
         need = sum(map(self._cost, running)) + first + reserve
-        return len(running) < self.options.places and self.env_steps + need <= self.options.budget
+        places = self.options.places or max(4, self.lot_size)
+        return len(running) < places and self.env_steps + need <= self.options.budget
 
     def _ask(self, fixed: Settings) -> None:
         with quiet_optuna():

@@ -164,7 +164,7 @@ def label_of(value: Any) -> Any:
 
 
 def as_toml(space: Space, sources: Mapping[str, str] | None = None) -> str:
-    """A file that `read_space` reads, each setting under its source."""
+    """A file that `parse_space` takes, each setting under its source."""
     lines = []
     for name, about in plain(space).items():
         lines += [f"# {source}"] if (source := (sources or {}).get(name)) else []

@@ -119,5 +119,6 @@ def same_study(there: Study, wanted: Study) -> None:
     for name, value in ours.items():
         if theirs[name] != value:
             raise UsageError(
-                f"out = {str(out)!r} holds a study with {name} = {theirs[name]!r}, not {value!r}; choose another --out."
+                f"out = {str(out)!r} holds a study with {name} = {theirs[name]!r}, not {value!r}; go on with that one "
+                "by --resume, or choose another --out."
             )

@@ -30,7 +30,7 @@ class StudyOptions:
     trials: int = static(64, "settings that are tried at most; in pbt, members", interval="[1, 1e5]")
     seeds_per_trial: int = static(4, "seeds of each trial; its score is their mean return", interval="[1, 1e5]")
     budget: int = static(
-        20_000_000,
+        100_000_000,
         "environment steps of all training, the final runs' too, and of the search's evaluations",
         interval="[1, 1e15]",
     )
@@ -49,8 +49,11 @@ class StudyOptions:
     halving_factor: int = static(
         2, "of --pruner halving: one in so many goes on from each rung; rungs are so far apart", interval="[2, 100]"
     )
-    places: int = static(
-        16, "trials under way at once, but in pbt; the sampler learns when all have come to a rung", interval="[1, 1e5]"
+    places: int | None = static(
+        None,
+        "trials under way at once, but in pbt; the sampler learns when all have come to a rung",
+        interval="[1, 1e5]",
+        usual="16, on CPUs 4 or what one program trains",
     )
 
     def check(self) -> None:
@@ -98,7 +101,7 @@ class StudyOptions:
     def lot_size(self, config: Config, devices: list[jax.Device]) -> int:
         """Trials that one program trains: on a CPU as many as keep its cores busy, elsewhere all places."""
         at_once = best_vmap_size(config.on_host, devices)
-        most = self.trials if self.method == "pbt" else min(self.places, self.trials)
+        most = self.trials if self.method == "pbt" else min(self.places or 16, self.trials)
         return most if at_once is None else max(1, min(most, -(-at_once * len(devices) // self.seeds_per_trial)))
 
     def search_seeds(self, seeds: list[int]) -> list[int]:

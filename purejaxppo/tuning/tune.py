@@ -145,6 +145,10 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
     record, journal = study.record, Journal(study.record.directory)
     journal.read()
     search = journal.replay(study.search, progress.warn)
+    each = study.options.seeds_per_trial * search.rungs.updates(1, record.config.steps_per_update)
+    fit = search.options.budget // (each * record.config.steps_per_update)
+    if fit < study.options.trials:
+        progress.say(f"the budget is enough for the first rung of {fit} of {study.options.trials} trials, at most")
     if journal.entries:
         progress.say(f"going on after lot {len(journal.entries):,}, {search.env_steps:,} steps")
     file = StudyFile(record.directory, f"{record.config.algo_name} on {record.config.env_name}")
