@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import optuna
 
+from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.files import SCORES
 
@@ -33,7 +35,8 @@ STUDY = (
     "--algo ppo --env CartPole-v1 --total-steps 4096 --num-envs 2 --num-steps 32 --hidden-sizes 16 --eval-episodes 2 "
     "--trials 12 --seeds-per-trial 2 --rungs 3 --budget 1e6 --num-seeds 2 --final-episodes 2 --quiet"
 ).split()
-BUDGET = {"Acrobot-v1": 8_000_000, "Pendulum-v1": 24_000_000, "MountainCarContinuous-v0": 24_000_000}
+ENVIRONMENTS = ("Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0")
+BUDGET = 8_000_000  # environment steps of a search; a trial has an eightieth, 100,000
 PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of a budget, after which the best settings so far are judged
 HELD_OUT = 8  # seeds
 
@@ -112,6 +115,7 @@ def throughput() -> None:
     from purejaxppo import preset, run_experiment
     from purejaxppo.cli.command import start_jax
     from purejaxppo.tuning import trainer, tune
+    from purejaxppo.tuning.study import plan_study
 
     start_jax()
     config = preset("ppo", "CartPole-v1", total_steps=65_536, eval_episodes=4, eval_max_steps=500)
@@ -129,8 +133,8 @@ def throughput() -> None:
         trainer.compile_program = timed
         options = tune.StudyOptions(seeds_per_trial=4, pruner="none", sampler="random", budget=10**9)
         with tempfile.TemporaryDirectory() as out:
-            quiet = tune.ProgressLine(tune.plain_console(), quiet=True)
-            planned, devices = tune.plan_study(config, None, options, [0], Path(out), None, tune.HostOptions())
+            quiet = ProgressLine(plain_console(), quiet=True)
+            planned, devices = plan_study(config, None, options, [0], Path(out), None, HostOptions())
             began = time.monotonic()
             search = tune.run_search(planned, devices, quiet)
         seconds = time.monotonic() - began - spent[0]
@@ -146,9 +150,9 @@ def throughput() -> None:
         measured(f"throughput {i}: 64 trials of 4 seeds", study)
 
 
-def with_final_runs(base: Any, most: int) -> int:
-    """The budget of a study whose search may take `most` steps."""
-    return int(most + 2 * HELD_OUT * base.env_steps)
+def with_final_runs(base: Any) -> int:
+    """The budget of a study whose search may take `BUDGET` steps."""
+    return int(BUDGET + 2 * HELD_OUT * base.env_steps)
 
 
 def judged(config: Any) -> Any:
@@ -161,8 +165,7 @@ def judged(config: Any) -> Any:
 def incumbents(out: Path) -> list[tuple[int, dict[str, Any]]]:
     """The steps that a study had spent after each lot, and the best settings then."""
     from purejaxppo.tuning.journal import Journal
-    from purejaxppo.tuning.study import ProgressLine, read_study
-    from purejaxppo.tuning.tune import plain_console
+    from purejaxppo.tuning.study import read_study
 
     planned, _ = read_study(out, ProgressLine(plain_console(), quiet=True))
     journal, found = Journal(out), []
@@ -174,18 +177,22 @@ def incumbents(out: Path) -> list[tuple[int, dict[str, Any]]]:
     return found
 
 
-def course(base: Any, most: int, sampler: str, pruner: str, seed: int, least: float) -> Any:
+def course(base: Any, sampler: str, pruner: str, seed: int, least: float) -> Any:
     """A study, and at which part of its budget its best settings reached the score `least` on seeds of their own."""
     from purejaxppo import tune
     from purejaxppo.presets import with_settings
 
     out, how = Path(tempfile.mkdtemp(prefix="tuning-")) / "study", {"sampler": sampler, "pruner": pruner}
-    whole = with_final_runs(base, most)
+    whole = with_final_runs(base)
     result = tune(base, None, whole, out=out, seeds=HELD_OUT, first_seed=1000 * (seed + 1), trials=1000, **how)
     found, scores = incumbents(out), []
+    known: dict[str, float | None] = {"": None}  # the best settings may stay the same for long
     for part in PARTS:
-        best = [own for steps, own in found if steps <= part * most and own][-1:]
-        scores.append(judged(with_settings(base, best[0]))["iqm"] if best else None)
+        best = [own for steps, own in found if steps <= part * BUDGET and own][-1:]
+        settings = str(best[0]) if best else ""
+        if settings not in known:
+            known[settings] = judged(with_settings(base, best[0]))["iqm"]
+        scores.append(known[settings])
     shutil.rmtree(out.parent)
     enough = [part for part, score in zip(PARTS, scores, strict=True) if score is not None and score >= least]
     return {"reached at": min(enough, default=None), "course": scores, "final": result.summary["eval_return"]["iqm"]}
@@ -197,12 +204,12 @@ def budget(studies: int) -> None:
     from purejaxppo.cli.command import start_jax
 
     start_jax()
-    for env, most in BUDGET.items():
-        base = preset("ppo", env, total_steps=most // 80)
+    for env in ENVIRONMENTS:
+        base = preset("ppo", env, total_steps=BUDGET // 80)
         usual = measured(f"{env}: preset", partial(judged, base))
         for seed in range(studies):
             for sampler, pruner in (("tpe", "halving"), ("random", "none")):
-                study = partial(course, base, most, sampler, pruner, seed, usual["iqm"])
+                study = partial(course, base, sampler, pruner, seed, usual["iqm"])
                 measured(f"{env}: {sampler}, {pruner}, study {seed}", study)
 
 
@@ -211,21 +218,21 @@ def pbt(studies: int) -> None:
     from purejaxppo import preset, tune
     from purejaxppo.cli.command import start_jax
 
-    def population(base: Any, most: int, seed: int) -> Any:
+    def population(base: Any, seed: int) -> Any:
         how: Any = {"method": "pbt", "trials": 12, "seeds_per_trial": 4, "rungs": 10}
-        whole = with_final_runs(base, most)
+        whole = with_final_runs(base)
         result = tune(base, None, whole, seeds=HELD_OUT, first_seed=1000 * (seed + 1), **how)
         return {"final": result.summary["eval_return"]["iqm"], "stages": len(result.config.stages)}
 
     start_jax()
-    for env, most in BUDGET.items():
+    for env in ENVIRONMENTS:
         for seed in range(studies):
-            own = partial(population, preset("ppo", env, total_steps=most // 80), most, seed)
+            own = partial(population, preset("ppo", env, total_steps=BUDGET // 80), seed)
             measured(f"{env}: pbt, population {seed}", own)
     finals = {
-        f"{env}, {kind}": [x["final"] for name, x in rows().items() if name.startswith(f"{env}: {kind}")]
-        for env in BUDGET
-        for kind in ("tpe", "pbt")
+        f"{env}, {kind}": [x["final"] for name, x in rows().items() if name.startswith(f"{env}: {kind}, ")]
+        for env in ENVIRONMENTS
+        for kind in ("tpe, halving", "pbt")
     }
     print({name: float(np.median(x)) for name, x in finals.items() if x})
 
