@@ -47,6 +47,7 @@ from purejaxppo.sweeps.axes import traced
 
 HERE = Path(__file__).parent
 SEEDS, EPISODES = 4, 20
+FIRST_SEEDS = (0, 100, 200)  # of healthy runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,25 +231,27 @@ def healthy() -> list[Run]:
     cart = {"cem": many, "cma-es": many}
     found = [
         (algo, "CartPole-v1", cart.get(algo, some), seed)
-        for seed in (0, 100)
+        for seed in FIRST_SEEDS
         for algo in ("trpo", "ppo", "npg", "ppo-penalty", "a2c", "a2c-tr", "reinforce", "cem", "cma-es")
     ]
-    found += [(algo, "Pendulum-v1", {}, seed) for seed in (0, 100) for algo in ("trpo", "ppo")]
+    found += [(algo, "Pendulum-v1", {}, seed) for seed in FIRST_SEEDS for algo in ("trpo", "npg", "ppo", "ppo-penalty")]
     found += [
         (algo, "Acrobot-v1", {"total_steps": 60_000}, seed)
-        for seed in (0, 100)
+        for seed in FIRST_SEEDS
         for algo in ("trpo", "npg", "ppo", "ppo-penalty")
     ]
     found += [
-        (algo, "gymnasium/CartPole-v1", {"total_steps": 60_000}, seed) for seed in (0, 100) for algo in ("trpo", "ppo")
+        (algo, "gymnasium/CartPole-v1", {"total_steps": 60_000}, seed)
+        for seed in FIRST_SEEDS
+        for algo in ("trpo", "ppo")
     ]
-    found += [(algo, "MountainCarContinuous-v0", {}, 0) for algo in ("trpo", "ppo")]
+    found += [(algo, "MountainCarContinuous-v0", {}, seed) for seed in (0, 100) for algo in ("trpo", "ppo")]
     found += [("ppo", f"{name}-MinAtar", {"total_steps": 1_000_000}, 0) for name in ("Breakout", "SpaceInvaders")]
     runs = [
         Run(f"{algo} {env} {seed}", (), algo, env, {**own, "eval_max_steps": 1000}, "", False, seed)
         for algo, env, own, seed in found
     ]
-    return [run._replace(apart=run.first_seed == 100) for run in runs]
+    return [run._replace(apart=run.first_seed > 0) for run in runs]
 
 
 def groups() -> list[list[Run]]:
