@@ -34,7 +34,7 @@ class BatchLog:
         """
         self._runs, options = runs, runs.options
         self._files, self._sinks = list[MetricsFile](), list[list[TensorBoard | WeightsAndBiases]]()
-        due, begin = (options.log_interval or 1, runs.config.eval_interval), done * runs.config.steps_per_update + 1
+        due, begin = runs.timetable.intervals, done * runs.config.steps_per_update + 1
         for i, x in enumerate(runs.records if runs.own_count else ()):
             file = open_log(x.directory, x.seeds, runs.own_of(i), done, due, known[i] if known else None)
             self._files.append(stack.enter_context(closing(file)))

@@ -20,7 +20,7 @@ from purejaxppo.experiment.program import ROWS, Program, compile_program, means
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
-from purejaxppo.experiment.timetable import Timetable, chunk_updates
+from purejaxppo.experiment.timetable import chunk_updates
 from purejaxppo.health import CAUSES
 from purejaxppo.keys import RESUMED
 from purejaxppo.parallel.hosts import group
@@ -46,9 +46,7 @@ class Loop:
     ) -> None:
         """`keep`: write checkpoints. Raises, from all of its methods: as `run_experiment`."""
         self.runs, self.progress, self.debug, self.on_chunk, self.keep = runs, progress, debug, on_chunk, keep
-        options, config = runs.options, runs.config
-        every = options.log_interval or 1, config.eval_interval, options.checkpoint_interval
-        self.due = Timetable(config.num_updates, *every)
+        self.due = runs.timetable
         self.callback_error: BaseException | None = None  # which is no file's, even if it is an OSError
         self.done = self.saved = 0  # updates, and those that the last checkpoint has
         self.saved_at, self.logged = 0.0, False

@@ -55,7 +55,7 @@ def compile_program(runs: RunBatch) -> Program:
     each run has its own, [runs].
     """
     began, config, options, devices = time.monotonic(), runs.config, runs.options, runs.devices
-    log_interval = options.log_interval or 1
+    log_interval = runs.timetable.rows_every
     env, net = options.mesh_shape.env, options.mesh_shape.net
     vmap_size = options.vmap_size(config, devices)
     lay = partial(over_runs, devices=devices, env_shards=env, net_shards=net, vmap_size=vmap_size)

@@ -13,6 +13,7 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.timetable import Timetable
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.runs import laid_out, on_host, own_runs
 from purejaxppo.presets import lacks_preset, settings_of, with_settings
@@ -52,6 +53,12 @@ class RunBatch:
     @cached_property
     def options(self) -> HostOptions:
         return HostOptions.of(self.records[0].options)
+
+    @cached_property
+    def timetable(self) -> Timetable:
+        config, options = self.config, self.options
+        every = options.log_interval or 1, config.eval_interval, options.checkpoint_interval
+        return Timetable(config.num_updates, *every)
 
     @property
     def directory(self) -> Path:
@@ -105,7 +112,7 @@ class RunBatch:
         """The rows of up to `done` updates, of this process's own seeds of the i-th run directory, if it has any."""
         record, own = self.records[i], self.own_of(i)
         path = record.directory / log_name(own, len(record.seeds))
-        due = self.options.log_interval or 1, self.config.eval_interval
+        due = self.timetable.intervals
         return read_metrics(path, record.seeds[own], done, due) if own.start < own.stop else None
 
     def of_all(self, own: Row) -> dict[str, np.ndarray]:

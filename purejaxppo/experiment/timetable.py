@@ -14,6 +14,11 @@ class Timetable(NamedTuple):
     evaluations_every: int  # 0: never while it trains
     checkpoints_every: int | None  # None: by the clock
 
+    @property
+    def intervals(self) -> tuple[int, int]:
+        """Those at which rows of the log end."""
+        return self.rows_every, self.evaluations_every
+
     def row_ends(self, done: int) -> bool:
         """Whether a row of the log ends with update `done`."""
         return done == self.updates or self.evaluates(done) or done % self.rows_every == 0

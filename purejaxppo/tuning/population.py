@@ -114,5 +114,5 @@ def scheduled(config: Config, trial: Trial, rungs: Rungs) -> Config:
     for rung, (before, after) in enumerate(itertools.pairwise(line), 1):
         changes = [f"{name}={x!r}" for name, x in after.settings.items() if x != before.settings[name]]
         if changes:
-            stages.append(" ".join([str(rungs.updates(rung, each) * each), *changes]))
+            stages.append(" ".join([str(rungs.env_steps(rung, each)), *changes]))
     return with_settings(config, first).replace(stages=tuple(stages))

@@ -45,6 +45,10 @@ class Rungs(NamedTuple):
         """Updates that a trial has made when it comes to a rung, counted from 1; 0 is its beginning."""
         return -(-self.steps[rung - 1] // per_update) if rung else 0
 
+    def env_steps(self, rung: int, per_update: int) -> int:
+        """The environment steps per seed of so many updates."""
+        return self.updates(rung, per_update) * per_update
+
     def goes_on(self, score: float, all_scores: list[float]) -> bool:
         """Whether a trial leaves a rung upwards, by the scores of all that have come there so far, its own among them.
 

@@ -157,14 +157,14 @@ class Search:
     def _place_is_free(self) -> bool:
         widest, last = self.options.widest_update(self.config, self.space), len(self.rungs.steps)
         first, whole = (
-            self.options.seeds_per_trial * widest * self.rungs.updates(k, widest) + self._dearest for k in (1, last)
+            self.options.seeds_per_trial * self.rungs.env_steps(k, widest) + self._dearest for k in (1, last)
         )
         running = [trial for trial in self.trials if trial.status == RUNNING]
         reserve = 0 if any(trial.status == FINISHED for trial in self.trials) else whole - first
         if leader := self._leader:
             reserve = self._to_the_end(leader) - self._cost(leader)
         need = sum(map(self._cost, running)) + first + reserve
-        places = self.options.places or max(4, self.lot_size)
+        places = self.options.places_of(self.lot_size)
         return len(running) < places and self.env_steps + need <= self.options.budget
 
     def _ask(self, fixed: Settings) -> None:
@@ -219,8 +219,8 @@ class Search:
     def _training_steps(self, trial: Trial, rung: int) -> int:
         """From where it is to a rung, counted from 1, all seeds."""
         each = trial.config.steps_per_update
-        updates = self.rungs.updates(rung, each) - self.rungs.updates(trial.rung, each)
-        return self.options.seeds_per_trial * each * updates
+        steps = self.rungs.env_steps(rung, each) - self.rungs.env_steps(trial.rung, each)
+        return self.options.seeds_per_trial * steps
 
 
 def _leading(trial: Trial) -> tuple[float, float, int]:

@@ -82,7 +82,7 @@ class StudyOptions:
         pruner = "median" if self.method == "pbt" else self.pruner  # whose rungs are evenly spaced
         count = self.rungs or (10 if self.method == "pbt" else 3)
         rungs = Rungs.of(pruner, count, self.halving_factor, config.total_steps, widest)
-        first, whole = (self.seeds_per_trial * widest * rungs.updates(k, widest) for k in (1, len(rungs.steps)))
+        first, whole = (self.seeds_per_trial * rungs.env_steps(k, widest) for k in (1, len(rungs.steps)))
         if self.method == "pbt":
             check_population(config, space, self, reserved)
         if self.budget - reserved < whole:
@@ -103,6 +103,10 @@ class StudyOptions:
         at_once = best_vmap_size(config.on_host, devices)
         most = self.trials if self.method == "pbt" else min(self.places or 16, self.trials)
         return most if at_once is None else max(1, min(most, -(-at_once * len(devices) // self.seeds_per_trial)))
+
+    def places_of(self, lot_size: int) -> int:
+        """Trials under way at once, where one program trains so many."""
+        return self.places or max(4, lot_size)
 
     def search_seeds(self, seeds: list[int]) -> list[int]:
         """The seeds of every trial: none of `seeds`, which the best settings are judged by."""

@@ -145,8 +145,8 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
     record, journal = study.record, Journal(study.record.directory)
     journal.read()
     search = journal.replay(study.search, progress.warn)
-    each = study.options.seeds_per_trial * search.rungs.updates(1, record.config.steps_per_update)
-    fit = search.options.budget // (each * record.config.steps_per_update)
+    first = study.options.seeds_per_trial * search.rungs.env_steps(1, record.config.steps_per_update)
+    fit = search.options.budget // first
     if fit < study.options.trials:
         progress.say(f"the budget is enough for the first rung of {fit} of {study.options.trials} trials, at most")
     if journal.entries:
