@@ -425,7 +425,8 @@ def test_a_study_that_was_stopped_ends_in_the_same_one(study, tmp_path, monkeypa
         tune(CONFIG, SPACE, 10**5, out=own, **FINAL, **STUDY)
     monkeypatch.undo()
     monkeypatch.setattr(study_results, "draw", lambda *_: None)
-    again = tune(CONFIG, SPACE, 10**5, out=own, resume_or_start=True, **FINAL, **STUDY)
+    unsaid = STUDY | {"rungs": None}  # which is three, too
+    again = tune(CONFIG, SPACE, 10**5, out=own, resume_or_start=True, **FINAL, **unsaid)
     same_directories(own, out)
     assert again.settings == result.settings
 

@@ -115,7 +115,7 @@ def same_study(there: Study, wanted: Study) -> None:
     out = there.record.directory
     if plain(there.space) != plain(wanted.space):
         raise UsageError(f"out = {str(out)!r} holds a study of another space; choose another --out.")
-    ours, theirs = as_dict(wanted.options), as_dict(there.options)
+    ours, theirs = (as_dict(dataclasses.replace(x, rungs=x.rung_count)) for x in (wanted.options, there.options))
     for name, value in ours.items():
         if theirs[name] != value:
             raise UsageError(

@@ -64,6 +64,11 @@ class StudyOptions:
             if importlib.util.find_spec(package) is None:
                 raise UsageError(f"tune needs the package {package}; pip install 'purejaxppo[tune]'.")
 
+    @property
+    def rung_count(self) -> int:
+        """How often a trial is judged."""
+        return self.rungs or (10 if self.method == "pbt" else 3)
+
     def final_steps(self, config: Config, space: Space, seeds: int) -> int:
         """What the final runs train for at most: the best settings and the study's own, on so many seeds each."""
         widest = max(with_settings(config, own).env_steps for own in combinations(config, space))
@@ -80,8 +85,7 @@ class StudyOptions:
         """
         widest = self.widest_update(config, space)
         pruner = "median" if self.method == "pbt" else self.pruner  # whose rungs are evenly spaced
-        count = self.rungs or (10 if self.method == "pbt" else 3)
-        rungs = Rungs.of(pruner, count, self.halving_factor, config.total_steps, widest)
+        rungs = Rungs.of(pruner, self.rung_count, self.halving_factor, config.total_steps, widest)
         first, whole = (self.seeds_per_trial * rungs.env_steps(k, widest) for k in (1, len(rungs.steps)))
         if self.method == "pbt":
             check_population(config, space, self, reserved)

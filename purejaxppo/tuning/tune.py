@@ -74,7 +74,7 @@ def tune(
             played at each rung.
         space: setting ↦ `{"low": …, "high": …, "scale": "linear" | "log" | "one-minus-log"}`, or `{"choices": […]}`, or
             a list of choices; or the path of a TOML file of such tables. None: the algorithm's default space.
-        budget: environment steps of all training, and of the search's evaluations. The final ones come on top.
+        budget: environment steps of all training, the final runs' too, and of the search's evaluations.
         seeds: of the final runs: how many, from `first_seed` on, or which. The trials have the seeds after them.
         out: the directory, which must be new or empty. None: nothing is kept.
         devices: how many, or which; None is all.
