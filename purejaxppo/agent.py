@@ -11,6 +11,7 @@ from purejaxppo.envs.base import BaseEnv
 from purejaxppo.fields import limitless
 from purejaxppo.networks.heads import PolicyNetwork, SharedNetwork, ValueNetwork, visible
 from purejaxppo.networks.recurrent import restart
+from purejaxppo.networks.torso import LAYERS
 from purejaxppo.normalize import normalize_observation, overflowed, update_statistics
 from purejaxppo.types import Observation, Params, TrainState
 
@@ -28,10 +29,7 @@ class Agent(NamedTuple):
         """Policy and critic share no parameter, unless the config asks for one torso."""
         env = config.environment
         for_policy, for_critic = (visible(env.observation_space, x) for x in (config.policy_obs, config.critic_obs))
-        shape = {
-            name: getattr(config, name)
-            for name in ("hidden_sizes", "activation", "layer_norm", "recurrent", "recurrent_size", "initialization")
-        }
+        shape = {name: getattr(config, name) for name in (*LAYERS, "recurrent", "recurrent_size")}
         acting = shape | {name: getattr(config, name) for name in ("action_distribution", "noise_steps")}
         acting["action_space"] = env.action_space
         if config.shared_torso:

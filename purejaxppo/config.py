@@ -103,6 +103,7 @@ class Config(struct.PyTreeNode):
     )
     activation: str = static("tanh", "activation of the hidden layers", choices=tuple(ACTIVATIONS))
     layer_norm: bool = static(False, "normalise what goes into each activation (Ba et al., 2016)")
+    convolutions: bool = static(True, "images go through convolutions first; otherwise they are flattened")
     initialization: str = static("orthogonal", "how dense layers begin", choices=INITIALIZATIONS)
     shared_torso: bool = static(False, "policy and critic share all layers but the last; not in NPG and TRPO")
     joint_update: bool = static(False, "one loss and Adam for policy and critic, as in CleanRL, SB3; not in NPG, TRPO")

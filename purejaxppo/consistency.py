@@ -86,6 +86,9 @@ def check_agent(config: Any, env: BaseEnv) -> None:
         ("critic_network", (), config.critic_obs),
     ):
         check_network(name, getattr(config, name), select(visible(seen, entries), obs), shape)
+    spaces = seen.values() if isinstance(seen, Mapping) else [seen]
+    if not config.convolutions and not any(len(getattr(space, "shape", ())) == 3 for space in spaces):
+        raise UsageError(f"convolutions = False, but {config.env_name!r} shows no image; leave it out.")
 
 
 def _check_method(config: Any) -> None:

@@ -42,6 +42,7 @@ NETWORK = (  # what `init` depends on
     *("env", "num_envs", "hidden_sizes", "layer_norm", "policy_network", "critic_network", "policy_obs", "critic_obs"),
     *("action_distribution", "recurrent", "recurrent_size", "shared_torso", "joint_update", "frame_stack"),
     *("desired_kl", "optimizer", "critic_hidden_sizes", "initialization", "log_std_init", "noise_steps"),
+    "convolutions",
 )
 
 
@@ -56,7 +57,7 @@ TESTED_ELSEWHERE = {
     *("recurrent", "recurrent_size", "action_distribution", "policy_obs", "critic_obs", "eval_episodes"),
     *("optimizer", "optimizer_eps", "weight_decay", "minibatch_size", "critic_hidden_sizes", "initialization"),
     *("log_std_init", "noise_steps", "frame_stack", "action_repeat", "desired_kl", "anneal", "policy_network"),
-    *("truncation_as_termination", "shared_torso", "joint_update", "critic_network", "eval_max_steps"),
+    *("convolutions", "truncation_as_termination", "shared_torso", "joint_update", "critic_network", "eval_max_steps"),
 }
 OWN_TESTED_ELSEWHERE = {  # in test_trust_region.py and test_surrogates.py
     *((NPG, "fisher_subsample"), (TRPO, "region"), (PPO, "normalize_advantages"), (PPOPenalty, "normalize_advantages"))
@@ -80,6 +81,17 @@ class Entries(Walk):
 
     def observe(self, state):
         return {"x": state.x, "steps": state.steps.astype(jnp.float32)[None]}
+
+
+class Picture(Walk):
+    """The walk, with the position as an image."""
+
+    @property
+    def observation_space(self):
+        return Box(-jnp.inf, jnp.inf, (3, 3, 1))
+
+    def observe(self, state):
+        return jnp.full((3, 3, 1), state.x)
 
 
 # For each field a change that must show in a run of two updates. With a pair of dicts, the first is what else is set.
@@ -117,6 +129,7 @@ SHARED = {
     "critic_hidden_sizes": {"critic_hidden_sizes": (4,)},
     "initialization": {"initialization": "pytorch"},
     "activation": {"activation": "relu"},
+    "convolutions": ({"env": Picture()}, {"convolutions": False}),
     "layer_norm": {"layer_norm": True},
     "shared_torso": {"shared_torso": True},
     "joint_update": {"joint_update": True},
@@ -413,6 +426,7 @@ BAD = [  # (settings, what the message must contain)
     ({"env": Entries(), "critic_obs": "x"}, ["critic_obs = 'x'", "steps, x"]),
     ({"policy_obs": ("x",)}, ["policy_obs = ('x',)", "no dictionary"]),
     ({"layer_norm": 1}, ["layer_norm = 1"]),
+    ({"convolutions": False}, ["convolutions = False", "CartPole-v1", "shows no image", "leave it out"]),
     ({"policy_network": "MLP"}, ["policy_network = 'MLP'", "Module"]),
     ({"policy_network": nn.Dense}, ["policy_network = <class", "instance"]),
     ({"policy_network": nn.Dense(3)}, ["policy_network = Dense", "(3,)", "(2,)"]),

@@ -124,6 +124,12 @@ def test_the_convolution_is_a_direct_one():
     np.testing.assert_allclose(features, np.maximum(expected, 0.0).reshape(2, -1), atol=1e-5)
 
 
+def test_without_convolutions_images_are_flattened():
+    obs = jax.random.bernoulli(jax.random.key(0), 0.5, (2, 7, 6, 3))
+    torso = Torso(Box(0, 1, (7, 6, 3)), hidden_sizes=(), activation="tanh", convolutions=False)
+    np.testing.assert_array_equal(torso.apply({}, obs), np.asarray(obs, np.float32).reshape(2, -1))
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu", "swish"])
 def test_the_torso_is_a_multilayer_perceptron(activation):
     functions = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "swish": lambda x: x / (1 + np.exp(-x))}

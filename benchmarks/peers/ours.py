@@ -15,30 +15,11 @@ import jax
 import numpy as np
 
 import purejaxppo
-from purejaxppo import PPO, TRPO, Box, Config, make_train
-from purejaxppo.envs.registry import make_env
+from purejaxppo import PPO, TRPO, Config, make_train
 from purejaxppo.parallel.devices import use_cpu_cores
 from purejaxppo.parallel.runs import best_vmap_size, over_runs
 
 SHARED = 64  # environments of one run from which on they are shared out, where there are devices enough
-
-
-class Flattened:
-    """An environment whose observations are vectors, so that MinAtar meets the peers' MLP instead of a convolution."""
-
-    def __init__(self, name: str) -> None:
-        self._env = make_env(name)
-        self.action_space = self._env.action_space
-        space = self._env.observation_space
-        self.observation_space = Box(np.min(space.low), np.max(space.high), (math.prod(space.shape),))
-
-    def reset(self, key: jax.Array) -> tuple[Any, jax.Array]:
-        state, obs = self._env.reset(key)
-        return state, obs.reshape(-1)
-
-    def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, ...]:
-        state, obs, *rest = self._env.step(key, state, action)
-        return state, obs.reshape(-1), *rest
 
 
 def settings(job: common.Job) -> Config:
@@ -47,7 +28,7 @@ def settings(job: common.Job) -> Config:
     else:
         algo = TRPO(max_kl=common.MAX_KL, cg_iterations=common.CG_ITERATIONS, damping=common.DAMPING)
     return Config(
-        env=Flattened(job.env) if job.minatar else job.env,
+        env=job.env,
         algo=algo,
         num_envs=job.envs,
         num_steps=job.num_steps,
@@ -61,6 +42,7 @@ def settings(job: common.Job) -> Config:
         num_minibatches=job.num_minibatches,
         hidden_sizes=common.HIDDEN_SIZES,
         activation=job.activation,
+        convolutions=not job.minatar,
     )
 
 

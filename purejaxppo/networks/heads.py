@@ -13,7 +13,7 @@ from purejaxppo import distributions
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.networks.gsde import StateDependentNoise, marginal
 from purejaxppo.networks.recurrent import CELLS, initial_carry, is_recurrent, swap, unroll
-from purejaxppo.networks.torso import Torso, head, orthogonal, select
+from purejaxppo.networks.torso import LAYERS, Torso, head, orthogonal, select
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, ObservationSpace, Space
 from purejaxppo.types import Observation, Sequences
 
@@ -46,6 +46,7 @@ class Network(nn.Module):
     recurrent: str = "none"
     recurrent_size: int = 64
     initialization: str = "orthogonal"  # of the dense layers
+    convolutions: bool = True  # of images
 
     @nn.nowrap  # it needs no parameters, and is called of a module that has none
     def initial_hidden(self, obs: Observation) -> Any:
@@ -70,7 +71,7 @@ class Network(nn.Module):
 
     def _features(self, obs: Observation, hidden: Any, start: Any) -> tuple[Any, Any]:
         """What comes before the last layer, and the hidden state."""
-        x = Torso(self.space, self.hidden_sizes, self.activation, self.layer_norm, self.initialization)(obs)
+        x = Torso(self.space, **{name: getattr(self, name) for name in LAYERS})(obs)
         if self.recurrent == "none":
             return x, hidden
         weights = {name: orthogonal(1.0) for name in ("kernel_init", "recurrent_kernel_init")}

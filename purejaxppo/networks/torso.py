@@ -137,6 +137,9 @@ def head(x: jax.Array, features: int, gain: float, initialization: str = "orthog
     return nn.Dense(features, dot_general=narrow_matmul, **begins)(x)
 
 
+LAYERS = ("hidden_sizes", "activation", "layer_norm", "initialization", "convolutions")  # settings of a `Torso`
+
+
 def convolution(x: jax.Array, features: int, size: int, stride: int = 1) -> jax.Array:
     """A convolution without padding, and ReLU: [..., H, W, C] -> [..., H', W', features].
 
@@ -165,6 +168,7 @@ class Torso(nn.Module):
     activation: str
     layer_norm: bool = False
     initialization: str = "orthogonal"  # of the dense layers
+    convolutions: bool = True  # False: images are flattened, too
 
     @nn.compact
     def __call__(self, obs: Observation) -> jax.Array:  # [..., O] -> [..., features]
@@ -186,7 +190,7 @@ class Torso(nn.Module):
         batch_shape = x.shape[: x.ndim - rank]
         if rank > 1 and obs.dtype == jnp.uint8 and np.max(space.high) > 1:
             x = x / 255.0
-        if rank == 3:
+        if rank == 3 and self.convolutions:
             if channels_first(space.shape):
                 x = jnp.moveaxis(x, -3, -1)
             if min(x.shape[-3:-1]) >= 36:
