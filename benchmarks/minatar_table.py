@@ -21,7 +21,8 @@ PUBLISHED = {
 }
 FLAGS = {
     "ppo": "--algo ppo --total-steps 1e7",  # the preset's settings
-    "trpo": "--algo trpo --total-steps 1e7 --no-convolutions --num-envs 64 --num-steps 128 --activation relu --num-epochs 5",
+    "trpo": "--algo trpo --total-steps 1e7 --num-envs 64 --num-steps 128 --num-epochs 5 --activation relu "
+    "--no-convolutions",
 }
 
 
