@@ -234,9 +234,9 @@ def pbt(studies: int) -> None:
             own = partial(population, preset("ppo", env, total_steps=BUDGET // 80), MEMBERS[env], seed)
             measured(f"{env}: pbt, {MEMBERS[env]} members, population {seed}", own)
     finals = {
-        f"{env}, {kind}": [x["final"] for name, x in rows().items() if name.startswith(f"{env}: {kind}, ")]
+        f"{env}, {kind}": [x["final"] for name, x in rows().items() if name.startswith(f"{env}: {kind}")]
         for env in ENVIRONMENTS
-        for kind in ("tpe, halving", f"pbt, {MEMBERS[env]} members")
+        for kind in ("tpe, halving, study", f"pbt, {MEMBERS[env]} members")
     }
     print({name: float(np.median(x)) for name, x in finals.items() if x})
 

@@ -86,9 +86,14 @@ def check_agent(config: Any, env: BaseEnv) -> None:
         ("critic_network", (), config.critic_obs),
     ):
         check_network(name, getattr(config, name), select(visible(seen, entries), obs), shape)
-    spaces = seen.values() if isinstance(seen, Mapping) else [seen]
-    if not config.convolutions and not any(len(getattr(space, "shape", ())) == 3 for space in spaces):
-        raise UsageError(f"convolutions = False, but {config.env_name!r} shows no image; leave it out.")
+    if not config.convolutions:
+        shown = [visible(seen, entries) for entries in (config.policy_obs, config.critic_obs)]
+        spaces = [space for x in shown for space in (x.values() if isinstance(x, Mapping) else (x,))]
+        if not any(len(space.shape) == 3 for space in spaces):
+            raise UsageError(
+                f"convolutions = False, but no network sees an image [H, W, C] of {config.env_name!r}; "
+                "leave it at True."
+            )
 
 
 def _check_method(config: Any) -> None:

@@ -125,6 +125,17 @@ def test_help_marks_what_a_preset_gives(capsys):
     assert "seeds overlap share" in told
 
 
+def test_a_setting_that_an_older_version_did_not_have_is_as_it_was_then(tmp_path):
+    """And not as the preset has it today."""
+    before = preset("ppo", "Breakout-MinAtar", convolutions=True)
+    write_record(RunRecord(tmp_path, before, [0], {}, "threefry2x32", 1, versions()))
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["settings"]["convolutions"]
+    write_json(tmp_path / "config.json", stored)
+    assert parsed("--config", str(tmp_path))[0] == read_record(tmp_path).config == before
+    assert not preset("ppo", "Breakout-MinAtar").convolutions
+
+
 def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsys):
     settings = {"max_kl": 0.02, "hidden_sizes": (8, 4), "layer_norm": True, "max_grad_norm": float("inf")}
     before = preset("trpo", "Pendulum-v1", **settings)

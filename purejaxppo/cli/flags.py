@@ -19,7 +19,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, did_you_mean, whole_number
 from purejaxppo.presets import as_flags
 from purejaxppo.rundir.files import read_toml
-from purejaxppo.rundir.record import read_config, refuse_code
+from purejaxppo.rundir.record import read_config, refuse_code, usual_settings
 
 Options = TypeVar("Options")
 _MOST_TOLD = 8  # flags that are not known
@@ -212,7 +212,8 @@ def _flags_of_run(path: Path, env: str) -> list[str]:
     known = {"algo", *hyperparameters(), *(field.name for field in dataclasses.fields(Config))}
     if unknown := settings.keys() - known:
         raise UsageError(f"{path}: {min(unknown)!r:.40} is not a setting; restore the file.")
-    given = {key: value for key, value in settings.items() if value is not None}
+    usual = usual_settings(settings.get("algo", ""), settings)
+    given = {key: value for key, value in usual.items() if value is not None}
     return [x for key, value in given.items() for x in _flag(path, key, value)]
 
 

@@ -64,7 +64,7 @@ def _check_spaces(seen: Any, acted: Any) -> None:
         if len(space.shape) == 3:
             first = channels_first(space.shape)
             if min(space.shape[1:] if first else space.shape[:2]) < 3:
-                raise UsageError(f"{label} holds images smaller than 3 × 3; flatten them.")
+                raise UsageError(f"{label} holds images smaller than 3 × 3; flatten them in the environment.")
             if first:
                 warnings.warn(f"{label} is taken as images [C, H, W], channels first.", stacklevel=4)
     if not entries:

@@ -157,10 +157,11 @@ class Torso(nn.Module):
     """Observation → features: each entry is encoded, in the order of their names; then all go through one MLP.
 
     Vectors and matrices are flattened; integers are embedded (as wide as the first hidden layer). Images [H, W, C], or
-    [C, H, W] (see `channels_first`), of at least 36 × 36 go through the network of Mnih et al. (2015, Nature 518; dense
-    512 included), smaller ones through 16 filters, 3×3 (Young and Tian, 2019, arXiv:1903.03176); ReLU in both. Bytes of
-    images and matrices are divided by 255. The layers of `hidden_sizes` after that are ours: Mnih et al. (and CleanRL's
-    Atari PPO) have none, `hidden_sizes=()`; Young and Tian have one of 128 units.
+    [C, H, W] (see `channels_first`), are flattened, too, without `convolutions`; else those of at least 36 × 36 go
+    through the network of Mnih et al. (2015, Nature 518; dense 512 included), smaller ones through 16 filters, 3×3
+    (Young and Tian, 2019, arXiv:1903.03176); ReLU in both. Bytes of images and matrices are divided by 255. The layers
+    of `hidden_sizes` after that are ours: Mnih et al. (and CleanRL's Atari PPO) have none, `hidden_sizes=()`; Young and
+    Tian have one of 128 units.
     """
 
     space: ObservationSpace  # what it sees

@@ -18,7 +18,10 @@ from purejaxppo.train import init
 from purejaxppo.types import Learnt, TrainState
 
 # Settings that change what a network computes from the same parameters.
-_SAME = ("normalize_observations", "observation_clip", "activation", "action_distribution", "policy_obs", "critic_obs")
+_SAME = (
+    *("normalize_observations", "observation_clip", "activation", "convolutions", "action_distribution"),
+    *("policy_obs", "critic_obs"),
+)
 _SAVED_AS = {"reward_statistics": "reward_normalizer.statistics"}  # where a checkpoint has a field of `Learnt`
 
 
@@ -42,7 +45,8 @@ def read_learnt(directory: Path, config: Config) -> Learnt:
 
     if (snapshot := newest_in_all(directory / "checkpoints", lambda _: None, warn)) is None:
         raise UsageError(f"init_from = {str(directory)!r} has no checkpoint; name the directory of a run.")
-    theirs, ours = snapshot.about["settings"], to_json(settings_of(config))
+    theirs = {"convolutions": True, **snapshot.about["settings"]}  # older versions flattened no image
+    ours = to_json(settings_of(config))
     for name in _SAME:
         if theirs.get(name) != ours[name]:
             raise UsageError(

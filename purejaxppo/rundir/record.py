@@ -1,6 +1,7 @@
 """config.json: written, and read back without trust."""
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.metadata
 import platform
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from purejaxppo._version import __version__
+from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.optimize.optimizers import OPTIMIZERS
@@ -134,13 +136,20 @@ def read_record(
         raise UsageError(f"env = {env!r} is not the one that this run was trained on, {named!r:.80}; pass that one.")
     try:
         settings = {name: float(x) if x in ("inf", "-inf") else x for name, x in settings.items()}
-        config = preset(algo, named if env is None else env, **settings, **modules)
+        config = preset(algo, named if env is None else env, **usual_settings(algo, settings), **modules)
         config.check()
     except UsageError as error:
         raise UsageError(f"{path}: {error!s:.400}") from error
     except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: the settings do not fit together ({error!s:.200}); restore the file.") from error
     return RunRecord(directory, config, seeds, options, prng, devices, versions, threads, machine)
+
+
+def usual_settings(algo: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file has them; and what its version did not know, as that did it: never as a preset says today."""
+    fields = (*dataclasses.fields(Config), *dataclasses.fields(ALGORITHMS.get(algo, Config)))  # type: ignore[arg-type]
+    known = {x.name: x.default for x in fields if x.name != "env" and isinstance(x.default, bool | int | float | str)}
+    return known | dict(settings)
 
 
 def _optimizer_again(path: Path, written: Any, given: Any) -> Any:
