@@ -66,8 +66,6 @@ CLAIMS = [
     Claim("ppo Pendulum", "ppo", "Pendulum-v1", 300_000, -200, "-174.9 at 3e5 (SLM-Lab)"),
     Claim("trpo MountainCarContinuous", "trpo", "MountainCarContinuous-v0", 300_000, 90, "–"),
     Claim("ppo MountainCarContinuous", "ppo", "MountainCarContinuous-v0", 300_000, 90, "–"),
-    Claim("ppo Breakout", "ppo", "Breakout-MinAtar", 1_000_000, None, "40 at 1e7 (purejaxrl)", seeds=1),
-    Claim("ppo Asterix", "ppo", "Asterix-MinAtar", 1_000_000, None, "17.8 at 1e7 (gymnax-blines)", seeds=1),
 ]
 
 
@@ -159,9 +157,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 def draw(results: dict[str, dict[str, Any]]) -> None:
     """One panel per environment: IQM over seeds of the training return, with a 95% bootstrap band."""
     envs = list(dict.fromkeys(r["env"] for r in results.values()))
-    rows = -(-len(envs) // 3)
-    figure = Figure(figsize=(12, 3.4 * rows), dpi=110, layout="constrained")
-    panels = figure.subplots(rows, 3, squeeze=False).ravel()
+    rows = -(-len(envs) // 2)
+    figure = Figure(figsize=(9, 3.2 * rows), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).ravel()
     colors = dict(zip(("reinforce", "a2c", "npg", "trpo", "ppo", "ppo-penalty"), OKABE_ITO, strict=True))
     for axes, env in zip(panels, envs, strict=False):
         for name, r in results.items():
