@@ -123,6 +123,10 @@ def test_help_marks_what_a_preset_gives(capsys):
     assert "--gamma FLOAT discount (default: 0.97, from the preset, in [0, 1])" in told
     assert "--gae-lambda FLOAT λ of GAE and of the λ-return (default: 0.95, in [0, 1])" in told
     assert "seeds overlap share" in told
+    assert run("--env Breakout-MinAtar --help".split()) == 0
+    told = " ".join(re.sub("[│\n]", " ", capsys.readouterr().out).split())
+    assert "otherwise they are flattened (default: False, from the preset)" in told
+    assert "(Ba et al., 2016) --convolutions" in told  # False, as always
 
 
 def test_a_setting_that_an_older_version_did_not_have_is_as_it_was_then(tmp_path):

@@ -100,7 +100,8 @@ def flags_class(group: Group) -> type:
             kind = Literal[tuple(told["choices"])]
         elif reader := _reader(kind):
             kind = Annotated[kind, reader]
-        usual = told.get("usual") or ("" if default is None or default is False or default in ("", ()) else "{}")
+        plain = (default is False and field.name not in group.preset) or default is None or default in ("", ())
+        usual = told.get("usual") or ("" if plain else "{}")
         notes = ["required"] if default is dataclasses.MISSING else [f"default: {usual}"] * bool(usual)
         notes += ["from the preset"] * (field.name in group.preset)
         notes += [f"in {interval}"] * bool(interval)
