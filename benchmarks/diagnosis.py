@@ -246,7 +246,8 @@ def healthy() -> list[Run]:
         for algo in ("trpo", "ppo")
     ]
     found += [(algo, "MountainCarContinuous-v0", {}, seed) for seed in (0, 100) for algo in ("trpo", "ppo")]
-    found += [("ppo", f"{name}-MinAtar", {"total_steps": 1_000_000}, 0) for name in ("Breakout", "SpaceInvaders")]
+    minatar = {"total_steps": 1_000_000, "convolutions": False}
+    found += [("ppo", f"{name}-MinAtar", minatar, 0) for name in ("Breakout", "SpaceInvaders")]
     runs = [
         Run(f"{algo} {env} {seed}", (), algo, env, {**own, "eval_max_steps": 1000}, "", False, seed)
         for algo, env, own, seed in found

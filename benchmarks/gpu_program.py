@@ -70,7 +70,7 @@ class Case(NamedTuple):
 CASES = {
     "ppo": Case("CartPole-v1", "ppo", 2048, 4, 128),
     "trpo": Case("CartPole-v1", "trpo", 2048, 4, 512),
-    "breakout": Case("Breakout-MinAtar", "ppo", 300, 64, 128, {"convolutions": True}),
+    "breakout": Case("Breakout-MinAtar", "ppo", 300, 64, 128),
     "one": Case("CartPole-v1", "ppo", 1, 4096, 128),
 }
 OURS = {"ours": "xla", "ours-kernels": "auto"}  # what each has for `kernels`

@@ -20,7 +20,7 @@ PUBLISHED = {
     "SpaceInvaders": "131.6 (gymnax-blines)",
 }
 FLAGS = {
-    "ppo": "--algo ppo --total-steps 1e7",  # the preset's settings
+    "ppo": "--algo ppo --total-steps 1e7 --no-convolutions",  # otherwise the preset's settings
     "trpo": "--algo trpo --total-steps 1e7 --num-envs 64 --num-steps 128 --num-epochs 5 --activation relu "
     "--no-convolutions",
 }

@@ -14,19 +14,12 @@ from purejaxppo.spaces import Box
 _OFF_POLICY = ("dqn", "qrdqn", "sac", "td3", "ddpg", "tqc")
 _ZOO_TRPO, _ZOO_PPO = "rl-baselines3-zoo, hyperparams/trpo.yml", "rl-baselines3-zoo, hyperparams/ppo.yml"
 _CLEANRL = "CleanRL, ppo_continuous_action.py"
-_PUREJAXRL = "purejaxrl, brax_minatar.ipynb"
+_PUREJAXRL = "purejaxrl, brax_minatar.ipynb; but the network, which begins with MinAtar's own convolution"
 _OURS = "ours"
 _OUR_STEPS = "as published for the method; the number of steps is ours"
 _OUR_BRAX = "ours: {}, for MuJoCo, with brax's environments"
 
-_MINATAR = {
-    "num_envs": 64,
-    "num_minibatches": 8,
-    "learning_rate": 5e-3,
-    "activation": "relu",
-    "convolutions": False,
-    "total_steps": 10**7,
-}
+_MINATAR = {"num_envs": 64, "num_minibatches": 8, "learning_rate": 5e-3, "activation": "relu", "total_steps": 10**7}
 _SPARSE_REWARD = {"gamma": 0.999, "normalize_observations": True, "normalize_rewards": True, "total_steps": 300_000}
 
 _NORMALIZED = {"normalize_observations": True, "normalize_rewards": True, "total_steps": 1_000_000}

@@ -123,21 +123,21 @@ def test_help_marks_what_a_preset_gives(capsys):
     assert "--gamma FLOAT discount (default: 0.97, from the preset, in [0, 1])" in told
     assert "--gae-lambda FLOAT λ of GAE and of the λ-return (default: 0.95, in [0, 1])" in told
     assert "seeds overlap share" in told
-    assert run("--env Breakout-MinAtar --help".split()) == 0
+    assert run("--env gymnasium/LunarLander-v3 --help".split()) == 0
     told = " ".join(re.sub("[│\n]", " ", capsys.readouterr().out).split())
-    assert "otherwise they are flattened (default: False, from the preset)" in told
+    assert "anneal the learning rate linearly towards 0 (default: False, from the preset)" in told
     assert "(Ba et al., 2016) --convolutions" in told  # False, as always
 
 
 def test_a_setting_that_an_older_version_did_not_have_is_as_it_was_then(tmp_path):
     """And not as the preset has it today."""
-    before = preset("ppo", "Breakout-MinAtar", convolutions=True)
+    before = preset("ppo", "Breakout-MinAtar", activation="tanh")
     write_record(RunRecord(tmp_path, before, [0], {}, "threefry2x32", 1, versions()))
     stored = json.loads((tmp_path / "config.json").read_text())
-    del stored["settings"]["convolutions"]
+    del stored["settings"]["activation"]
     write_json(tmp_path / "config.json", stored)
     assert parsed("--config", str(tmp_path))[0] == read_record(tmp_path).config == before
-    assert not preset("ppo", "Breakout-MinAtar").convolutions
+    assert preset("ppo", "Breakout-MinAtar").activation == "relu"
 
 
 def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsys):

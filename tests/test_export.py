@@ -43,7 +43,7 @@ print(total)
 def stub(env, seed=3):
     """A seed whose policy is as far from its initialisation as training would take it, without the training."""
     config = preset("ppo", env, num_envs=2, num_steps=16, num_minibatches=2, hidden_sizes=(8,))
-    config = config.replace(normalize_observations=True, convolutions=True)
+    config = config.replace(normalize_observations=True)
     state = jax.jit(lambda key: init(config, key))(jax.random.key(seed))
     rng = np.random.default_rng(seed)
 

@@ -101,7 +101,6 @@ PUREJAXRL_MINATAR = CLEANRL_PPO | {  # luchris429/purejaxrl, examples/brax_minat
     "num_minibatches": 8,
     "learning_rate": 5e-3,
     "activation": "relu",
-    "convolutions": False,
     "total_steps": 10_000_000,
 }
 PAPER_PENALTY = {  # Schulman et al., 2017, arXiv:1707.06347: table 3 and section 4
