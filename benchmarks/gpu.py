@@ -77,8 +77,9 @@ def train(case: Case, seeds: int) -> dict[str, Any]:
 
     use_cpu_cores()
     steps = case.updates * case.envs * case.num_steps
-    size = {"num_envs": case.envs, "num_steps": case.num_steps, "total_steps": steps}
-    config = preset(case.algo, case.env, kernels=case.kernels, **size)
+    config = preset(
+        case.algo, case.env, num_envs=case.envs, num_steps=case.num_steps, total_steps=steps, kernels=case.kernels
+    )
     devices = jax.devices()
     devices = devices[: max(n for n in range(1, len(devices) + 1) if seeds % n == 0)]
     keys = jax.random.split(jax.random.key(0), seeds)

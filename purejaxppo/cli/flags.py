@@ -213,7 +213,7 @@ def _flags_of_run(path: Path, env: str) -> list[str]:
     known = {"algo", *hyperparameters(), *(field.name for field in dataclasses.fields(Config))}
     if unknown := settings.keys() - known:
         raise UsageError(f"{path}: {min(unknown)!r:.40} is not a setting; restore the file.")
-    usual = usual_settings(settings.get("algo", ""), settings)
+    usual = usual_settings(settings.get("algo"), settings)
     given = {key: value for key, value in usual.items() if value is not None}
     return [x for key, value in given.items() for x in _flag(path, key, value)]
 

@@ -13,6 +13,7 @@ from purejaxppo.normalize import RunningStatistics
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.checkpoint import newest_in_all
 from purejaxppo.rundir.files import to_json
+from purejaxppo.rundir.record import usual_settings
 from purejaxppo.rundir.snapshot import leaves_by_path
 from purejaxppo.train import init
 from purejaxppo.types import Learnt, TrainState
@@ -45,8 +46,8 @@ def read_learnt(directory: Path, config: Config) -> Learnt:
 
     if (snapshot := newest_in_all(directory / "checkpoints", lambda _: None, warn)) is None:
         raise UsageError(f"init_from = {str(directory)!r} has no checkpoint; name the directory of a run.")
-    theirs = {"convolutions": True, **snapshot.about["settings"]}  # older versions flattened no image
-    ours = to_json(settings_of(config))
+    theirs, ours = snapshot.about["settings"], to_json(settings_of(config))
+    theirs = usual_settings(theirs.get("algo"), theirs)
     for name in _SAME:
         if theirs.get(name) != ours[name]:
             raise UsageError(

@@ -145,9 +145,9 @@ def read_record(
     return RunRecord(directory, config, seeds, options, prng, devices, versions, threads, machine)
 
 
-def usual_settings(algo: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def usual_settings(algo: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as a file has them; and what its version did not know, as that did it: never as a preset says today."""
-    fields = (*dataclasses.fields(Config), *dataclasses.fields(ALGORITHMS.get(algo, Config)))  # type: ignore[arg-type]
+    fields = (*dataclasses.fields(Config), *dataclasses.fields(ALGORITHMS.get(str(algo), Config)))  # type: ignore[arg-type]
     known = {x.name: x.default for x in fields if x.name != "env" and isinstance(x.default, bool | int | float | str)}
     return known | dict(settings)
 
