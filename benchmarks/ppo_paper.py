@@ -22,6 +22,7 @@ The paper does not give the settings of the other methods: TRPO has those of bas
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,27 @@ def normalized(rows: list[Row], random: dict[str, float], score: str = "last_100
     }
 
 
+def attainable(published: np.ndarray, error: float, draws: int = 10_000) -> np.ndarray:
+    """2.5%, 50% and 97.5% of Spearman's correlation of two tables that differ by chance alone.
+
+    Both are the `published` means with normal errors of this standard deviation: what to expect of a repetition that
+    is right in all, as the paper's own table has errors of that kind, too.
+    """
+    rng = np.random.default_rng(0)
+    one, other = np.argsort(np.argsort(published + rng.normal(0.0, error, (2, draws, published.size))))
+    one, other = (x - x.mean(axis=1, keepdims=True) for x in (one, other))
+    found = np.sum(one * other, axis=1) / np.sqrt(np.sum(one**2, axis=1) * np.sum(other**2, axis=1))
+    return np.percentile(found, (2.5, 50.0, 97.5))
+
+
+def error_of_means(found: dict[tuple[str, str], np.ndarray], tasks: list[str], methods: Iterable[str]) -> float:
+    """Standard error of a method's mean over these tasks, from the seeds' variance within the methods of each task."""
+    each = [
+        np.mean([found[task, method].var(ddof=1) / found[task, method].size for method in methods]) for task in tasks
+    ]
+    return float(np.sqrt(np.sum(each)) / len(tasks))
+
+
 def report(rows: list[Row]) -> None:
     """The table and the figure of the rows that are there."""
     random = random_scores(RESULTS / "ppo_paper_random.json", tuple(dict.fromkeys(row["task"] for row in rows)))
@@ -148,6 +170,12 @@ def report(rows: list[Row]) -> None:
         overall = spearmanr(published, np.array([*ours.values()])).statistic
         lines += ["", f"Spearman's correlation with the paper's order: {overall:.2f}; of single tasks with it: "]
         lines[-1] += ", ".join(f"{task} {x:.2f}" for task, x in each.items()) + "."
+        error = error_of_means(found, whole, [*ours])
+        low, middle, high = attainable(published, error)
+        lines += [
+            f"The seeds' spread gives each of our means a standard error of {error:.2f}. Were the paper's means the",
+            f"truth, two tables with such errors would have a correlation of {middle:.2f} [{low:.2f}, {high:.2f}].",
+        ]
     lines += [
         "",
         "# Figure 3: mean return of the last 100 training episodes, and of 100 greedy episodes of the final policy",

@@ -71,3 +71,12 @@ def test_scores_are_0_for_random_and_1_for_the_best() -> None:
     found = ppo_paper.normalized(rows, {"T": -5.0})
     assert found["T", "a"].tolist() == [0.0, 1.0]
     assert found["T", "b"].tolist() == [0.5]
+
+
+def test_what_chance_leaves_of_a_correlation() -> None:
+    published = np.array([*ppo_paper.PAPER.values()])
+    assert ppo_paper.attainable(published, 0.0).tolist() == [1.0, 1.0, 1.0]
+    low, middle, high = ppo_paper.attainable(published, 100.0)  # of 11 ranks by chance: standard deviation 1/√10
+    np.testing.assert_allclose((low, middle, high), (-1.96 / np.sqrt(10), 0.0, 1.96 / np.sqrt(10)), atol=0.03)
+    few = {(task, method): np.array([0.0, 1.0, 2.0]) for task in "AB" for method in "xy"}
+    assert ppo_paper.error_of_means(few, ["A", "B"], "xy") == pytest.approx(np.sqrt(1 / 3 + 1 / 3) / 2)
