@@ -109,7 +109,7 @@ def rollout(
 
     def by_xla() -> tuple[Any, Transition]:
         if on_cpu():
-            return jax.lax.scan(step, (state, in_all), (step_keys, reset_keys, noise))
+            return _scan_of_flat(step, (state, in_all), (step_keys, reset_keys, noise))
         starts = jax.vmap(jax.vmap(env.reset))(reset_keys) if _starts_alike(env) else reset_keys
         chance, first = (step_keys, starts, noise), (state, of_each)  # in every step a sum would be a launch
         small = is_small(step, first, jax.tree.map(lambda x: x[0], chance))
@@ -125,6 +125,30 @@ def rollout(
 
     (state, sums), transitions = kernel_or_xla(kernels, "the rollout", by_kernel, by_xla)
     return state, transitions, jax.tree.map(jnp.sum, sums)
+
+
+def _scan_of_flat(step: Any, carry: tuple[RolloutState, EpisodeSums], chance: Any) -> tuple[Any, Transition]:
+    """`lax.scan` whose images and matrices are carried and stacked as vectors.
+
+    XLA's loops on a CPU go over the last axis, and one of few channels takes many times as long: here, and in all that
+    reads what was stacked.
+    """
+    like = carry[0].obs
+
+    def flat(obs: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(x.shape[0], -1) if x.ndim > 2 else x, obs)
+
+    def shaped(obs: Any) -> Any:
+        return jax.tree.map(lambda x, y: x.reshape(*x.shape[:-1], *y.shape[1:]) if y.ndim > 2 else x, obs, like)
+
+    def flat_step(carry: Any, chance: Any) -> tuple[Any, Transition]:
+        (state, sums), made = step((carry[0]._replace(obs=shaped(carry[0].obs)), carry[1]), chance)
+        made = made._replace(obs=flat(made.obs), next_obs=flat(made.next_obs))
+        return (state._replace(obs=flat(state.obs)), sums), made
+
+    (state, sums), made = jax.lax.scan(flat_step, (carry[0]._replace(obs=flat(like)), carry[1]), chance)
+    made = made._replace(obs=shaped(made.obs), next_obs=shaped(made.next_obs))
+    return (state._replace(obs=shaped(state.obs)), sums), made
 
 
 def _starts_alike(env: BaseEnv) -> bool:

@@ -1,6 +1,7 @@
 """Masks, dictionary observations, embeddings, images, modules of one's own: what the networks see, and make of it."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import scipy.stats
 from environments import REAL_LINE, Probe, Walk
 from flax import linen as nn
 from jax.experimental import checkify
-from support import quick_jit
+from support import largest_difference, quick_jit
 from test_networks import random_params
 
 from purejaxppo import A2C, NPG, PPO, TRPO, Config, init, make_train, update_step
@@ -21,6 +22,7 @@ from purejaxppo.distributions import Categorical, TanhGaussian
 from purejaxppo.networks.heads import PolicyNetwork
 from purejaxppo.networks.torso import Torso
 from purejaxppo.optimize.fisher import fisher_vector_product
+from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 KEY = jax.random.key(0)
@@ -153,6 +155,32 @@ class Mixed(Walk):
     def observe(self, state):
         camera = jnp.full((40, 36, 2), 100 + 50 * state.x).astype(jnp.uint8)
         return {"camera": camera, "map": jnp.full((4, 4, 1), state.x), "step": state.steps, "x": state.x}
+
+
+def test_a_rollout_shows_images_as_they_are_and_records_the_same_on_every_platform(monkeypatch):
+    env, seen, found = Config(env=Mixed(continuous=False)).environment, [], []
+
+    def policy(obs, hidden, start):
+        seen.append({name: x.shape for name, x in obs.items()})
+        return Categorical(jnp.stack([obs["x"], jnp.mean(obs["map"], axis=(1, 2, 3))], axis=-1)), hidden
+
+    state = begin_episodes(KEY, env, 3)
+    for cpu in (True, False):  # whose scans differ
+        monkeypatch.setattr(sys.modules["purejaxppo.rollout"], "on_cpu", lambda cpu=cpu: cpu)
+        found.append(quick_jit(lambda state: rollout(KEY, env, policy, state, 20))(state))
+    assert (
+        largest_difference(*(x[1]._replace(obs=x[1].obs["map"], next_obs=x[1].next_obs["map"]) for x in found)) < 1e-5
+    )
+    state, made, sums = found[0]
+    shapes = {"camera": (40, 36, 2), "map": (4, 4, 1), "step": (), "x": ()}
+    assert all(x == {name: (3, *shape) for name, shape in shapes.items()} for x in seen)
+    for obs, before in ((made.obs, (20, 3)), (made.next_obs, (20, 3)), (state.obs, (3,))):
+        assert {name: x.shape for name, x in obs.items()} == {name: (*before, *shape) for name, shape in shapes.items()}
+        np.testing.assert_array_equal(obs["map"][..., 3, 2, 0], obs["x"])
+    done = np.asarray(made.terminated | made.truncated)
+    assert 0 < sums.episodes == done.sum()
+    after, reached = np.asarray(made.obs["map"][1:]), np.asarray(made.next_obs["map"][:-1])
+    np.testing.assert_array_equal((after == reached).all(axis=(2, 3, 4)), ~done[:-1])
 
 
 @pytest.mark.slow

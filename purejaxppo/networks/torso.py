@@ -187,11 +187,13 @@ class Torso(nn.Module):
         if isinstance(space, Discrete):
             return nn.Embed(space.n, self.hidden_sizes[0] if self.hidden_sizes else 64)(obs)
         rank = len(space.shape)
-        x = obs.astype(jnp.float32)
-        batch_shape = x.shape[: x.ndim - rank]
+        batch_shape = obs.shape[: obs.ndim - rank]
+        image = rank == 3 and self.convolutions
+        # flat before it is converted: over a last axis of few channels, XLA's loop on a CPU takes many times as long
+        x = (obs if image else obs.reshape(*batch_shape, -1)).astype(jnp.float32)
         if rank > 1 and obs.dtype == jnp.uint8 and np.max(space.high) > 1:
             x = x / 255.0
-        if rank == 3 and self.convolutions:
+        if image:
             if channels_first(space.shape):
                 x = jnp.moveaxis(x, -3, -1)
             if min(x.shape[-3:-1]) >= 36:
