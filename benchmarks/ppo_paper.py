@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from long_runs import RESULTS, Batch, Row, scores, train
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from purejaxppo.statistics import iqm_over_seeds
 
@@ -121,7 +121,7 @@ def attainable(published: np.ndarray, error: float, draws: int = 10_000) -> np.n
     is right in all, as the paper's own table has errors of that kind, too.
     """
     rng = np.random.default_rng(0)
-    one, other = np.argsort(np.argsort(published + rng.normal(0.0, error, (2, draws, published.size))))
+    one, other = rankdata(published + rng.normal(0.0, error, (2, draws, published.size)), axis=-1)
     one, other = (x - x.mean(axis=1, keepdims=True) for x in (one, other))
     found = np.sum(one * other, axis=1) / np.sqrt(np.sum(one**2, axis=1) * np.sum(other**2, axis=1))
     return np.percentile(found, (2.5, 50.0, 97.5))
