@@ -3,6 +3,9 @@
 import io
 import json
 import shutil
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 
 import jax
@@ -135,6 +138,18 @@ def test_saving_again_replaces_the_old_one(tmp_path):
     saved(tmp_path, 1)
     save(tmp_path / "1", {"state": state(7)}, {})
     assert_same_bits(restore(tmp_path / "1", state(7)), state(7))
+
+
+def test_threads_that_save_at_once_wait_for_each_other(tmp_path):
+    """Orbax numbers its operations once in a process; what is swapped meanwhile is put back."""
+    hooks = sys.excepthook, threading.excepthook
+    with ThreadPoolExecutor(4) as pool:
+        several = [pool.submit(save, tmp_path / str(i), {"x": jnp.arange(i + 1)}, {}) for i in range(8)]
+        for future in several:
+            future.result()
+    for i in range(8):
+        np.testing.assert_array_equal(read(tmp_path / str(i)).arrays["x"], np.arange(i + 1))
+    assert (sys.excepthook, threading.excepthook) == hooks
 
 
 def test_half_written_drafts_never_count_and_are_cleared_away(tmp_path):

@@ -242,9 +242,12 @@ def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:
         raise UsageError(f"{folder} takes {need / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free.")
 
 
+_ONE_AT_A_TIME = threading.Lock()  # orbax numbers what it does once in a process, and threads take each other's numbers
+
+
 @contextmanager
 def _orbax(directory: Path) -> Iterator[tuple[Any, Path]]:
-    """Orbax's checkpointer, and the folder of arrays in `directory` as it must be called there.
+    """Orbax's checkpointer, and the folder of arrays in `directory` as it must be called there. Other threads wait.
 
     Without the tracebacks that orbax's and tensorstore's threads print and log; what they say is raised, too.
     """
@@ -252,30 +255,36 @@ def _orbax(directory: Path) -> Iterator[tuple[Any, Path]]:
     from orbax.checkpoint._src.futures import signaling_client
     from orbax.checkpoint._src.multihost import multihost
 
+    folder = directory.absolute() / "arrays"
+    with _ONE_AT_A_TIME, _silent(), ExitStack() as stack:
+        if {*str(folder)} & ({*"[*?\\"} - {os.sep}):  # which they take for patterns: a link leads there
+            link = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
+            link.symlink_to(folder.parent, target_is_directory=True)
+            folder = link / "arrays"
+        alone: dict[str, Any] = {}
+        if group().count > 1:  # each writes by itself and waits for nobody; orbax takes NumPy's arrays of process 0
+            alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(0, {0}, "alone")
+            alone["async_options"] = ocp.options.AsyncOptions(barrier_sync_fn=lambda *_, **__: None)
+            stack.callback(setattr, multihost, "process_index", multihost.process_index)
+            multihost.process_index = lambda: 0
+            # threads of one checkpoint signal to each other under numbers that all processes count alike: in the
+            # store that they share, they would take each other's signals for their own
+            own = signaling_client.ThreadSafeKeyValueSignalingClient()
+            stack.callback(setattr, signaling_client, "get_signaling_client", signaling_client.get_signaling_client)
+            signaling_client.get_signaling_client = lambda: own
+        yield stack.enter_context(ocp.StandardCheckpointer(**alone)), folder
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing that threads raise or absl logs is printed."""
     logger, hooks = logging.getLogger("absl"), (sys.excepthook, sys.unraisablehook, threading.excepthook)
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     silent: Any = lambda *_: None  # noqa: E731
     sys.excepthook = sys.unraisablehook = threading.excepthook = silent
-    folder = directory.absolute() / "arrays"
     try:
-        with ExitStack() as stack:
-            if {*str(folder)} & ({*"[*?\\"} - {os.sep}):  # which they take for patterns: a link leads there
-                link = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "checkpoint"
-                link.symlink_to(folder.parent, target_is_directory=True)
-                folder = link / "arrays"
-            alone: dict[str, Any] = {}
-            if group().count > 1:  # each writes by itself and waits for nobody; orbax takes NumPy's arrays of process 0
-                alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(0, {0}, "alone")
-                alone["async_options"] = ocp.options.AsyncOptions(barrier_sync_fn=lambda *_, **__: None)
-                stack.callback(setattr, multihost, "process_index", multihost.process_index)
-                multihost.process_index = lambda: 0
-                # threads of one checkpoint signal to each other under numbers that all processes count alike: in the
-                # store that they share, they would take each other's signals for their own
-                own = signaling_client.ThreadSafeKeyValueSignalingClient()
-                stack.callback(setattr, signaling_client, "get_signaling_client", signaling_client.get_signaling_client)
-                signaling_client.get_signaling_client = lambda: own
-            yield stack.enter_context(ocp.StandardCheckpointer(**alone)), folder
+        yield
     finally:
         logger.setLevel(level)
         sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
