@@ -50,7 +50,7 @@ def test_rows_of_a_run(tmp_path: Path) -> None:
 def test_commands(stem: str) -> None:
     """Every batch's flags are known, and a sweep's directories are named as its methods expect."""
     batches = (
-        ppo_paper.batches_of("Reacher")
+        [*ppo_paper.batches_of("Reacher"), *ppo_paper.batches_of(ppo_paper.SWITCHED[0])]
         if stem == "ppo_paper"
         else [
             long_runs.Batch("any", "", f"--algo {method} --total-steps 1000000", {"": method})
