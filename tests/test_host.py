@@ -23,6 +23,7 @@ from purejaxppo.cli.evaluate import EvaluateOptions, play_episodes, print_evalua
 from purejaxppo.cli.run import main
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.gymnasium import GymnasiumEnv, _parts
+from purejaxppo.envs.host import env as host_env
 from purejaxppo.envs.host import pool
 from purejaxppo.envs.host.env import _seed
 from purejaxppo.envs.host.pool import EnvironmentBrokenError
@@ -612,3 +613,28 @@ def waited_for(what, seconds):
     while time.monotonic() < end and not what():
         time.sleep(0.05)
     return what()
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_the_last_of_several_who_use_an_environment_closes_it(stack):
+    """Runs in threads of one process have the same environment, by its name."""
+    first, second = (preset("a2c", f"{CLOCK},workers=1", frame_stack=stack).environment for _ in range(2))
+    step = quick_jit(lambda state: jax.vmap(first.step)(jax.random.split(jax.random.key(1), 2), state, jnp.zeros(2)))
+    with first:
+        episodes = quick_jit(lambda key: begin_episodes(key, first, 2))(jax.random.key(0))
+        with second:
+            pass
+        jax.block_until_ready(step(episodes.env))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="was closed"):
+        jax.block_until_ready(step(episodes.env))
+
+
+def test_evaluations_on_many_devices_leave_the_trainings_processes_alone(clock, monkeypatch):
+    """How many pools there may be depends on the number of devices, each of which has some of its own."""
+    monkeypatch.setattr(host_env, "MOST_POOLS", 1)
+    named = set()
+    for environments in (2, 3):  # of the training, and of an evaluation
+        begin = over_runs(functools.partial(begin_episodes, env=clock, num_envs=environments), jax.devices()[:2])
+        named |= {*np.unique(begin(jax.random.split(jax.random.key(0))).env.pool).tolist()}
+    assert {*clock._pools} == named
+    assert len(named) == 4

@@ -47,6 +47,15 @@ def test_any_layout_goes_on_with_the_rows_of_any_other(layouts, tmp_path):
     assert ("bytes" in kept) == (not layouts[-1])
 
 
+def test_a_log_that_was_moved_away_stays(tmp_path):
+    """As the message on a damaged one says; only files of other layouts are deleted."""
+    for name in ("metrics.old.csv", "metrics.csv.old", "metrics.2024-old.csv"):
+        (tmp_path / name).write_text("mine")
+        assert not has_log(tmp_path)
+    write(tmp_path, [2], 3, 5, write(tmp_path, [], 0, 3, None))
+    assert len([*tmp_path.iterdir()]) == 3 + 2
+
+
 def test_what_an_interrupted_change_of_layout_leaves_is_no_hindrance(tmp_path):
     kept = write(tmp_path, [2], 0, 3, None)
     open_log(tmp_path, SEEDS, slice(3, 5), 3, (1,), kept).close()  # one of two new ones: [0, 3) is missing

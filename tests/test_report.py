@@ -15,6 +15,7 @@ import pytest
 import scipy.stats
 
 from purejaxppo.errors import UsageError
+from purejaxppo.report.diagnostics import PANELS, panel_figure
 from purejaxppo.report.labels import labels
 from purejaxppo.report.page import named, run_directories, shared_seeds, write_report
 from purejaxppo.report.page import page as page_of
@@ -189,6 +190,26 @@ def test_in_progress_and_failed_seeds_are_told(page):
     assert row[4].startswith("reward <script>alert(1)</script>")
 
 
+def test_a_run_that_is_being_made_longer_is_in_progress(tmp_path):
+    run = make_run(tmp_path / "run", rows=9)
+    assert read_contents(run).summary
+    with (run / "metrics.csv").open("a", newline="") as file:
+        columns = len((run / "metrics.csv").read_text().split("\n")[0].split(","))
+        csv.writer(file).writerows([[seed, 10, 5120, *["3"] * (columns - 3)] for seed in range(4)])
+    assert read_contents(run).summary is None
+    assert "One run, in progress" in report(tmp_path, run).text
+
+
+def test_every_seed_that_dies_is_drawn(tmp_path):
+    """An interquartile mean would hide the first quarter of them."""
+    run, [panel] = make_run(tmp_path / "run", seeds=range(8)), [x for x in PANELS if x.column == "alive"]
+    for dead in range(3):
+        rows = [f"{seed},1,512,{int(seed >= dead)}\n" for seed in range(8)]
+        (run / "metrics.csv").write_text("".join(["seed,update,env_steps,alive\n", *rows]))
+        drawn = panel_figure(panel, "CartPole-v1", entries(run))
+        assert (f"ppo ends at {1 - dead / 8:.3g}." in drawn) == (dead > 0)
+
+
 def test_no_failed_seeds_and_one_run(tmp_path):
     page = report(tmp_path, make_run(tmp_path / "run", failed=[]))
     assert "None." in page.text
@@ -313,6 +334,11 @@ def test_runs_that_share_seeds_are_named(tmp_path):
     with pytest.warns(UserWarning, match="share seeds 1–7"):
         shown = page_of([read_contents(run) for run in runs[:2]])
     assert "share seeds 1–7. These runs are identical" in Page(shown).text
+    long = "gymnasium/a_package_of_ones_own.environments:MyEnvironment-v0,mode="
+    ends = [make_run(tmp_path / x, env=f"{long}{x}", init_from=f"{long}{x}") for x in ("sparse", "dense")]
+    assert len({run.env for run in map(read_contents, ends)}) == 2
+    more = [make_run(tmp_path / f"begun{x}", init_from=f"{long}{x}") for x in ("sparse", "dense")]
+    assert shared_seeds(entries(*ends, *more)) == []  # though they differ after 60 characters only
     copies = [make_run(tmp_path / f"copy{i}", seeds=[3]) for i in range(5)]
     assert shared_seeds(entries(*copies))[4:] == ["The same holds for 6 more pairs of runs."]
 

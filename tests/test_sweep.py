@@ -22,7 +22,7 @@ from purejaxppo.rundir.checkpoint import read as read_checkpoint
 from purejaxppo.sweeps import execution, plan
 from purejaxppo.sweeps.axes import grid, parse_axis, parse_sampler
 from purejaxppo.sweeps.execution import begin_sweep
-from purejaxppo.sweeps.table import sweep
+from purejaxppo.sweeps.table import _tidy, sweep
 
 TINY = {"num_envs": 2, "num_steps": 16, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (8,)}
 CONFIG = Config(env="CartPole-v1", algo=TRPO(), total_steps=3 * 32, **TINY)
@@ -43,6 +43,9 @@ def test_axes_take_the_types_of_their_fields():
     assert parse_axis(CONFIG, "layer_norm=true,false") == ("layer_norm", [True, False])
     assert parse_axis(CONFIG, "activation=tanh,relu") == ("activation", ["tanh", "relu"])
     assert parse_axis(CONFIG, "max_grad_norm=0.5,inf") == ("max_grad_norm", [0.5, np.inf])
+    assert parse_axis(CONFIG, "minibatch_size=none,64") == ("minibatch_size", [None, 64])
+    assert parse_axis(CONFIG, "critic_hidden_sizes=64 64,32") == ("critic_hidden_sizes", [(64, 64), (32,)])
+    assert parse_sampler(CONFIG, "minibatch_size=randint:8,8")[1](np.random.default_rng(0)) == 8
     settings = grid({"max_kl": [0.01, 0.02], "gamma": [0.9, 0.99, 1.0]})
     assert [tuple(own.values()) for own in settings] == [*itertools.product([0.01, 0.02], [0.9, 0.99, 1.0])]
 
@@ -333,6 +336,10 @@ BAD = {
     "--random 4 --grid max_kl=0.01,0.02": ["random = 4 with 0 --sample"],
     "--sample max_kl=uniform:0.1,0.2": ["random = 0 with 1 --sample"],
     "--grid gamma=0.9,0.99 --random 2 --sample gamma=uniform:0.9,1": ["gamma is swept twice"],
+    "--algo ppo --minibatch-size 64 --grid num_minibatches=2,4": [
+        "num_minibatches=2 would do nothing",
+        "leave out one",
+    ],
     "": ["a sweep needs an axis"],
     "--grid max_kl=0.01,0.02 --mesh run=3": ["mesh = 'run=3' takes 3 devices, and there are 2"],
     "--grid max_kl=0.01 --num-seeds 3 --mesh run=2": ["run = 2 must divide 3 runs"],
@@ -358,6 +365,13 @@ def test_bad_input_is_one_line_and_exit_code_2_before_compilation(flags, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_axis_keeps_its_values_where_a_metric_has_its_name():
+    metrics = {"alive": np.ones((1, 2)), "learning_rate": np.array([[3e-4, 1.5e-4]])}
+    table = _tidy(CONFIG, {"learning_rate": 3e-4}, metrics)
+    assert table["learning_rate"].tolist() == [3e-4, 3e-4]
+    assert table["learning_rate_of_update"].tolist() == [3e-4, 1.5e-4]
+
+
 def test_bad_axes_in_python():
     keys = jax.random.split(jax.random.key(0), 2)
     for axes, message in (
@@ -365,6 +379,7 @@ def test_bad_axes_in_python():
         ({"max_kI": [0.1]}, "did you mean max_kl"),
         ({"max_kl": []}, "grid max_kl is empty"),
         ({}, "needs an axis"),
+        ({"gamma": [0.9, 0.99]}, "gamma=0.9 would not stay: stages change gamma"),
     ):
         with pytest.raises(UsageError, match=message):
-            sweep(CONFIG, axes, keys)
+            sweep(CONFIG.replace(stages=("64 gamma=0.95",)), axes, keys)

@@ -1,7 +1,7 @@
 """Environments around environments, each keeping the protocol: frame stacking, action repeat."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,13 @@ class Wrapper(BaseEnv):
     @property
     def failed(self) -> Any:
         return self.env.failed
+
+    def __enter__(self) -> Self:
+        self.env.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.env.__exit__(*error)
 
     def release(self, state: EnvState) -> Any:
         return self.env.release(self.inner(state))

@@ -49,7 +49,8 @@ def diagnostics(env: str, entries: list[Entry]) -> str:
 
 def panel_figure(panel: Panel, env: str, entries: list[Entry]) -> str:
     """One diagnostic; nothing if no run has it, or no seed ever died."""
-    drawn, series = series_of(entries, panel.column, statistics.quartiles_over_seeds)
+    aggregate = _fraction if panel.column == "alive" else statistics.quartiles_over_seeds
+    drawn, series = series_of(entries, panel.column, aggregate)
     if not series or (panel.column == "alive" and all((line.y.point == 1).all() for line in series)):
         return ""
     style: Any = {"size": (3.6, 2.4), "legend": False, "log": panel.log, "ylim": panel.ylim}
@@ -57,6 +58,11 @@ def panel_figure(panel: Panel, env: str, entries: list[Entry]) -> str:
     ends = "; ".join(f"{line.label} ends at {line.y.point[-1]:.3g}" for line in series)
     caption = Markup(f"<b>{panel.title}.</b> {panel.about} {escape(seeds_of(drawn).capitalize())}.")
     return figure(image, f"{panel.title} on {env} against environment steps: {ends}.", caption)
+
+
+def _fraction(alive: np.ndarray) -> statistics.Estimate:
+    """The mean over seeds, as each counts: an interquartile mean would leave out those that have died first."""
+    return statistics.Estimate(*[alive.mean(axis=0)] * 3)
 
 
 def calibration(env: str, entries: list[Entry]) -> str:

@@ -12,6 +12,7 @@ from purejaxppo.report import figures
 from purejaxppo.report.html import Markup, breakable, escape, figure, fixed, interval, listed, paragraph, table
 from purejaxppo.report.labels import differing, seed_range
 from purejaxppo.rundir.contents import RunContents
+from purejaxppo.rundir.files import shown
 
 POINTS = 60  # of a curve at most: each is a bootstrap of its own
 
@@ -44,8 +45,8 @@ def settings(entries: list[Entry]) -> str:
     tables = [{**e.run.settings, "seeds": seed_range(e.run.seeds), **e.run.surroundings} for e in entries]
     keys = differing(tables)
     head = ["setting", *(entry.name for entry in entries)]
-    rows = [[breakable(key), *(values.get(key, "–") for values in tables)] for key in keys]
-    shared = [(key, value) for key, value in tables[0].items() if key not in keys]
+    rows = [[breakable(key), *(shown(values.get(key, "–"), 200) for values in tables)] for key in keys]
+    shared = [(key, shown(value)) for key, value in tables[0].items() if key not in keys]
     items = "\n".join(f"<li><span>{breakable(key)}</span><span>{escape(value)}</span></li>" for key, value in shared)
     where = "\n".join(f"<li>{e.name}<span>{escape(str(e.run.directory))}</span></li>" for e in entries)
     same = "All settings are the same." if entries[1:] else "One run: nothing to compare."

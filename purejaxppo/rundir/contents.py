@@ -11,6 +11,8 @@ from purejaxppo.rundir.metrics import MetricsTable
 from purejaxppo.rundir.record import read_config
 from purejaxppo.rundir.summary import Summary, read_summary
 
+WHOLE = 4_000  # characters of a setting: no more than Python writes of an integer
+
 
 class RunContents(NamedTuple):
     """One run directory."""
@@ -19,10 +21,10 @@ class RunContents(NamedTuple):
     algo: str
     env: str
     seeds: list[int]
-    settings: dict[str, str]  # as shown
+    settings: dict[str, str]  # whole, so that what differs does; to be cut where they are drawn
     surroundings: dict[str, str]  # versions, PRNG
     metrics: MetricsTable
-    summary: Summary | None  # None: in progress
+    summary: Summary | None  # None: in progress, or being made longer
 
     @property
     def scores(self) -> np.ndarray:
@@ -46,13 +48,16 @@ def read_contents(directory: Path) -> RunContents:
     if begun_from:  # an option of the command, and decides what is learnt
         settings = {**settings, "init_from": begun_from}
     surroundings = content["versions"] | {"PRNG": content["prng_implementation"]}
+    metrics, summary = read_log(directory, seeds), read_summary(directory, seeds)
+    if summary and metrics.env_steps.size and 0 < summary["env_steps"] < metrics.env_steps[-1]:
+        summary = None  # a run that is being made longer; older versions wrote no steps
     return RunContents(
         directory,
         shown(settings["algo"]),
-        shown(settings["env"]),
+        shown(settings["env"], WHOLE),
         seeds,
-        {shown(name): shown(value) for name, value in settings.items()},
+        {shown(name): shown(value, WHOLE) for name, value in settings.items()},
         {shown(name): shown(value) for name, value in surroundings.items()},
-        read_log(directory, seeds),
-        read_summary(directory, seeds),
+        metrics,
+        summary,
     )

@@ -202,6 +202,6 @@ def shown(value: Any, limit: int = 60) -> str:
     elif isinstance(value, float):
         text = f"{value:.6g}"
     else:
-        text = str(value) if not isinstance(value, int) or abs(value) < 10**limit else "a huge integer"
+        text = str(value) if not isinstance(value, int) or abs(value) < 10 ** min(limit, 60) else "a huge integer"
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: limit + 1])
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -23,7 +23,7 @@ def log_name(own: slice, count: int) -> str:
 
 
 def has_log(directory: Path) -> bool:
-    return (directory / WHOLE).is_file() or any(directory.glob(LOG_PARTS))
+    return (directory / WHOLE).is_file() or bool(_parts(directory))
 
 
 def read_log(directory: Path, seeds: list[int]) -> MetricsTable:
@@ -87,21 +87,22 @@ def together(written: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def discard_others(directory: Path, names: Collection[str]) -> None:
-    """Delete the files of a layout that is no more."""
-    for path in (directory / WHOLE, *directory.glob(LOG_PARTS)):
+    """Delete the files of a layout that is no more. One that was moved away, as metrics.old.csv, is the user's."""
+    for path in (directory / WHOLE, *_parts(directory)):
         if path.name not in names:
             path.unlink(missing_ok=True)
 
 
 def _on_disk(directory: Path, count: int) -> dict[Path, slice]:
     """Each file that is there, and which of so many seeds it has."""
-    found = {directory / WHOLE: slice(0, count)} if (directory / WHOLE).exists() else {}
-    for path in directory.glob(LOG_PARTS):
-        if match := re.fullmatch(r"metrics\.(\d{1,7})-(\d{1,7})\.csv", path.name):
-            start, stop = map(int, match.groups())
-            if start < stop <= count:
-                found[path] = slice(start, stop)
-    return found
+    whole = {directory / WHOLE: slice(0, count)} if (directory / WHOLE).exists() else {}
+    return whole | {path: own for path, own in _parts(directory).items() if own.start < own.stop <= count}
+
+
+def _parts(directory: Path) -> dict[Path, slice]:
+    """The files of several processes, and whose seeds their names say that they have."""
+    names = {path: re.fullmatch(r"metrics\.(\d{1,7})-(\d{1,7})\.csv", path.name) for path in directory.glob(LOG_PARTS)}
+    return {path: slice(int(match[1]), int(match[2])) for path, match in names.items() if match}
 
 
 def _cover(found: Mapping[Path, slice], count: int) -> dict[Path, slice]:

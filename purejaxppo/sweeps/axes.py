@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import did_you_mean, meant, whole_number
 from purejaxppo.presets import settings_of, with_settings
+from purejaxppo.stages import parse_stages
 
 Settings = dict[str, Any]  # the fields of one setting that are swept
 _WHOLE = ("env", "algo", "policy_network", "critic_network")  # another is another sweep
@@ -76,7 +79,7 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
         raise UsageError(
             f"{name} is static, and {kind} is for real numbers; pass {name}=randint:low,high or choice:a,b."
         )
-    if kind == "randint" and field.type is not int:
+    if kind == "randint" and _kind(field)[0] is not int:
         raise UsageError(f"{name} is no whole number, which randint draws; pass {name}=uniform:low,high or choice.")
     bounded = all(abs(end) <= _LARGEST for end in ends)  # not NaN either
     if len(ends) != 2 or not bounded or ends[0] > ends[1] or (kind[0] == "l" and ends[0] <= 0):
@@ -94,7 +97,9 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
 def parse_value(config: Config, name: str, text: str) -> Any:
     """One value of a field, as its flag would take it. Raises: UsageError."""
     field, text = setting_field(config, name), text.strip()
-    kind = str if field.metadata.get("choices") else field.type
+    kind, optional = _kind(field)
+    if optional and text.lower() == "none":
+        return None
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
@@ -108,17 +113,42 @@ def parse_value(config: Config, name: str, text: str) -> Any:
     return text if kind is str else tuple(text.split())
 
 
+def _kind(field: "dataclasses.Field[Any]") -> tuple[Any, bool]:
+    """The type of a field's values, and whether None is one, too."""
+    kinds = [kind for kind in typing.get_args(field.type) if kind is not types.NoneType]
+    optional = types.NoneType in typing.get_args(field.type)
+    return str if field.metadata.get("choices") else kinds[0] if optional else field.type, optional
+
+
 def checked(config: Config, settings: Sequence[Settings]) -> list[Config]:
-    """The config of every setting. Raises: UsageError: there is none, or one twice, or one that cannot work."""
+    """The config of every setting.
+
+    Raises:
+        UsageError: there is none, or one twice, or one that cannot work, or in which an axis would do nothing.
+    """
     if not settings or not settings[0]:
         raise UsageError("a sweep needs an axis; pass --grid FIELD=A,B, or --random N with --sample FIELD=uniform:A,B.")
     twice = next((a for a, b in itertools.pairwise(sorted(settings, key=repr)) if a == b), None)
     if twice is not None:
         raise UsageError(f"{label(twice)} is there twice; pass each value once.")
     configs = [with_settings(config, own) for own in settings]
-    for one in configs:
+    for one, own in zip(configs, settings, strict=True):
         one.check()
+        refuse_overruled(one, own)
     return configs
+
+
+def refuse_overruled(config: Config, own: Settings) -> None:
+    """Raises: UsageError: one of the config's settings is not what a sweep gave it, or does not stay so."""
+    found, staged = settings_of(config), {name for stage in parse_stages(config.stages) for name in stage.numbers}
+    for name, value in own.items():
+        if name in staged:
+            raise UsageError(
+                f"{label({name: value})} would not stay: stages change {name}, too; leave out one of them."
+            )
+        if found[name] != value:
+            other = f"another setting makes it {show(found[name])}"
+            raise UsageError(f"{label({name: value})} would do nothing: {other}; leave out one of them.")
 
 
 def of_python(config: Config, axes: Mapping[str, Any]) -> list[Settings]:

@@ -34,7 +34,8 @@ def sweep(config: Config, axes: Mapping[str, Any], keys: jax.Array) -> Table:
     Returns:
         Tidy columns, all of one length, a row per setting, key and update, as `pandas.DataFrame` takes them: the axes,
         `seed` (which key), `update` (from 1), `env_steps`, then the metrics of `make_train`. Evaluations stand in the
-        row of the update that they followed, NaN in others.
+        row of the update that they followed, NaN in others. A metric that has an axis's name, as the learning rate that
+        an update had, is called `…_of_update`.
 
     Raises:
         UsageError: an unknown field, an empty axis, a static field as an array, a setting that cannot work, or one
@@ -90,7 +91,8 @@ def _tidy(config: Config, own: Settings, metrics: dict[str, np.ndarray]) -> Tabl
     update += 1
     columns = {name: np.full((seeds, updates), show(x) if isinstance(x, tuple) else x) for name, x in own.items()}
     columns |= {"seed": seed, "update": update, "env_steps": update * config.steps_per_update}
-    for name, x in metrics.items():
+    for metric, x in metrics.items():
+        name = f"{metric}_of_update" if metric in own else metric
         columns[name] = x
         if x.shape[1] != updates:
             columns[name] = np.full((seeds, updates), np.nan)

@@ -85,7 +85,7 @@ class Journal:
         self.states = {number: own for number, own in self.states.items() if number in search.needed}
         needed = {str(self._lots[number]) for number in self.states}
         for path in (self.directory / "states").glob("*"):
-            if path.name not in needed and not path.is_symlink():
+            if path.name not in needed and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
 
     def tell(self, search: Search, lot: Lot | None, entry: dict[str, Any], i: int) -> None:

@@ -11,7 +11,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, static
 from purejaxppo.parallel.runs import best_vmap_size
 from purejaxppo.presets import with_settings
-from purejaxppo.stages import FIXED, parse_stages
+from purejaxppo.stages import FIXED
 from purejaxppo.sweeps.axes import traced
 from purejaxppo.tuning.rungs import PRUNERS, Rungs
 from purejaxppo.tuning.space import Space, combinations
@@ -136,7 +136,7 @@ def check_population(config: Config, space: Space, options: StudyOptions, reserv
         )
 
 
-def check_unused(options: StudyOptions, config: Config, space: Space) -> None:
+def check_unused(options: StudyOptions, config: Config) -> None:
     """Raises: UsageError: a choice that would do nothing. One at its default cannot be told from one left out."""
     reasons = {
         ("pbt", ""): (("pruner", "halving_factor", "places"), "no member stops early and all are trained at once"),
@@ -149,11 +149,8 @@ def check_unused(options: StudyOptions, config: Config, space: Space) -> None:
     for name in names:
         if (value := getattr(options, name)) != getattr(StudyOptions, name):
             raise UsageError(f"{name} = {value!r} would do nothing with {cause}, where {why}; leave it out.")
-    staged = {name for stage in parse_stages(config.stages) for name in stage.numbers}
-    if options.method == "pbt" and staged:
+    if options.method == "pbt" and config.stages:
         raise UsageError("stages would do nothing with method = 'pbt', which finds them; leave them out.")
-    for name in staged & space.keys():
-        raise UsageError(f"space: {name} is set by stages, so that what is drawn does not stay; take it out of one.")
 
 
 def check_study(config: Config) -> None:

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from purejaxppo.parallel.vmapping import all_batched
 from purejaxppo.spaces import Box, ObservationSpace, Space
 from purejaxppo.types import Observation
 
-MOST_POOLS = 16  # of one environment; beyond it the one that was used longest ago is closed
+MOST_POOLS = 4  # of one environment on each device; beyond it the one that was used longest ago is closed
 _LOCK = threading.Lock()  # for the pools of all environments
 _ENVS: weakref.WeakSet["HostEnv"] = weakref.WeakSet()
 ALL = slice(None)  # slots of a pool
@@ -76,6 +76,7 @@ class HostEnv(BaseEnv):
         self._told = ("reward", "terminated", "truncated", *(["success"] if plan.tells_success else []))
         self._pools: OrderedDict[int, Pool] = OrderedDict()
         self._free: list[Pool] = []
+        self._users = 0
         self.failed: EnvironmentBrokenError | None = None
         with _LOCK:
             _ENVS.add(self)
@@ -109,6 +110,19 @@ class HostEnv(BaseEnv):
     def release(self, state: HostState) -> jax.Array:
         """Nothing more will be asked of these environments: others may have their processes."""
         return _as_one_batch(self._release)((state.pool, state.slot, state.ended))
+
+    def __enter__(self) -> Self:
+        with _LOCK:
+            self._users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Other threads may train in the same environment: the last one closes it."""
+        with _LOCK:
+            self._users -= 1
+            used = self._users > 0
+        if not used:
+            self.close()
 
     def close(self) -> None:
         """End all processes. States of before name nothing any more."""
@@ -211,7 +225,7 @@ class HostEnv(BaseEnv):
             for env in _ENVS:  # what nobody uses would stay for ever
                 while env._free:
                     env._pools.pop(env._free.pop().number).close()
-            while len(self._pools) >= MOST_POOLS:
+            while len(self._pools) >= MOST_POOLS * max(devices, 4):
                 self._pools.popitem(last=False)[1].close()
         cores = cpu_cores()
         workers = self._workers or min(max(1, cores // devices), -(-n // self._worth_a_worker))
