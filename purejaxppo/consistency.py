@@ -15,6 +15,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.networks.heads import check_network, num_parameters, visible
 from purejaxppo.networks.torso import select
 from purejaxppo.spaces import Box
+from purejaxppo.stages import FIXED
 from purejaxppo.types import traits_of
 
 
@@ -98,7 +99,8 @@ def check_agent(config: Any, env: BaseEnv) -> None:
 
 def _check_method(config: Any) -> None:
     """Refuse settings that do not fit the method. Raises: UsageError."""
-    annealable = [field.name for field in dataclasses.fields(config.algo) if field.metadata.get("type") is float]
+    fields = [field for field in dataclasses.fields(config.algo) if field.metadata.get("type") is float]
+    annealable = [field.name for field in fields if field.name not in FIXED]
     if not isinstance(config.anneal, tuple) or not {*config.anneal} <= {*annealable}:
         raise UsageError(
             f"anneal = {config.anneal!r} must name numbers of {type(config.algo).__name__}: {', '.join(annealable)}."

@@ -10,7 +10,8 @@ from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.envs.base import host_failures
 from purejaxppo.errors import UsageError
-from purejaxppo.keys import EVALUATION, as_key
+from purejaxppo.keys import ACTIONS, EVALUATION, as_key
+from purejaxppo.networks.gsde import step_of_noise
 from purejaxppo.parallel.vmapping import any_run
 from purejaxppo.precision import at_its_precision, single_precision
 from purejaxppo.rollout import begin_episodes, step_envs
@@ -71,6 +72,7 @@ def evaluate(config: Config, state: TrainState, key: jax.Array, num_episodes: in
 def _play(agent: Agent, state: TrainState, key: jax.Array, num_episodes: int) -> Evaluation:
     env, policy = agent.env, agent.make_policy(state)
     start_key, play_key = jax.random.split(key)
+    held_key = jax.random.fold_in(play_key, ACTIONS)
     start = begin_episodes(start_key, env, num_episodes)
     start = start._replace(hidden=agent.initial_hidden(start.obs))
 
@@ -78,6 +80,8 @@ def _play(agent: Agent, state: TrainState, key: jax.Array, num_episodes: int) ->
         steps, episodes, playing, key, success = carry
         key, action_key, step_key = jax.random.split(key, 3)
         distribution, hidden = policy(episodes.obs, episodes.hidden)
+        if agent.config.action_distribution == "gsde":
+            action_key = jax.random.fold_in(held_key, step_of_noise(agent.config, steps))
         action = distribution.mode() if agent.config.eval_greedy else distribution.sample(action_key)
         keys = jax.random.split(step_key, num_episodes)
         stepped, told = step_envs(keys, env, episodes.env, distribution, action)

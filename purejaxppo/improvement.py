@@ -32,7 +32,7 @@ def improve_apart(
     """The policy moved by the algorithm; the critic fitted by Adam, on the policy's minibatches if it has any."""
     (policy, algorithm, metrics), (critic, moments, fit) = on_net_axis(
         update_rule(agent, key, state.policy, state.algorithm, batch, adam),
-        partial(adam.minimize, key, value_loss(agent), state.critic, state.critic_optimizer, batch),
+        partial(adam.minimize, key, value_loss(agent), state.critic, state.critic_optimizer, batch, by_sample=True),
     )
     metrics |= {"value_loss": fit["value_loss"], "value_grad_norm": fit["grad_norm"]}
     return state.replace(policy=policy, algorithm=algorithm, critic=critic, critic_optimizer=moments), metrics

@@ -16,7 +16,7 @@ EVALUATION = 0x6576616C  # of the episodes that measure a policy
 FISHER = 0x46495348  # of the samples that the Fisher matrix is estimated from
 RENDERING = 0x72656E64  # of the episodes that are filmed
 EXPORT = 0x65787074  # of the episodes that an exported file is checked on
-ACTIONS = 0x61637473  # of sampled actions in an environment that has seeds of its own
+ACTIONS = 0x61637473  # of sampled actions that do not follow from the key of their step
 RESUMED = 0x72657375  # of host environments' episodes after a resume
 
 

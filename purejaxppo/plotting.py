@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ VERMILION, BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK = COLOURS = (
     "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000",
 )  # fmt: skip
 _STYLE = Path(__file__).with_suffix(".mplstyle")
+_ONE_AT_A_TIME = threading.RLock()  # the style is the process's
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -28,7 +30,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def new_figure(width: float, height: float) -> Iterator[Figure]:
     """A figure in our style, so many inches wide and high. It is to be saved before the context ends."""
     same_bytes: Any = {"svg.hashsalt": "purejaxppo"}  # every time
-    with matplotlib.rc_context(same_bytes, _STYLE):
+    with _ONE_AT_A_TIME, matplotlib.rc_context(same_bytes, _STYLE):
         yield Figure((width, height), layout="constrained")
 
 

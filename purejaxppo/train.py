@@ -142,8 +142,9 @@ def init(config: Config, key: jax.Array, learnt: Learnt | None = None) -> TrainS
 @single_precision
 @at_its_precision
 def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]:
-    """One update: rollout → advantages → policy and critic. The normalisers stand still while it lasts.
+    """One update: rollout → advantages → policy and critic.
 
+    The statistics of observations stand still while it lasts; those of rewards take this rollout in first.
     If a number turns non-finite, the state stays as it was, but for `failure`, which says so. `jax.grad` goes through
     it in the first-order methods; TRPO's line search is a loop that only forward mode goes through.
     """

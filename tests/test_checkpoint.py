@@ -20,6 +20,7 @@ from purejaxppo.cli.run import main
 from purejaxppo.errors import UsageError
 from purejaxppo.policy.load import load
 from purejaxppo.presets import preset, settings_of
+from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.checkpoint import newest_whole, prune, read, save, steps_saved
 from purejaxppo.rundir.files import write_json
 from purejaxppo.rundir.manifest import digest
@@ -150,6 +151,26 @@ def test_threads_that_save_at_once_wait_for_each_other(tmp_path):
     for i in range(8):
         np.testing.assert_array_equal(read(tmp_path / str(i)).arrays["x"], np.arange(i + 1))
     assert (sys.excepthook, threading.excepthook) == hooks
+
+
+def test_what_others_raise_meanwhile_is_printed(monkeypatch):
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda raised: told.append(str(raised.exc_value)))
+    go_on, before = threading.Event(), None
+
+    def fail(what):
+        go_on.wait(10)
+        raise ValueError(what)
+
+    before = threading.Thread(target=fail, args=("theirs",))
+    before.start()
+    with checkpoint._silent():
+        go_on.set()
+        within = threading.Thread(target=fail, args=("orbax's",))
+        within.start()
+        for thread in (before, within):
+            thread.join()
+    assert told == ["theirs"]
 
 
 def test_half_written_drafts_never_count_and_are_cleared_away(tmp_path):

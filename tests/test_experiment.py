@@ -369,3 +369,15 @@ def test_signals_are_heard_while_devices_work(phase, quick, monkeypatch, tmp_pat
 
 def children(pid):
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_as_many_files_may_be_open_as_the_system_allows():
+    """A sweep's settings that are trained at once have one each, at least."""
+    resource = pytest.importorskip("resource")
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, most))
+        assert devices.most_open_files() == resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(most, 65_536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (now, most))

@@ -1,17 +1,22 @@
 """Generalised state-dependent exploration: against NumPy, and held over steps."""
 
+import dataclasses
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import Walk
 
-from purejaxppo import NPG, PPO, TRPO, Config, init, preset, update_step
+from purejaxppo import NPG, PPO, TRPO, Config, evaluate, init, preset, update_step
 from purejaxppo.agent import Agent
 from purejaxppo.distributions import DiagonalGaussian
 from purejaxppo.errors import UsageError
 from purejaxppo.networks.gsde import StateDependentNoise
+from purejaxppo.policy.frames import player
 from purejaxppo.rollout import rollout
+from purejaxppo.spaces import Box
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 64, "hidden_sizes": (8,), "num_minibatches": 1}
 KEY = jax.random.key(0)
@@ -71,6 +76,37 @@ def test_a_rollout_explores_without_jitter():
         jumps[kind] = float(jnp.mean((z[1:] - z[:-1]) ** 2) / jnp.mean(z**2))
     assert jumps["gsde"] < 0.5
     assert jumps["gaussian"] == pytest.approx(2.0, abs=0.3)
+
+
+class Moves(NamedTuple):
+    """The last action, and how many there were."""
+
+    action: jax.Array
+    count: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Still:
+    """Whatever one does, one sees the same. The reward is 1 for another action than before, after the first of six."""
+
+    observation_space, action_space = Box(-1.0, 1.0, (2,)), Box(-9.0, 9.0, (1,))
+
+    def reset(self, key):
+        return Moves(jnp.zeros(1), jnp.zeros((), jnp.int32)), jnp.full(2, 0.5)
+
+    def step(self, key, state, action):
+        moved, never = (state.count > 0) & (action[0] != state.action[0]), jnp.zeros((), bool)
+        count = state.count + 1
+        return Moves(action, count), jnp.full(2, 0.5), moved.astype(jnp.float32), never, count >= 6
+
+
+@pytest.mark.parametrize(("hold", "changes"), [(0, 0), (2, 2), (1, 5)])
+def test_a_sampled_policy_holds_its_noise_where_it_is_measured_and_filmed(hold, changes):
+    more = {"action_distribution": "gsde", "noise_steps": hold, "eval_greedy": False}
+    config = Config(env=Still(), algo=PPO(), **SMALL, **more)
+    state = init(config, KEY)
+    assert evaluate(config, state, KEY, 3).returns.tolist() == [changes] * 3
+    assert player(config, 6)(state, KEY).totals[-1] == changes
 
 
 @pytest.mark.parametrize("algo", [PPO(), TRPO(), NPG()])

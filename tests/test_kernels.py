@@ -13,7 +13,7 @@ from support import largest_difference, level_1_jit, quick_jit
 
 from purejaxppo.advantages import standardize_advantages
 from purejaxppo.agent import Agent
-from purejaxppo.algorithms import A2C, NPG, PPO, TRPO, PPOPenalty
+from purejaxppo.algorithms import A2C, NPG, PPO, TRPO, A2CTrustRegion, PPOPenalty
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.kernels.choice import noted
@@ -170,6 +170,7 @@ def test_minimize_in_kernel_is_minimize(size):
             batch,
             stop=lambda metrics: metrics["error"] < 1.3,
             prepare=standardize_advantages,
+            by_sample=True,
         )
 
     rates = jnp.array([0.01, 0.1])
@@ -178,6 +179,25 @@ def test_minimize_in_kernel_is_minimize(size):
         actual = quick_jit(jax.vmap(lambda rate: fit("pallas", rate)))(rates)
     assert largest_difference(actual, expected) < 2e-6
     assert [int(n) for n in expected[1].count] != [6, 6]  # the stop came into play
+
+
+def test_a_loss_that_is_no_mean_over_samples_is_not_worked_on_in_parts():
+    """As one that standardises advantages over its minibatch: by XLA, but where the minibatch is one part."""
+
+    def loss(params, x):
+        value = jnp.std(x * params)
+        return value, {"policy_loss": value}
+
+    def fit(kernels, size):
+        adam, x, start = MinibatchAdam(0.1, 0.5, 1, 1, kernels), jnp.arange(float(size)) % 7, jnp.ones(1)
+        return adam.minimize(jax.random.key(0), loss, start, adam.init(start), x)[0]
+
+    for size, kernel in ((64, True), (256, False)):
+        with interpreted(), noted() as notes:
+            found = quick_jit(lambda size=size: fit("auto", size))()
+        [note] = notes
+        assert (note.removeprefix("Adam's minibatches: ") == "one kernel") == kernel
+        np.testing.assert_allclose(found, fit("xla", size), rtol=1e-6)
 
 
 def test_fisher_by_kernel_is_the_fisher_product():
@@ -337,6 +357,7 @@ UPDATES = {
     "ppo, masks": (Masked(), PPO(normalize_advantages="none"), {}),
     "ppo-penalty": ("CartPole-v1", PPOPenalty(), {"num_steps": 96, "num_minibatches": 3}),
     "a2c": ("MountainCar-v0", A2C(), {"num_minibatches": 1, "num_epochs": 1}),
+    "a2c-tr, parts": ("Pendulum-v1", A2CTrustRegion(), {"num_steps": 66, "num_minibatches": 1, "num_epochs": 1}),
     "npg": ("Pendulum-v1", NPG(), {}),
     "trpo": ("CartPole-v1", TRPO(), {"max_grad_norm": float("inf")}),
 }

@@ -21,6 +21,7 @@ from support import assert_same_bits
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.experiment import experiment
 from purejaxppo.experiment.experiment import devices_again, start_record
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
@@ -307,6 +308,17 @@ SECONDS = {"run": 1.0, "compile": 1.0, "evaluation": 0.1, "saving": 0.1}
 def honest_record(directory):
     config = Config(num_envs=2, num_steps=16, total_steps=64, hidden_sizes=(8,))
     return start_record(config, [0, 1], directory, jax.devices(), HostOptions())
+
+
+def test_a_log_is_no_longer_than_can_be_read_again(tmp_path, monkeypatch):
+    """100 rows of each seed, or fewer."""
+    config = preset("a2c", "CartPole-v1", total_steps=80 * 1000)
+    for most, interval in ((2**29 // experiment.ROW_BYTES, 10), (50, 40)):
+        monkeypatch.setattr(experiment, "ROW_BYTES", 2**29 // most)
+        record = start_record(config, [0, 1], tmp_path, jax.devices(), HostOptions())
+        assert record.options["log_interval"] == interval
+    with pytest.raises(UsageError, match=r"log_interval = 39 .* for 2 seeds, .* pass --log-interval 40, or leave"):
+        start_record(config, [0, 1], tmp_path, jax.devices(), HostOptions(log_interval=39))
 
 
 def test_what_decides_the_last_digits_is_written_down(tmp_path):

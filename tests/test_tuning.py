@@ -615,6 +615,8 @@ def test_run_takes_a_schedule_from_a_file(tmp_path, capsys):
     config, *_ = parse_settings([*FLAGS[:10], "--schedule", str(path)], "", "", NoOptions())
     assert config.stages == (f"0 learning_rate={CONFIG.learning_rate} gamma=0.99", *staged.stages)
     config.check()
+    assert run([*FLAGS[:10], "--schedule", str(path), "--stages", "64 gamma=0.9"]) == 2
+    assert "stages and schedule both say which numbers change" in capsys.readouterr().err
     path.write_text("gamma = 0.9")
     assert run([*FLAGS[:10], "--schedule", str(path)]) == 2
     assert "has no stages" in capsys.readouterr().err

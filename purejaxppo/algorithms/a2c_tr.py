@@ -65,14 +65,16 @@ class A2CTrustRegion(A2C):
         along = jax.tree.map(lambda z, x: z.reshape(x.shape), direction, gradient)
 
         def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-            """Its gradient is -mean(∂φ/∂θ z)."""
+            """Its gradient is -mean(∂φ/∂θ z); z stands where the old distribution does, which is not needed here."""
             distribution = policy(params, batch.obs)
-            products = jax.tree.map(lambda x, z: jnp.sum(x * z), distribution, along)
-            policy_loss = -jnp.mean(distribution.log_prob(batch.action) * advantage)
-            return -sum(jax.tree.leaves(products), start=jnp.zeros(())) / advantage.size, {"policy_loss": policy_loss}
+            products = jax.tree.map(lambda x, z: jnp.sum(x * z), distribution, batch.distribution)
+            policy_loss = -jnp.mean(distribution.log_prob(batch.action) * batch.advantage)
+            ascent = sum(jax.tree.leaves(products), start=jnp.zeros(()))
+            return -ascent / batch.advantage.size, {"policy_loss": policy_loss}
 
-        one_pass = optimizer.replace(num_epochs=1, num_minibatches=1)
-        params, moments, metrics = one_pass.minimize(key, loss, params, state.moments, batch)
+        one_pass, rows = optimizer.replace(num_epochs=1, num_minibatches=1), batch._replace(advantage=advantage)
+        rows = rows._replace(distribution=along)
+        params, moments, metrics = one_pass.minimize(key, loss, params, state.moments, rows, by_sample=True)
         averaged = jax.tree.map(
             lambda a, x: self.average_decay * a + (1.0 - self.average_decay) * x, state.average, params
         )

@@ -78,6 +78,7 @@ class PPO(struct.PyTreeNode):
             batch,
             stop=(lambda metrics: metrics["kl"] > self.target_kl) if may_stop else None,
             prepare=standardize_advantages if self.normalize_advantages == "minibatch" else None,
+            by_sample=True,
         )
         kl = mean_kl(policy, params, batch)
         return params, state, metrics | {"kl": kl}

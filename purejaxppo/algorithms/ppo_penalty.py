@@ -73,7 +73,9 @@ class PPOPenalty(struct.PyTreeNode):
             return policy_loss + penalty - bonus, {"policy_loss": policy_loss}
 
         prepare = standardize_advantages if self.normalize_advantages == "minibatch" else None
-        params, moments, metrics = optimizer.minimize(key, loss, params, state.moments, batch, prepare=prepare)
+        params, moments, metrics = optimizer.minimize(
+            key, loss, params, state.moments, batch, prepare=prepare, by_sample=True
+        )
         kl = mean_kl(policy, params, batch)
         next_coef = self.adapt(state.kl_coef, kl) if self.adaptive else state.kl_coef
         return params, PPOPenaltyState(moments, next_coef), metrics | {"kl": kl, "kl_coef": state.kl_coef}

@@ -121,6 +121,8 @@ def parse_settings(
     if host["init_from"] and "env" not in given:
         _check_default_env(Path(host["init_from"]), env)
     if options.schedule:
+        if settings.get("stages"):
+            raise UsageError("stages and schedule both say which numbers change when; leave out one of them.")
         settings["stages"] = read_schedule(Path(options.schedule))
     return preset(algo, env, **settings), options, HostOptions(**host), type(more)(**own)
 

@@ -30,7 +30,8 @@ class PgxEnv(TimedEnv):
 
     Args:
         name: `minatar-breakout`, say.
-        max_steps: the time limit, which truncates; pgx itself has none.
+        max_steps: the time limit, which truncates. Some games end earlier, as pgx limits their moves, and calls that an
+            end.
     """
 
     def __init__(self, name: str, max_steps: int = 10_000) -> None:

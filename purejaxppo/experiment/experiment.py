@@ -24,7 +24,7 @@ from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.machine import fingerprint
 from purejaxppo.policy.load import Trained, best_index, load_all, trained
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.files import shown, to_json
+from purejaxppo.rundir.files import LARGEST_FILE, shown, to_json
 from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.lock import held_for_all, lock, new_directory
 from purejaxppo.rundir.logs import read_log
@@ -34,6 +34,7 @@ from purejaxppo.types import TrainState
 
 OnChunk = Callable[[ChunkReport], Any]
 MOST_SEEDS = 2**20
+ROW_BYTES = 170  # of metrics.csv, some more than were measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,8 +231,15 @@ def seed_list(seeds: int | Sequence[int], first_seed: int = 0) -> list[int]:
 def start_record(
     config: Config, seeds: list[int], out: Path, devices: list[jax.Device], options: HostOptions
 ) -> RunRecord:
-    """What config.json says of a new run."""
-    interval = min(options.log_interval or -(-config.num_updates // 100), config.num_updates)
+    """What config.json says of a new run. Raises: UsageError: its log would be too long to be read."""
+    most = group().count * LARGEST_FILE[".csv"] // ROW_BYTES  # rows that can be read again, of all seeds
+    least = min(-(-config.num_updates * len(seeds) // most), config.num_updates)
+    interval = min(options.log_interval or max(-(-config.num_updates // 100), least), config.num_updates)
+    if interval < least:
+        raise UsageError(
+            f"log_interval = {interval} makes more rows of metrics.csv, for {len(seeds):,} seeds, than the {most:,} "
+            f"that can be read again; pass --log-interval {least}, or leave it out."
+        )
     host = dataclasses.asdict(dataclasses.replace(options, log_interval=interval))
     prng = str(jax.random.key_impl(jax.random.key(0)))
     return RunRecord(out, config, seeds, host, prng, len(devices), versions(config.env), threads(), fingerprint())

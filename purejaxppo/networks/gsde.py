@@ -52,6 +52,13 @@ def noise_of_steps(distribution: Any, keys: jax.Array) -> Any:
     return jax.vmap(distribution.noise)(keys)
 
 
+def step_of_noise(config: Any, step: Any) -> Any:
+    """The step of an episode whose chance a sampled action has in `step`; gSDE's is held where it is measured, too."""
+    if config.action_distribution != "gsde":
+        return step
+    return step // config.noise_steps * config.noise_steps if config.noise_steps else step * 0
+
+
 def marginal(distribution: Any) -> Any:
     """The distribution over a single step's action, whatever links it to other steps'."""
     if isinstance(distribution, StateDependentNoise):

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from purejaxppo.kernels.choice import kernel_or_xla
 from purejaxppo.kernels.epochs import minimize_in_kernel
 from purejaxppo.kernels.padding import NoKernelError
+from purejaxppo.kernels.samples import in_parts
 from purejaxppo.optimize.optimizers import Moments, direction, is_moments
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
@@ -80,6 +81,7 @@ class MinibatchAdam(struct.PyTreeNode):
         batch: Any,
         stop: Callable[[Metrics], jax.Array] | None = None,
         prepare: Callable[[Any], Any] | None = None,
+        by_sample: bool = False,
     ) -> tuple[Params, Any, Metrics]:
         """`num_epochs` passes over `batch` [N, ...], each in `num_minibatches` shuffled parts.
 
@@ -87,6 +89,9 @@ class MinibatchAdam(struct.PyTreeNode):
         `stop(metrics)` is true of a minibatch, neither it nor any later one moves the parameters (the first of a pair).
         Metrics are means over the last epoch, and `grad_norm`, the norm before clipping; of a pair `extra_grad_norm` is
         the second's.
+
+        `by_sample`: loss and metrics are means of terms of one sample each, made of nothing but the minibatch's rows.
+        A kernel averages such means over parts of a minibatch; any other loss it takes in one part, or leaves to XLA.
         """
         size = jax.tree.leaves(batch)[0].shape[0]
         objective = loss if self.extra_loss is None else _sum_of(loss, self.extra_loss)
@@ -134,6 +139,8 @@ class MinibatchAdam(struct.PyTreeNode):
             if self.num_minibatches > 1:
                 orders = jax.vmap(lambda key: permutation(key, size))(keys)
             orders = orders.reshape(self.num_epochs, self.num_minibatches, -1)
+            if not by_sample and in_parts(orders.shape[-1])[0] > 1:
+                raise NoKernelError(f"the loss of {orders.shape[-1]} samples is not said to be a mean `by_sample`")
             return self._by_kernel(loss, params, moments, batch, orders, stop, prepare)
 
         return kernel_or_xla(self.kernels, "Adam's minibatches", by_kernel, by_xla)

@@ -28,6 +28,7 @@ def policy_gradient_step(
         return policy_loss - entropy_coef * jnp.mean(distribution.entropy()), {"policy_loss": policy_loss}
 
     one_pass = optimizer.replace(num_epochs=1, num_minibatches=1)
-    params, moments, metrics = one_pass.minimize(key, loss, params, moments, batch._replace(advantage=advantage))
+    batch = batch._replace(advantage=advantage)
+    params, moments, metrics = one_pass.minimize(key, loss, params, moments, batch, by_sample=True)
     metrics["kl"] = mean_kl(policy, params, batch)
     return params, moments, metrics

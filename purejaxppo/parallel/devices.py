@@ -1,5 +1,6 @@
 """The devices that there are: how many, with how many threads, with how much memory."""
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -136,6 +137,19 @@ def require_memory(need: int, devices: Sequence[jax.Device], what: str, way: str
             f"{what} need about {need / 2**30:,.1f} GiB on each of {len(devices)} devices and {free / 2**30:,.1f} GiB "
             f"are free; lower {way}."
         )
+
+
+def most_open_files() -> int:
+    """How many this process may have open beside those that libraries do; its limit is raised as far as may be."""
+    if not resource:
+        return 256
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if most == resource.RLIM_INFINITY else min(most, 65_536)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has another limit, of which it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            now = wanted
+    return max(1, (wanted if now == resource.RLIM_INFINITY else now) - 256)
 
 
 def free_memory(root: Path = Path("/")) -> int | None:

@@ -12,7 +12,7 @@ from purejaxppo.config import Config
 from purejaxppo.envs.base import BaseEnv
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.networks.recurrent import is_recurrent
-from purejaxppo.precision import single_precision
+from purejaxppo.precision import matmul_precision, single_precision
 from purejaxppo.rollout import environment_action
 from purejaxppo.spaces import Discrete
 from purejaxppo.types import Observation, TrainState
@@ -45,7 +45,8 @@ def stepper(config: Config, state: TrainState) -> Callable[..., tuple[jax.Array,
     @jax.jit
     @single_precision
     def step(obs: Observation, key: jax.Array | None = None, hidden: Any = None) -> tuple[jax.Array, Any]:
-        distribution, hidden = policy(obs, agent.initial_hidden(obs) if hidden is None else hidden)
+        with matmul_precision(config.precision):
+            distribution, hidden = policy(obs, agent.initial_hidden(obs) if hidden is None else hidden)
         action = distribution.mode() if key is None else distribution.sample(key)
         return environment_action(space, distribution, action), hidden
 

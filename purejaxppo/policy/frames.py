@@ -14,7 +14,9 @@ from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import FrameStack
 from purejaxppo.errors import HostEnvironmentError, UsageError, reason
 from purejaxppo.keys import ACTIONS
+from purejaxppo.networks.gsde import step_of_noise
 from purejaxppo.policy.acting import stepper
+from purejaxppo.precision import matmul_precision
 from purejaxppo.rollout import environment_action
 from purejaxppo.spaces import Box
 from purejaxppo.types import TrainState
@@ -69,9 +71,9 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
         policy, (start_key, play_key) = agent.make_policy(state), jax.random.split(key)
         start = env.reset(start_key)
 
-        def step(carry: tuple[Any, Any, Any], key: jax.Array) -> Any:
+        def step(carry: tuple[Any, Any, Any], keys: tuple[jax.Array, jax.Array]) -> Any:
             env_state, obs, hidden = carry
-            action_key, step_key = jax.random.split(key)
+            (action_key, _), (_, step_key) = map(jax.random.split, keys)
             distribution, hidden = policy(obs, hidden)
             action = distribution.mode() if config.eval_greedy else distribution.sample(action_key)
             bounded = environment_action(env.action_space, distribution, action)
@@ -79,7 +81,10 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
             return (env_state, obs, hidden), (env_state, reward, terminated | truncated)
 
         begun = (*start, agent.initial_hidden(start[1]))
-        _, (states, rewards, done) = jax.lax.scan(step, begun, jax.random.split(play_key, max_steps))
+        keys = jax.random.split(play_key, max_steps)
+        with matmul_precision(config.precision):
+            drawn = keys[step_of_noise(config, jnp.arange(max_steps))]
+            _, (states, rewards, done) = jax.lax.scan(step, begun, (drawn, keys))
         states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start[0], states)
         return states, rewards, done
 
@@ -131,7 +136,8 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
             yield Frame(_checked(shown.render()), steps, total, over)
             sampling = None if config.eval_greedy else jax.random.fold_in(key, ACTIONS)
             while not over and steps < max_steps:
-                action_key = None if sampling is None else jax.random.fold_in(sampling, steps)
+                drawn = step_of_noise(config, steps)
+                action_key = None if sampling is None else jax.random.fold_in(sampling, drawn)
                 action, hidden = step(obs, action_key, hidden)
                 for _ in range(config.action_repeat):
                     found, reward, terminated, truncated, info = shown.step(env.to_gymnasium(action))

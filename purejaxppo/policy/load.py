@@ -47,10 +47,11 @@ def load(
 ) -> Trained:
     """One seed of a run, ready to act.
 
-    `act(obs)` takes the policy's mode, `act(obs, key)` a sample; `obs` is as the environment gives it, one or a batch,
-    in lists or arrays: observations are normalised, and actions clipped, as they were in training. For a `gymnasium/…`
-    run both are as Gymnasium has them; masks that it tells beside the observation are given as the entry `action_mask`
-    of a dictionary, with the observation as `obs`. With frames stacked, `obs` holds the stack. Of a recurrent policy
+    `act(obs)` takes the policy's mode, `act(obs, key)` a sample; gSDE's has the same noise for the same key, to be
+    passed as long as that is to hold. `obs` is as the environment gives it, one or a batch, in lists or arrays:
+    observations are normalised, and actions clipped, as they were in training. For a `gymnasium/…` run both are as
+    Gymnasium has them; masks that it tells beside the observation are given as the entry `action_mask` of a dictionary,
+    with the observation as `obs`. With frames stacked, `obs` holds the stack. Of a recurrent policy
     `action, hidden = act(obs, key, hidden)`; without `hidden`, it begins an episode.
 
     Args:

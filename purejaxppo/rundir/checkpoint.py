@@ -277,12 +277,15 @@ def _orbax(directory: Path) -> Iterator[tuple[Any, Path]]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing that threads raise or absl logs is printed."""
-    logger, hooks = logging.getLogger("absl"), (sys.excepthook, sys.unraisablehook, threading.excepthook)
-    level = logger.level
+    """Nothing that this thread and those that begin meanwhile raise unseen is printed, nor what absl logs."""
+    logger, others = logging.getLogger("absl"), {*threading.enumerate()} - {threading.current_thread()}
+    level, hooks = logger.level, (sys.excepthook, sys.unraisablehook, threading.excepthook)
+
+    def of_others(hook: Any) -> Any:
+        return lambda *raised: hook(*raised) if threading.current_thread() in others else None
+
     logger.setLevel(logging.CRITICAL + 1)
-    silent: Any = lambda *_: None  # noqa: E731
-    sys.excepthook = sys.unraisablehook = threading.excepthook = silent
+    sys.excepthook, sys.unraisablehook, threading.excepthook = map(of_others, hooks)
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from purejaxppo.experiment.program import Program, compile_program
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals
+from purejaxppo.parallel.devices import most_open_files
 from purejaxppo.rundir.files import (
     SWEEP,
     UNFINISHED,
@@ -76,6 +77,12 @@ class Sweep:
         """Of each group a config, and its runs."""
         configs, seeds = self.configs, len(self.record.seeds)  # checked before they are grouped
         return [(configs[group.members[0]], len(group.members) * seeds) for group in self.groups]
+
+    @property
+    def open_files(self) -> int:
+        """Of each setting while it is trained: its metrics.csv, and what TensorBoard reads."""
+        options = HostOptions.of(self.record.options)
+        return 1 + options.tensorboard * (len(self.record.seeds) if options.run_per_seed else 1)
 
     def finished(self, members: list[int]) -> bool:
         return all("summary.json" in file_names(self.directories[i]) for i in members)
@@ -164,7 +171,8 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
         progress.say(f"group {i + 1} of {len(groups)}: {group.name}")
         compiled, count = partial(compile_group, sweep, group, devices, progress), len(group.members)
         try:
-            found = fit(compiled, lambda program: program.device_bytes, count, devices, sweep.at_once)
+            at_most = min(sweep.at_once or count, max(1, most_open_files() // sweep.open_files))
+            found = fit(compiled, lambda program: program.device_bytes, count, devices, at_most)
             steps.append(Step(group, *found))
         except UsageError as error:
             steps.append(Step(group, None, len(group.members), error))
@@ -181,6 +189,7 @@ def compile_group(
 ) -> Program:
     """The program for so many settings of a group at once. Raises: UsageError: they cannot work. Stopped: a signal."""
     runs = _batch(sweep, group, group.members[:count], count, devices)
+    most_open_files()  # raises the limit, also in a worker, whose number of settings is the sweep's
     with Signals(progress.tick) as signals, progress:
         progress.stage("compiling")
         return signals.wait(partial(compile_program, runs), patience=0.0)
