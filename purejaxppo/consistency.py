@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.algorithms.members import check_members_mesh
 from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.check import warn_of_bounds
@@ -100,11 +101,11 @@ def check_agent(config: Any, env: BaseEnv) -> None:
 def _check_method(config: Any) -> None:
     """Refuse settings that do not fit the method. Raises: UsageError."""
     fields = [field for field in dataclasses.fields(config.algo) if field.metadata.get("type") is float]
-    annealable = [field.name for field in fields if field.name not in FIXED]
+    fixed = FIXED if type(config.algo) in ALGORITHMS.values() else ()  # others may read them
+    annealable = [field.name for field in fields if field.name not in fixed]
     if not isinstance(config.anneal, tuple) or not {*config.anneal} <= {*annealable}:
-        raise UsageError(
-            f"anneal = {config.anneal!r} must name numbers of {type(config.algo).__name__}: {', '.join(annealable)}."
-        )
+        names = ", ".join(annealable) or "it has none"
+        raise UsageError(f"anneal = {config.anneal!r} must name numbers of {type(config.algo).__name__}: {names}.")
     adapts = not isinstance(config.desired_kl, jax.Array) and config.desired_kl < math.inf  # traced numbers may be inf
     if adapts and not traits_of(config.algo).first_order:
         raise UsageError(

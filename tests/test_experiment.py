@@ -375,6 +375,8 @@ def test_as_many_files_may_be_open_as_the_system_allows():
     """A sweep's settings that are trained at once have one each, at least."""
     resource = pytest.importorskip("resource")
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < 1024 or sys.platform != "linux":
+        pytest.skip("the limit is low, or not all of it")
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (512, most))
         assert devices.most_open_files() == resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256

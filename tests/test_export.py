@@ -186,7 +186,7 @@ def test_a_failed_check_writes_nothing_and_leaves_what_was_there(cartpole, suffi
 
 
 def test_matrices_are_multiplied_in_full_float32_on_accelerators_too(cartpole, tmp_path):
-    export_policy(cartpole, tmp_path / "policy.jax")
+    export_policy(cartpole._replace(config=cartpole.config.replace(precision="high")), tmp_path / "policy.jax")
     program = jax.export.deserialize(bytearray((tmp_path / "policy.jax").read_bytes())).mlir_module()
     products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
     assert products

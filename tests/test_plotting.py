@@ -62,6 +62,12 @@ def test_a_learning_curve_says_what_it_shows(drawn, picture):
     assert not drawn[-1].axes[0].lines
 
 
+def test_a_setting_may_be_left_open_in_a_sweep(drawn, picture):
+    for values in ((None, 64), (None, (32, 8), (64,))):
+        draw(picture, "", [{"minibatch_size": x} for x in values], scores(*range(len(values))))
+    assert [len(ticks(figure.axes[0])) for figure in drawn] == [2, 3]
+
+
 def test_a_sweeps_figure_shows_no_interval_that_is_none(drawn, picture):
     settings = [{"gamma": x, "num_steps": y} for x in (0.9, 0.99) for y in (16, 32)]
     for half in (1.0, math.nan):

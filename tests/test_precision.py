@@ -11,6 +11,7 @@ import pytest
 
 from purejaxppo import NPG, TRPO, Config, init, load, make_train, preset, update_step
 from purejaxppo.cli.run import main
+from purejaxppo.policy.acting import stepper
 from purejaxppo.presets import PRESETS
 
 OURS = [case for case in PRESETS if "/" not in case[1]]  # those of no extra
@@ -69,8 +70,11 @@ def test_the_command_trains_and_the_policy_acts(tmp_path, x64):
     assert (action.dtype, action.shape) == (jnp.float32, (1,))
 
 
-def products(config):
-    """How often each precision is asked for in an update: of products with a matrix, and of those of two vectors."""
+def products(config, function=update_step):
+    """How often each precision is asked for in an update, or another `function` of config and state.
+
+    Of products with a matrix, and of those of two vectors.
+    """
     found = Counter()
 
     def look_into(jaxpr):
@@ -83,7 +87,7 @@ def products(config):
                 look_into(inner)
 
     state = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    look_into(jax.make_jaxpr(lambda state: update_step(config, state))(state).jaxpr)
+    look_into(jax.make_jaxpr(lambda state: function(config, state))(state).jaxpr)
     return found
 
 
@@ -94,6 +98,8 @@ def test_precision_is_that_of_all_matrix_products():
     assert set(products(Config(precision="highest"))) == {("matrices", exact)}
     assert set(products(Config(algo=TRPO()))) == {("matrices", None), ("vectors", exact)}
     assert set(products(Config(algo=TRPO(), precision="high"))) == {("matrices", rough), ("vectors", exact)}
+    acts = products(Config(precision="high"), lambda config, state: stepper(config, state)(state.rollout.obs))
+    assert set(acts) == {("matrices", rough)}
     for algo in (TRPO(step_precision="highest"), NPG(step_precision="highest")):
         mixed = products(Config(algo=algo))
         assert mixed["vectors", exact] > 0

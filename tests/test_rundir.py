@@ -310,6 +310,16 @@ def honest_record(directory):
     return start_record(config, [0, 1], directory, jax.devices(), HostOptions())
 
 
+def test_what_older_versions_annealed_to_no_effect_is_left_out(tmp_path):
+    config = preset("ppo-penalty", "CartPole-v1", anneal=("entropy_coef",))
+    write_record(start_record(config, [0], tmp_path, jax.devices(), HostOptions()))
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["settings"]["anneal"] = ["kl_coef", "entropy_coef"]
+    path.write_text(json.dumps(content))
+    assert read_record(tmp_path).config.anneal == ("entropy_coef",)
+
+
 def test_a_log_is_no_longer_than_can_be_read_again(tmp_path, monkeypatch):
     """100 rows of each seed, or fewer."""
     config = preset("a2c", "CartPole-v1", total_steps=80 * 1000)

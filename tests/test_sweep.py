@@ -331,6 +331,7 @@ BAD = {
     "--random 4 --sample max_kl=loguniform:0,1": ["0 < low"],
     "--random 4 --sample max_kl=uniform:-1e308,1e308": ["low ≤ high, within ±1e+18"],
     "--random 4 --sample max_kl=uniform:0,nan": ["low ≤ high, within ±1e+18"],
+    "--random 4 --sample minibatch_size=randint:none,8": ["low ≤ high, within ±1e+18"],
     "--random 4 --sample num_envs=randint:0,1e30": ["low ≤ high, within ±1e+18"],
     "--random 4 --sample max_kl=normal:0,1": ["one of: uniform, loguniform"],
     "--random 4 --grid max_kl=0.01,0.02": ["random = 4 with 0 --sample"],
@@ -379,7 +380,7 @@ def test_bad_axes_in_python():
         ({"max_kI": [0.1]}, "did you mean max_kl"),
         ({"max_kl": []}, "grid max_kl is empty"),
         ({}, "needs an axis"),
-        ({"gamma": [0.9, 0.99]}, "gamma=0.9 would not stay: stages change gamma"),
+        ({"gamma": [0.9, 0.99]}, "gamma=0.9 would do nothing: stages set gamma from step 0"),
     ):
         with pytest.raises(UsageError, match=message):
-            sweep(CONFIG.replace(stages=("64 gamma=0.95",)), axes, keys)
+            sweep(CONFIG.replace(stages=("0 gamma=0.95",)), axes, keys)

@@ -110,7 +110,7 @@ def as_given(env: BaseEnv, obs: Any) -> tuple[Any, Any]:
 
 def file_function(trained: Trained) -> Callable[[Any, Any], tuple[jax.Array, Any]]:
     """What a file holds: (obs as the environment gives it, hidden) ↦ action as that receives it, hidden."""
-    env, step = trained.config.environment, stepper(trained.config, trained.state)
+    env, step = trained.config.environment, _exact_stepper(trained)
 
     def act(given: Any, hidden: Any) -> tuple[jax.Array, Any]:
         action, hidden = step(env.from_gymnasium(given), None, hidden)
@@ -119,13 +119,18 @@ def file_function(trained: Trained) -> Callable[[Any, Any], tuple[jax.Array, Any
     return act
 
 
+def _exact_stepper(trained: Trained) -> Callable[..., tuple[jax.Array, Any]]:
+    """The policy with full float32 in its products, whatever the run's `precision`."""
+    return stepper(trained.config.replace(precision="highest"), trained.state)
+
+
 def largest_difference(trained: Trained, obs: Any, action: np.ndarray, carried: Any = (), hidden: Any = ()) -> float:
     """By how much actions [N, A] and hidden states are not the policy's; infinite if their shape or type is not.
 
     Continuous: max |a - μ| / max(1, max |μ|). Discrete, for each factor: max (ℓ* - ℓ(a)) / max(1, max |ℓ*|), ℓ* being
     the highest of the logits ℓ: 0 where the actions are equal, and tiny where two are as good as each other.
     """
-    step, space = stepper(trained.config, trained.state), trained.config.environment.action_space
+    step, space = _exact_stepper(trained), trained.config.environment.action_space
     expected, expected_hidden = jax.tree.map(np.asarray, step(obs, None, hidden))
     if (action.shape, action.dtype) != (expected.shape, expected.dtype):
         return np.inf

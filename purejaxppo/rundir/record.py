@@ -18,6 +18,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.optimize.optimizers import OPTIMIZERS
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir.files import malformed, read_json, refuse_links, refusing, shown, write_json
+from purejaxppo.stages import FIXED
 
 _PRNGS = ("threefry2x32", "rbg", "unsafe_rbg")
 
@@ -149,6 +150,9 @@ def usual_settings(algo: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as a file has them; and what its version did not know, as that did it: never as a preset says today."""
     fields = (*dataclasses.fields(Config), *dataclasses.fields(ALGORITHMS.get(str(algo), Config)))  # type: ignore[arg-type]
     known = {x.name: x.default for x in fields if x.name != "env" and isinstance(x.default, bool | int | float | str)}
+    anneal = settings.get("anneal")
+    if str(algo) in ALGORITHMS and isinstance(anneal, list):  # older versions took names that did nothing
+        settings = {**settings, "anneal": [name for name in anneal if name not in FIXED]}
     return known | dict(settings)
 
 

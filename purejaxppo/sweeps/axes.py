@@ -81,7 +81,7 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
         )
     if kind == "randint" and _kind(field)[0] is not int:
         raise UsageError(f"{name} is no whole number, which randint draws; pass {name}=uniform:low,high or choice.")
-    bounded = all(abs(end) <= _LARGEST for end in ends)  # not NaN either
+    bounded = all(end is not None and abs(end) <= _LARGEST for end in ends)  # not NaN either
     if len(ends) != 2 or not bounded or ends[0] > ends[1] or (kind[0] == "l" and ends[0] <= 0):
         above = "0 < " if kind == "loguniform" else ""
         rule = f"{above}low ≤ high, within ±{_LARGEST:g}"
@@ -121,32 +121,26 @@ def _kind(field: "dataclasses.Field[Any]") -> tuple[Any, bool]:
 
 
 def checked(config: Config, settings: Sequence[Settings]) -> list[Config]:
-    """The config of every setting.
-
-    Raises:
-        UsageError: there is none, or one twice, or one that cannot work, or in which an axis would do nothing.
-    """
+    """The config of every setting. Raises: UsageError: there is none, or one twice, or one that cannot work."""
     if not settings or not settings[0]:
         raise UsageError("a sweep needs an axis; pass --grid FIELD=A,B, or --random N with --sample FIELD=uniform:A,B.")
     twice = next((a for a, b in itertools.pairwise(sorted(settings, key=repr)) if a == b), None)
     if twice is not None:
         raise UsageError(f"{label(twice)} is there twice; pass each value once.")
     configs = [with_settings(config, own) for own in settings]
-    for one, own in zip(configs, settings, strict=True):
+    for one in configs:
         one.check()
-        refuse_overruled(one, own)
     return configs
 
 
 def refuse_overruled(config: Config, own: Settings) -> None:
-    """Raises: UsageError: one of the config's settings is not what a sweep gave it, or does not stay so."""
-    found, staged = settings_of(config), {name for stage in parse_stages(config.stages) for name in stage.numbers}
+    """Raises: UsageError: what a new sweep or study gives the config would do nothing, as another setting decides."""
+    found = settings_of(config)
+    staged = {name for stage in parse_stages(config.stages) if stage.step <= 0 for name in stage.numbers}
     for name, value in own.items():
         if name in staged:
-            raise UsageError(
-                f"{label({name: value})} would not stay: stages change {name}, too; leave out one of them."
-            )
-        if found[name] != value:
+            raise UsageError(f"{label({name: value})} would do nothing: stages set {name} from step 0; leave out one.")
+        if value is not None and found[name] != value:
             other = f"another setting makes it {show(found[name])}"
             raise UsageError(f"{label({name: value})} would do nothing: {other}; leave out one of them.")
 

@@ -36,7 +36,7 @@ from purejaxppo.rundir.files import (
 from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.record import RunRecord, read_record, refuse_huge, write_record
 from purejaxppo.rundir.summary import Summary, failed_summary, read_summary
-from purejaxppo.sweeps.axes import Settings, checked, label, traced
+from purejaxppo.sweeps.axes import Settings, checked, label, refuse_overruled, traced
 from purejaxppo.sweeps.plan import SettingsGroup, batches, fit, group_settings
 
 
@@ -121,6 +121,8 @@ def begin_sweep(
     """A new sweep, nothing of which is written yet, and the devices that it takes. Raises: UsageError."""
     options.check()
     sweep = Sweep(start_record(config, seeds, out, devices, options), settings)
+    for one, own in zip(sweep.configs, settings, strict=True):
+        refuse_overruled(one, own)
     devices = max((options.place(one, runs, devices) for one, runs in sweep.programs), key=len)
     for one, _ in sweep.programs if options.init_from else ():  # refused before anything is made
         read_learnt(Path(options.init_from), one)

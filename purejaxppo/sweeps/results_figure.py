@@ -18,7 +18,7 @@ def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summa
     final = [[x["eval_return"]["iqm"], x["eval_return"]["ci_low"], x["eval_return"]["ci_high"]] for x in summaries]
     scores = Estimate(*np.array(final, float).T)
     different = {name: {own[name] for own in settings} for name in settings[0]}
-    values = {name: sorted(x, key=lambda value: (isinstance(value, str), value)) for name, x in different.items()}
+    values = {name: sorted(x, key=lambda x: (x is not None, isinstance(x, str), x)) for name, x in different.items()}
     varying = [name for name, x in values.items() if len(x) > 1] or list(values)[:1]
     full = len(varying) == 2 and len(settings) == len(values[varying[0]]) * len(values[varying[1]])
     if full:

@@ -12,7 +12,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.experiment.program import device_bytes
 from purejaxppo.parallel.runs import best_vmap_size, over_runs, padded_count
 from purejaxppo.presets import with_settings
-from purejaxppo.sweeps.axes import Settings, checked, of_python, show
+from purejaxppo.sweeps.axes import Settings, checked, of_python, refuse_overruled, show
 from purejaxppo.sweeps.plan import SettingsGroup, batches, fit, group_settings
 from purejaxppo.train import make_train
 from purejaxppo.types import Metrics
@@ -43,6 +43,8 @@ def sweep(config: Config, axes: Mapping[str, Any], keys: jax.Array) -> Table:
     """
     settings = of_python(config, axes)
     configs = checked(config, settings)
+    for one, own in zip(configs, settings, strict=True):
+        refuse_overruled(one, own)
     if keys.ndim != 1 or not keys.size:
         raise UsageError(f"keys has shape {keys.shape} and must have [S]; pass jax.random.split(key, S).")
     tables: list[Table] = [{}] * len(settings)

@@ -12,7 +12,7 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_field
 from purejaxppo.presets import settings_of, with_settings
-from purejaxppo.sweeps.axes import Settings, label, refuse_overruled, setting_field, show, traced
+from purejaxppo.sweeps.axes import Settings, label, setting_field, show, traced
 from purejaxppo.tuning.default_spaces import SPACES
 
 SCALES = ("linear", "log", "one-minus-log")
@@ -153,9 +153,7 @@ def _check_statics(config: Config, space: Space) -> None:
     numbers = {name: x.choices[0] if x.choices else x.low for name, x in space.items() if name not in counts}
     for own in combinations(config, space):
         try:
-            one = with_settings(config, own | numbers)
-            one.check()
-            refuse_overruled(one, own | numbers)
+            with_settings(config, own | numbers).check()
         except UsageError as error:
             raise UsageError(f"space: {f'with {label(own)}: ' if own else ''}{error}") from error
 

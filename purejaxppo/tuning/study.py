@@ -62,7 +62,7 @@ def plan_study(
         raise UsageError(f"mesh = {final.mesh!r}: trials lie side by side on all devices; leave it out.")
     check_study(config)
     parsed = parse_space(config, default_space(config) if space is None else space)
-    check_unused(options, config)
+    check_unused(options, config, parsed)
     reserved = options.final_steps(config, parsed, len(seeds))
     options.ladder(config, parsed, reserved)
     options.search_seeds(seeds)

@@ -11,8 +11,8 @@ from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, static
 from purejaxppo.parallel.runs import best_vmap_size
 from purejaxppo.presets import with_settings
-from purejaxppo.stages import FIXED
-from purejaxppo.sweeps.axes import traced
+from purejaxppo.stages import FIXED, parse_stages
+from purejaxppo.sweeps.axes import refuse_overruled, traced
 from purejaxppo.tuning.rungs import PRUNERS, Rungs
 from purejaxppo.tuning.space import Space, combinations
 
@@ -136,7 +136,7 @@ def check_population(config: Config, space: Space, options: StudyOptions, reserv
         )
 
 
-def check_unused(options: StudyOptions, config: Config) -> None:
+def check_unused(options: StudyOptions, config: Config, space: Space) -> None:
     """Raises: UsageError: a choice that would do nothing. One at its default cannot be told from one left out."""
     reasons = {
         ("pbt", ""): (("pruner", "halving_factor", "places"), "no member stops early and all are trained at once"),
@@ -149,8 +149,13 @@ def check_unused(options: StudyOptions, config: Config) -> None:
     for name in names:
         if (value := getattr(options, name)) != getattr(StudyOptions, name):
             raise UsageError(f"{name} = {value!r} would do nothing with {cause}, where {why}; leave it out.")
-    if options.method == "pbt" and config.stages:
+    staged = {name for stage in parse_stages(config.stages) for name in stage.numbers}
+    if options.method == "pbt" and staged:
         raise UsageError("stages would do nothing with method = 'pbt', which finds them; leave them out.")
+    for name in staged & space.keys():
+        raise UsageError(f"space: {name} is set by stages, so that what is drawn does not stay; take it out of one.")
+    for own in combinations(config, space):
+        refuse_overruled(with_settings(config, own), own)
 
 
 def check_study(config: Config) -> None:

@@ -120,16 +120,18 @@ class HostEnv(BaseEnv):
         """Other threads may train in the same environment: the last one closes it."""
         with _LOCK:
             self._users -= 1
-            used = self._users > 0
-        if not used:
-            self.close()
+            if not self._users:
+                self._close()
 
     def close(self) -> None:
         """End all processes. States of before name nothing any more."""
         with _LOCK:
-            _close_all(self._pools)
-            self._free.clear()
-            self.failed = None
+            self._close()
+
+    def _close(self) -> None:
+        _close_all(self._pools)
+        self._free.clear()
+        self.failed = None
 
     # What is compiled: calls of the host with N environments, those of each run next to one another.
 
