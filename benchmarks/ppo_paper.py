@@ -197,21 +197,24 @@ def report(rows: list[Row]) -> None:
         "# Figure 3: mean return of the last 100 training episodes, and of 100 greedy episodes of the final policy",
     ]
     lines += ["", "| task | method | seeds | last 100 | final policy |", "|---|---|---|---|---|"]
-    last, final = scores(rows, "last_100"), scores(rows, "final")
-    for task in TASKS:
-        for method, name in FIGURE.items():
-            if (task, method) in last:
-                a, b = last[task, method], final[task, method]
-                lines.append(f"| {task} | {name} | {len(a)} | {_spread(a)} | {_spread(b)} |")
+    lines += _compared(rows, TASKS, FIGURE)
     lines += ["", "# Clipping with ε 0.2, one choice at a time that the paper leaves open", ""]
     lines += ["| task | choice | seeds | last 100 | final policy |", "|---|---|---|---|---|"]
-    for task in SWITCHED:
-        for method, name in {"clip 0.2": "as above", **{x: x.removeprefix("switch ") for x in SWITCHES}}.items():
-            if (task, method) in last:
-                a, b = last[task, method], final[task, method]
-                lines.append(f"| {task} | {name} | {len(a)} | {_spread(a)} | {_spread(b)} |")
+    choices = {"clip 0.2": "as above"} | {x: x.removeprefix("switch ") for x in SWITCHES}
+    lines += _compared(rows, SWITCHED, choices)
     (RESULTS / "ppo_paper.md").write_text("\n".join(lines) + "\n")
     draw([row for row in rows if row["method"] in FIGURE])
+
+
+def _compared(rows: list[Row], tasks: Iterable[str], names: dict[str, str]) -> list[str]:
+    """Lines of a table, one for each task and method that has rows."""
+    last, final = scores(rows, "last_100"), scores(rows, "final")
+    return [
+        f"| {task} | {name} | {len(last[key])} | {_spread(last[key])} | {_spread(final[key])} |"
+        for task in tasks
+        for method, name in names.items()
+        if (key := (task, method)) in last
+    ]
 
 
 def _spread(values: list[float]) -> str:

@@ -92,10 +92,16 @@ def check_fields(owner: Any, usual: Mapping[str, Any] | None = None) -> None:
         check_field(field, getattr(owner, field.name), (usual or {}).get(field.name, field.default))
 
 
+def without_none(kind: Any) -> tuple[Any, bool]:
+    """`int | None` ↦ int, True; another type ↦ itself, False."""
+    parts = get_args(kind)
+    return (parts[0], True) if NoneType in parts else (kind, False)
+
+
 def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None:
     """Hold one value against the type, interval and choices that its field declares; `usual` is the way out."""
     choices, interval = field.metadata.get("choices", ()), field.metadata.get("interval", "")
-    whole, optional = field.metadata.get("type") is not float, usual is None and NoneType in get_args(field.type)
+    whole, optional = field.metadata.get("type") is not float, usual is None and without_none(field.type)[1]
     if optional and value is None:
         return
     way_out = "leave it out for the default." if optional or usual == "" else f"the default is {usual}."

@@ -156,7 +156,7 @@ def test_threads_that_save_at_once_wait_for_each_other(tmp_path):
 def test_what_others_raise_meanwhile_is_printed(monkeypatch):
     told = []
     monkeypatch.setattr(threading, "excepthook", lambda raised: told.append(str(raised.exc_value)))
-    go_on, before = threading.Event(), None
+    go_on = threading.Event()
 
     def fail(what):
         go_on.wait(10)

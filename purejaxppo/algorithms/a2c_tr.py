@@ -72,8 +72,8 @@ class A2CTrustRegion(A2C):
             ascent = sum(jax.tree.leaves(products), start=jnp.zeros(()))
             return -ascent / batch.advantage.size, {"policy_loss": policy_loss}
 
-        one_pass, rows = optimizer.replace(num_epochs=1, num_minibatches=1), batch._replace(advantage=advantage)
-        rows = rows._replace(distribution=along)
+        one_pass = optimizer.replace(num_epochs=1, num_minibatches=1)
+        rows = batch._replace(advantage=advantage, distribution=along)
         params, moments, metrics = one_pass.minimize(key, loss, params, state.moments, rows, by_sample=True)
         averaged = jax.tree.map(
             lambda a, x: self.average_decay * a + (1.0 - self.average_decay) * x, state.average, params

@@ -6,7 +6,7 @@ import io
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, NoneType
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
@@ -16,7 +16,7 @@ from purejaxppo.algorithms import hyperparameters
 from purejaxppo.cli.command import exit_code
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import check_fields, did_you_mean, whole_number
+from purejaxppo.fields import check_fields, did_you_mean, whole_number, without_none
 from purejaxppo.presets import as_flags
 from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.record import read_config, refuse_code, usual_settings
@@ -116,8 +116,7 @@ def flags_class(group: Group) -> type:
 
 def _reader(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     """How a value is read where tyro would do less: `1e6` as a whole number, `64,64` as sizes."""
-    optional = NoneType in typing.get_args(kind)
-    kind = typing.get_args(kind)[0] if optional else kind
+    kind, _ = without_none(kind)
     several = kind == tuple[int, ...]
     base = typing.get_args(kind)[0] if several else kind
     if base not in _READERS:

@@ -31,8 +31,7 @@ class StateDependentNoise(DiagonalGaussian):
 
     def held(self, keys: jax.Array) -> jax.Array:
         """The key of each of T steps [T]: that of the first one with the same Z."""
-        steps = jnp.arange(len(keys))
-        return keys[steps // self.hold * self.hold if self.hold else steps * 0]
+        return keys[_first(self.hold, jnp.arange(len(keys)))]
 
     def noise(self, key: jax.Array) -> jax.Array:
         """The key: Z of all steps would take too much memory."""
@@ -54,9 +53,12 @@ def noise_of_steps(distribution: Any, keys: jax.Array) -> Any:
 
 def step_of_noise(config: Any, step: Any) -> Any:
     """The step of an episode whose chance a sampled action has in `step`; gSDE's is held where it is measured, too."""
-    if config.action_distribution != "gsde":
-        return step
-    return step // config.noise_steps * config.noise_steps if config.noise_steps else step * 0
+    return _first(config.noise_steps, step) if config.action_distribution == "gsde" else step
+
+
+def _first(hold: int, step: Any) -> Any:
+    """The first step that has the same Z as `step`."""
+    return step // hold * hold if hold else step * 0
 
 
 def marginal(distribution: Any) -> Any:

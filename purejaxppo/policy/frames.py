@@ -82,8 +82,8 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
 
         begun = (*start, agent.initial_hidden(start[1]))
         keys = jax.random.split(play_key, max_steps)
+        drawn = keys[step_of_noise(config, jnp.arange(max_steps))]
         with matmul_precision(config.precision):
-            drawn = keys[step_of_noise(config, jnp.arange(max_steps))]
             _, (states, rewards, done) = jax.lax.scan(step, begun, (drawn, keys))
         states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start[0], states)
         return states, rewards, done

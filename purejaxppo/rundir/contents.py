@@ -11,7 +11,7 @@ from purejaxppo.rundir.metrics import MetricsTable
 from purejaxppo.rundir.record import read_config
 from purejaxppo.rundir.summary import Summary, read_summary
 
-WHOLE = 4_000  # characters of a setting: no more than Python writes of an integer
+LONGEST_SETTING = 4_000  # characters of a setting: no more than Python writes of an integer
 
 
 class RunContents(NamedTuple):
@@ -54,9 +54,9 @@ def read_contents(directory: Path) -> RunContents:
     return RunContents(
         directory,
         shown(settings["algo"]),
-        shown(settings["env"], WHOLE),
+        shown(settings["env"], LONGEST_SETTING),
         seeds,
-        {shown(name): shown(value, WHOLE) for name, value in settings.items()},
+        {shown(name): shown(value, LONGEST_SETTING) for name, value in settings.items()},
         {shown(name): shown(value) for name, value in surroundings.items()},
         metrics,
         summary,

@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import math
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from purejaxppo.algorithms import hyperparameters
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import did_you_mean, meant, whole_number
+from purejaxppo.fields import did_you_mean, meant, whole_number, without_none
 from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.stages import parse_stages
 
@@ -115,9 +113,8 @@ def parse_value(config: Config, name: str, text: str) -> Any:
 
 def _kind(field: "dataclasses.Field[Any]") -> tuple[Any, bool]:
     """The type of a field's values, and whether None is one, too."""
-    kinds = [kind for kind in typing.get_args(field.type) if kind is not types.NoneType]
-    optional = types.NoneType in typing.get_args(field.type)
-    return str if field.metadata.get("choices") else kinds[0] if optional else field.type, optional
+    kind, optional = without_none(field.type)
+    return str if field.metadata.get("choices") else kind, optional
 
 
 def checked(config: Config, settings: Sequence[Settings]) -> list[Config]:
@@ -133,16 +130,17 @@ def checked(config: Config, settings: Sequence[Settings]) -> list[Config]:
     return configs
 
 
-def refuse_overruled(config: Config, own: Settings) -> None:
-    """Raises: UsageError: what a new sweep or study gives the config would do nothing, as another setting decides."""
-    found = settings_of(config)
-    staged = {name for stage in parse_stages(config.stages) if stage.step <= 0 for name in stage.numbers}
-    for name, value in own.items():
-        if name in staged:
-            raise UsageError(f"{label({name: value})} would do nothing: stages set {name} from step 0; leave out one.")
-        if value is not None and found[name] != value:
-            other = f"another setting makes it {show(found[name])}"
-            raise UsageError(f"{label({name: value})} would do nothing: {other}; leave out one of them.")
+def refuse_overruled(configs: Sequence[Config], settings: Sequence[Settings]) -> None:
+    """Raises: UsageError: what a new sweep or study gives a config would do nothing, as another setting decides."""
+    for config, own in zip(configs, settings, strict=True):
+        found = settings_of(config)
+        staged = {name for stage in parse_stages(config.stages) if stage.step <= 0 for name in stage.numbers}
+        for name, value in own.items():
+            idle = f"{label({name: value})} would do nothing"
+            if name in staged:
+                raise UsageError(f"{idle}: stages set {name} from step 0; leave out one.")
+            if value is not None and found[name] != value:
+                raise UsageError(f"{idle}: another setting makes it {show(found[name])}; leave out one of them.")
 
 
 def of_python(config: Config, axes: Mapping[str, Any]) -> list[Settings]:

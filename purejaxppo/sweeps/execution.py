@@ -121,8 +121,7 @@ def begin_sweep(
     """A new sweep, nothing of which is written yet, and the devices that it takes. Raises: UsageError."""
     options.check()
     sweep = Sweep(start_record(config, seeds, out, devices, options), settings)
-    for one, own in zip(sweep.configs, settings, strict=True):
-        refuse_overruled(one, own)
+    refuse_overruled(sweep.configs, settings)
     devices = max((options.place(one, runs, devices) for one, runs in sweep.programs), key=len)
     for one, _ in sweep.programs if options.init_from else ():  # refused before anything is made
         read_learnt(Path(options.init_from), one)
@@ -191,7 +190,6 @@ def compile_group(
 ) -> Program:
     """The program for so many settings of a group at once. Raises: UsageError: they cannot work. Stopped: a signal."""
     runs = _batch(sweep, group, group.members[:count], count, devices)
-    most_open_files()  # raises the limit, also in a worker, whose number of settings is the sweep's
     with Signals(progress.tick) as signals, progress:
         progress.stage("compiling")
         return signals.wait(partial(compile_program, runs), patience=0.0)

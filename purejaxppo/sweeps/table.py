@@ -43,8 +43,7 @@ def sweep(config: Config, axes: Mapping[str, Any], keys: jax.Array) -> Table:
     """
     settings = of_python(config, axes)
     configs = checked(config, settings)
-    for one, own in zip(configs, settings, strict=True):
-        refuse_overruled(one, own)
+    refuse_overruled(configs, settings)
     if keys.ndim != 1 or not keys.size:
         raise UsageError(f"keys has shape {keys.shape} and must have [S]; pass jax.random.split(key, S).")
     tables: list[Table] = [{}] * len(settings)

@@ -13,6 +13,7 @@ import jax
 from purejaxppo.errors import FailedSettingsError, UsageError, plural
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.signals import Stopped
+from purejaxppo.parallel.devices import most_open_files
 from purejaxppo.rundir.files import SWEEP, UNFINISHED, malformed, read_json, refusing, shown, write_json
 from purejaxppo.rundir.lock import CLAIM, lock_free, new_directory, owner_of
 from purejaxppo.rundir.summary import Summary
@@ -109,6 +110,7 @@ class Worker:
         if batch.group not in self._steps:
             group, size = self.sweep.groups[batch.group], self._size(batch.group)
             self.progress.say(f"group {batch.group + 1} of {len(self.sweep.groups)}: {group.name}")
+            most_open_files()  # raises the limit; how many settings are trained at once, the sweep has said
             try:
                 program = compile_group(self.sweep, group, self.devices, self.progress, size)
                 program.check_fit(self.devices, f"{plural(size, 'setting')} at once", "--at-once in a new sweep")

@@ -154,8 +154,8 @@ def check_unused(options: StudyOptions, config: Config, space: Space) -> None:
         raise UsageError("stages would do nothing with method = 'pbt', which finds them; leave them out.")
     for name in staged & space.keys():
         raise UsageError(f"space: {name} is set by stages, so that what is drawn does not stay; take it out of one.")
-    for own in combinations(config, space):
-        refuse_overruled(with_settings(config, own), own)
+    statics = combinations(config, space)
+    refuse_overruled([with_settings(config, own) for own in statics], statics)
 
 
 def check_study(config: Config) -> None:

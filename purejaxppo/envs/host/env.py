@@ -29,7 +29,7 @@ from purejaxppo.parallel.vmapping import all_batched
 from purejaxppo.spaces import Box, ObservationSpace, Space
 from purejaxppo.types import Observation
 
-MOST_POOLS = 4  # of one environment on each device; beyond it the one that was used longest ago is closed
+MOST_POOLS = 4  # of one environment, times its devices or 4; beyond it the one that was used longest ago is closed
 _LOCK = threading.Lock()  # for the pools of all environments
 _ENVS: weakref.WeakSet["HostEnv"] = weakref.WeakSet()
 ALL = slice(None)  # slots of a pool
