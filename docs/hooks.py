@@ -16,8 +16,8 @@ from mkdocs.structure.files import File
 from purejaxppo.__main__ import COMMANDS
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.settings import ResumeOptions, RunOptions
-from purejaxppo.cli.sweep import SweepOptions
-from purejaxppo.cli.tune import TuneOptions
+from purejaxppo.cli.sweep import SweepOptions, SweepRunOptions
+from purejaxppo.cli.tune import WITHOUT, TuneOptions, TuneRunOptions
 from purejaxppo.config import DEFAULTS, Config
 from purejaxppo.diagnosis.rules import read_rules
 from purejaxppo.experiment.options import HostOptions
@@ -34,8 +34,8 @@ COPIED = {  # page ↦ the file that it is, and the folder that its links are re
 FIGURES = ("benchmarks/results", "notebooks/figures")
 COMMAND_OPTIONS: dict[str, tuple[Any, ...]] = {  # the others have one record each, `main.options`
     "run": (RunOptions, HostOptions),
-    "sweep": (SweepOptions, RunOptions, HostOptions),
-    "tune": (TuneOptions, RunOptions, HostOptions),
+    "sweep": (SweepOptions, SweepRunOptions, HostOptions),
+    "tune": (TuneOptions, TuneRunOptions, HostOptions),
 }
 
 
@@ -173,10 +173,12 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def flags_table(owner: type) -> Iterator[str]:
+def flags_table(owner: type, without: Collection[str] = ()) -> Iterator[str]:
     yield "| flag | values | default | effect |"
     yield "|---|---|---|---|"
     for field in dataclasses.fields(owner):
+        if field.name in without:
+            continue
         told = field.metadata
         flag = told.get("metavar", field.name) if told.get("positional") else f"--{field.name.replace('_', '-')}"
         if type_name(field, owner) == "bool":
@@ -200,14 +202,20 @@ def command_line_page() -> str:
         "Whole numbers may be written as `1e6`. Exit codes: 0, done; 2, a request that cannot be met (one line says "
         "why); 1, the system or an environment on the host failed; 128 + n after signal n.",
     ]
-    titles = {RunOptions: "Which run", HostOptions: "Log, checkpoints, devices", SweepOptions: "What is swept"}
-    titles[TuneOptions] = "What is searched, and how"
+    titles = {
+        RunOptions: "Which run",
+        SweepRunOptions: "Which runs",
+        TuneRunOptions: "Which runs",
+        HostOptions: "Log, checkpoints, devices",
+        SweepOptions: "What is swept",
+        TuneOptions: "What is searched, and how",
+    }
     for name, about in COMMANDS.items():
         lines += ["", f"## `purejaxppo {name}`", "", f"{about[0].upper()}{about[1:]}."]
         for owner in COMMAND_OPTIONS.get(name) or (import_module(f"purejaxppo.cli.{name}").main.options,):
             if owner in titles:
                 lines += ["", f"**{titles[owner]}**"]
-            lines += ["", *flags_table(owner)]
+            lines += ["", *flags_table(owner, WITHOUT if name == "tune" else ())]
         if name == "run":
             lines += ["", "**With `--resume DIR`**, these are all the flags:", "", *flags_table(ResumeOptions)]
         if name in ("run", "sweep", "tune"):

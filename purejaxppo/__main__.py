@@ -24,7 +24,7 @@ COMMANDS = {
 }
 OVERVIEW = f"""usage: purejaxppo COMMAND [OPTIONS]
 
-The trust-region family of policy gradients, compiled end to end in JAX.
+Seven policy-gradient methods, CEM and CMA-ES, compiled end to end in JAX.
 
 {chr(10).join(f"  {name:9} {about}" for name, about in COMMANDS.items())}
 

@@ -45,11 +45,11 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
     episodes that ended, NaN where none did), `episodes`, `alive` (0 from the update on in which a number turned
     non-finite, see `health`; all others are then NaN), `policy_loss`, `value_loss`, `entropy`, `kl` (mean
     KL(π_old ‖ π_new) over the batch), `grad_norm`, `value_grad_norm`, `explained_variance`, `learning_rate`. In PPO
-    `clip_fraction`; in PPO-penalty `kl_coef`; in NPG and TRPO `predicted_kl`, `predicted_gain`, `gain`, `step_norm`,
-    `xFx`, `cg_residual`, `accepted`; in TRPO `backtracks`. CEM and CMA-ES, without critic and gradient, have the
-    first four, `policy_loss` and what `evolve` names. `success_rate`, the share of those episodes, is there if
-    `BaseEnv.tells_success`. `eval_return` and `eval_length`, present if `eval_interval` > 0, hold one value per
-    evaluation: every `eval_interval` updates, and after the last.
+    `clip_fraction`; in PPO-penalty `kl_coef`; in A2C-TR `projected`; in NPG and TRPO `predicted_kl`, `predicted_gain`,
+    `gain`, `step_norm`, `xFx`, `cg_residual`, `accepted`; in TRPO `backtracks`. CEM and CMA-ES, without critic and
+    gradient, have the first four, `policy_loss`, `fitness_best`, `search_std`, and CMA-ES `sigma`. `success_rate`,
+    the share of those episodes, is there if `BaseEnv.tells_success`. `eval_return` and `eval_length`, present if
+    `eval_interval` > 0, hold one value per evaluation: every `eval_interval` updates, and after the last.
 
     May be called under a trace, with traced numbers.
 

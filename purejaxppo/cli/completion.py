@@ -10,7 +10,7 @@ import tyro
 
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.flags import Group, flags_class, grouped
-from purejaxppo.cli.settings import NoOptions, groups_of
+from purejaxppo.cli.settings import NoOptions, RunOptions, groups_of
 from purejaxppo.cli.sweep import SweepOptions
 from purejaxppo.cli.tune import TuneOptions
 from purejaxppo.errors import UsageError
@@ -22,7 +22,7 @@ def completion(commands: Mapping[str, str], shell: str = "") -> str:
     """A script that completes the commands and all algorithms' flags. Raises: UsageError: none for that shell."""
     if shell not in SHELLS:
         raise UsageError(f"--print-completion {shell!r:.80} must name a shell: {', '.join(SHELLS)}.")
-    every: dict[str, Group] = groups_of("ppo", "CartPole-v1", NoOptions())
+    every: dict[str, Group] = groups_of(RunOptions(), NoOptions())
     seen = {field.name for group in every.values() for field in group.fields}
     for algorithm in ALGORITHMS.values():
         every.setdefault(algorithm.__name__, group := Group(algorithm(), seen))

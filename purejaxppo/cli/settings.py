@@ -20,6 +20,8 @@ DEBUG = "say which parts run as kernels of ours, and stop when a seed's numbers 
 DISTRIBUTED = "this is process I of N that train together; off: it is by itself; see the guide One run on many hosts"
 PLACE = "coordinator=HOST:PORT,processes=N,process=I[,timeout=60][,wait=300]"
 DETECTED = "as JAX detects it in SLURM, Open MPI, Kubernetes and cloud TPU"
+NEW_DIRECTORY = "directory of the {}; must be new"
+GO_ON = "go on with the {} in this directory; see --resume DIR --help"
 ENV_AGAIN = "needed again where it is module:Class: a file is not trusted to run code"
 
 
@@ -35,8 +37,8 @@ class RunOptions:
         0, "the first seed; runs of one setting whose seeds overlap share results", interval="[0, 4294967295]"
     )
     num_seeds: int = static(8, "seeds seed … seed + num_seeds - 1, trained as one program", interval="[1, 1e6]")
-    out: str | None = static(None, "run directory; must be new", metavar="DIR", usual="runs/ENV-ALGO-seedS-TIME")
-    resume: str | None = static(None, "go on with the run in this directory; see --resume DIR --help", metavar="DIR")
+    out: str | None = static(None, NEW_DIRECTORY.format("run"), metavar="DIR", usual="runs/ENV-ALGO-seedS-TIME")
+    resume: str | None = static(None, GO_ON.format("run"), metavar="DIR")
     resume_or_start: bool = static(
         False, "go on with this run if --out holds it already, else begin it: for jobs that are queued again"
     )
@@ -85,12 +87,12 @@ class PolicyOptions:
     env: str | None = static(None, ENV_AGAIN)
 
 
-def groups_of(algo: str, env: str, more: Any, without: tuple[str, ...] = ()) -> dict[str, Group]:
-    """The flags of `algo` in `env`, `without` some, and `more`. Raises: UsageError, there is no such algorithm."""
-    base, given = preset(algo, env), preset_of(algo, env)
+def groups_of(options: RunOptions, more: Any, without: tuple[str, ...] = ()) -> dict[str, Group]:
+    """The flags of `options`, `without` some, of its algorithm, and of `more`. Raises: UsageError."""
+    base, given = preset(options.algo, options.env), preset_of(options.algo, options.env)
     return {
-        "run": Group(RunOptions(algo=algo, env=env), without),
-        "sweep": Group(more),
+        "run": Group(options, without),
+        type(more).__name__.removesuffix("Options").lower(): Group(more),
         "config": Group(base, ("env", "algo", "policy_network", "critic_network"), given),
         type(base.algo).__name__: Group(base.algo, (), given),
         "host": Group(HostOptions()),
@@ -98,9 +100,14 @@ def groups_of(algo: str, env: str, more: Any, without: tuple[str, ...] = ()) -> 
 
 
 def parse_settings(
-    argv: list[str], prog: str, about: str, more: More, without: tuple[str, ...] = ()
+    argv: list[str],
+    prog: str,
+    about: str,
+    more: More,
+    kind: type[RunOptions] = RunOptions,
+    without: tuple[str, ...] = (),
 ) -> tuple[Config, RunOptions, HostOptions, More]:
-    """Flags → config, options and `more`, a dataclass of a command's own options; `without` some of a run's.
+    """Flags → config, options of a `kind` `without` some, and `more`, a dataclass of a command's own options.
 
     `--help` and errors show the flags and defaults of the `--algo` and `--env` given.
 
@@ -109,10 +116,10 @@ def parse_settings(
         SystemExit: after `--help`.
     """
     algo, env = value_of(argv, "algo", "ppo"), value_of(argv, "env", "CartPole-v1")
-    groups = groups_of(algo, env, more, without)
+    groups = groups_of(kind(algo=algo, env=env), more, without)
     refuse_unknown(argv, flags_of(groups.values()), f"--algo {algo}", hyperparameters())
     run, own, config, algorithm, host = parse_groups(groups, argv, prog, about)
-    options, given = RunOptions(**run), {flag_name(token).replace("-", "_") for token in argv}
+    options, given = kind(**run), {flag_name(token).replace("-", "_") for token in argv}
     check_fields(options)
     _ = options.seeds  # refuses what are none
     if options.resume_or_start and not options.out:

@@ -12,7 +12,18 @@ import numpy as np
 
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import flag_name, parse_flags, value_of, with_file
-from purejaxppo.cli.settings import DEBUG, ENV_AGAIN, ResumeOptions, RunOptions, parse_resume, parse_settings
+from purejaxppo.cli.settings import (
+    DEBUG,
+    DETECTED,
+    ENV_AGAIN,
+    GO_ON,
+    NEW_DIRECTORY,
+    PLACE,
+    ResumeOptions,
+    RunOptions,
+    parse_resume,
+    parse_settings,
+)
 from purejaxppo.config import Config
 from purejaxppo.errors import FailedSettingsError, UsageError, plural
 from purejaxppo.experiment.experiment import same_run
@@ -73,6 +84,20 @@ class SweepOptions:
         draws = [{name: draw(rng) for name, draw in samplers} for _ in range(self.random)] or [{}]
         once = list({repr(drawn): drawn for drawn in draws}.values())
         return [own | drawn for own in grid(dict(axes)) for drawn in once]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRunOptions(RunOptions):
+    """What is said of a run, as a sweep means it."""
+
+    out: str | None = static(None, NEW_DIRECTORY.format("sweep"), metavar="DIR", usual="runs/sweep-ENV-ALGO-TIME")
+    resume: str | None = static(None, GO_ON.format("sweep"), metavar="DIR")
+    distributed: str | None = static(
+        None,
+        "this is worker I of N of one sweep; off: it has a sweep of its own; see the guide Sweeps on many machines",
+        metavar=PLACE,
+        usual=DETECTED,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +227,7 @@ def _parsed_resume(argv: list[str]) -> ResumeOptions:
 
 
 def _parsed(argv: list[str]) -> tuple[Config, RunOptions, HostOptions, SweepOptions]:
-    return parse_settings(with_file(argv, _TABLES), _PROG, _ABOUT, SweepOptions())
+    return parse_settings(with_file(argv, _TABLES), _PROG, _ABOUT, SweepOptions(), SweepRunOptions)
 
 
 def _same_sweep(

@@ -8,14 +8,14 @@ from typing import Any
 
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import value_of, with_file
-from purejaxppo.cli.settings import parse_resume, parse_settings
+from purejaxppo.cli.settings import GO_ON, NEW_DIRECTORY, RunOptions, parse_resume, parse_settings
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.fields import static
 from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.lock import lock
 from purejaxppo.sweeps.results import run_command
-from purejaxppo.tuning.default_spaces import SPACES
+from purejaxppo.tuning.default_spaces import ABBREVIATIONS, SPACES
 from purejaxppo.tuning.final import Judged
 from purejaxppo.tuning.space import as_toml, default_space, parse_space
 from purejaxppo.tuning.study import read_study
@@ -23,6 +23,7 @@ from purejaxppo.tuning.study_options import StudyOptions, as_dict
 from purejaxppo.tuning.study_results import final_table
 from purejaxppo.tuning.tune import TuneResult, run_study, tune
 
+WITHOUT = ("distributed",)  # a study is one process
 _PROG = "purejaxppo tune"
 _ABOUT = "Search for the settings of one algorithm, and train the best on seeds that had no part in the choice."
 
@@ -33,6 +34,16 @@ class TuneOptions(StudyOptions):
 
     space: str | None = static(None, "TOML file of ranges and choices", metavar="FILE", usual="the algorithm's own")
     show_space: bool = static(False, "print the space, as a file that --space takes, and end")
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneRunOptions(RunOptions):
+    """What is said of a run, as a study means it."""
+
+    seed: int = static(0, "the first seed of the final runs; trials have those after them", interval="[0, 4294967295]")
+    num_seeds: int = static(8, "seeds of each of the final runs, trained as one program", interval="[1, 1e6]")
+    out: str | None = static(None, NEW_DIRECTORY.format("study"), metavar="DIR", usual="runs/tune-ENV-ALGO-TIME")
+    resume: str | None = static(None, GO_ON.format("study"), metavar="DIR")
 
 
 def main(argv: list[str]) -> int:
@@ -51,11 +62,11 @@ def main(argv: list[str]) -> int:
             with lock(out):
                 _show(run_study(study, devices, progress, again.debug), progress)
             return
-        config, run, host, own = parse_settings(with_file(argv), _PROG, _ABOUT, TuneOptions(), ("distributed",))
+        config, run, host, own = parse_settings(with_file(argv), _PROG, _ABOUT, TuneOptions(), TuneRunOptions, WITHOUT)
         space = read_toml(Path(own.space)) if own.space else default_space(config)
         if own.show_space:
             sources = {} if own.space else {name: x["source"] for name, x in SPACES[config.algo_name].items()}
-            print(as_toml(parse_space(config, space), sources))
+            print(as_toml(parse_space(config, space), sources, "" if own.space else ABBREVIATIONS))
             return
         start_jax()
         stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -1,12 +1,13 @@
-"""The search spaces that come with each algorithm, as plain data.
-
-Sources: rl-zoo is rl-baselines3-zoo's `rl_zoo3/hyperparams_opt.py`; WMOP is "What Matters In On-Policy Reinforcement
-Learning?" (Andrychowicz et al., 2020, arXiv:2006.05990), whose recommendations are told.
+"""The search spaces that come with each algorithm, as plain data; `ABBREVIATIONS` says what their sources are.
 
 All are numbers, so that a study is one program. Static settings can be added in a file, each as a list of choices.
 """
 
 from typing import Any
+
+ABBREVIATIONS = """\
+rl-zoo: rl-baselines3-zoo, rl_zoo3/hyperparams_opt.py
+WMOP: recommended in What Matters In On-Policy Reinforcement Learning? (Andrychowicz et al., 2020, arXiv:2006.05990)"""
 
 _GAMMA = {
     "low": 0.95,

@@ -163,9 +163,9 @@ def label_of(value: Any) -> Any:
     return show(value) if isinstance(value, tuple) else value
 
 
-def as_toml(space: Space, sources: Mapping[str, str] | None = None) -> str:
-    """A file that `parse_space` takes, each setting under its source."""
-    lines = []
+def as_toml(space: Space, sources: Mapping[str, str] | None = None, introduction: str = "") -> str:
+    """A file that `parse_space` takes, each setting under its source, and all under an introduction."""
+    lines = [*(f"# {line}" for line in introduction.splitlines()), ""] if introduction else []
     for name, about in plain(space).items():
         lines += [f"# {source}"] if (source := (sources or {}).get(name)) else []
         told = {key: x for key, x in about.items() if (key, x) != ("scale", Dimension().scale)}
