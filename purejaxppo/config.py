@@ -8,7 +8,7 @@ from flax import struct
 
 from purejaxppo.algorithms import ALGORITHMS, PPO, hyperparameters
 from purejaxppo.algorithms.members import check_members
-from purejaxppo.consistency import check_agent, check_mesh, check_minibatches
+from purejaxppo.consistency import check_agent, check_mesh, check_minibatches, fixed_numbers
 from purejaxppo.envs.base import BaseEnv, adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
@@ -224,7 +224,8 @@ class Config(struct.PyTreeNode):
             named = self.replace(optimizer="adam")
         check_fields(named, usual)
         check_fields(self.algo, usual)
-        check_stages(self.stages, (self.algo,) if traits_of(self.algo).evolves else (self, self.algo))
+        owners = (self.algo,) if traits_of(self.algo).evolves else (self, self.algo)
+        check_stages(self.stages, owners, fixed_numbers(self.algo))
         if self.num_updates >= 2**31:
             raise UsageError(f"total_steps = {self.total_steps} takes 2³¹ updates or more; raise num_steps.")
         check_minibatches(self)

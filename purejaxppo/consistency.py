@@ -13,10 +13,10 @@ from purejaxppo.algorithms.members import check_members_mesh
 from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.check import warn_of_bounds
 from purejaxppo.errors import UsageError
-from purejaxppo.networks.heads import check_network, num_parameters, visible
+from purejaxppo.networks.heads import LOG_STD_RANGE, check_network, num_parameters, visible
 from purejaxppo.networks.torso import select
 from purejaxppo.spaces import Box
-from purejaxppo.stages import FIXED
+from purejaxppo.stages import FIXED, FIXED_OF_CONFIG
 from purejaxppo.types import traits_of
 
 
@@ -98,11 +98,15 @@ def check_agent(config: Any, env: BaseEnv) -> None:
             )
 
 
+def fixed_numbers(algo: Any) -> tuple[str, ...]:
+    """Settings that cannot change during a run, though they are numbers."""
+    return FIXED if type(algo) in ALGORITHMS.values() else FIXED_OF_CONFIG
+
+
 def _check_method(config: Any) -> None:
     """Refuse settings that do not fit the method. Raises: UsageError."""
     fields = [field for field in dataclasses.fields(config.algo) if field.metadata.get("type") is float]
-    fixed = FIXED if type(config.algo) in ALGORITHMS.values() else ()  # others may read them
-    annealable = [field.name for field in fields if field.name not in fixed]
+    annealable = [field.name for field in fields if field.name not in fixed_numbers(config.algo)]
     if not isinstance(config.anneal, tuple) or not {*config.anneal} <= {*annealable}:
         names = ", ".join(annealable) or "it has none"
         raise UsageError(f"anneal = {config.anneal!r} must name numbers of {type(config.algo).__name__}: {names}.")
@@ -132,6 +136,10 @@ def _check_networks(config: Any, kind: str, box: bool) -> None:
         raise UsageError(
             f"log_std_init = {config.log_std_init} is for Gaussian policies over Box actions; leave it out."
         )
+    low, high = LOG_STD_RANGE
+    given = 0.0 if isinstance(config.log_std_init, jax.Array) else config.log_std_init
+    if kind.endswith("state-std") and not low < given < high:
+        raise UsageError(f"log_std_init = {given} must be in ({low:g}, {high:g}), within which {kind} keeps log σ.")
     if config.critic_hidden_sizes is not None and (config.shared_torso or config.critic_network is not None):
         raise UsageError(
             f"critic_hidden_sizes = {config.critic_hidden_sizes}, but the critic shares the policy's layers or is a "

@@ -222,7 +222,7 @@ class TanhGaussian(DiagonalGaussian):
     @staticmethod
     def bound(action: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
         """low + (high - low) · (tanh(u) + 1) / 2."""
-        return low + (high - low) * 0.5 * (jnp.tanh(action) + 1.0)
+        return jnp.clip(low + (high - low) * 0.5 * (jnp.tanh(action) + 1.0), low, high)  # which rounding may leave
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """log N(u) - Σ log(1 - tanh²(u))."""

@@ -67,4 +67,4 @@ def describe(space: Any) -> str:
     low = np.min(np.asarray(space.low, float), initial=np.inf)
     high = np.max(np.asarray(space.high, float), initial=-np.inf)
     dtype = f", {space.dtype}" if hasattr(space, "dtype") else ""
-    return f"{type(space).__name__}({low:g}, {high:g}, {tuple(space.shape)}{dtype})"
+    return f"{type(space).__name__}({low:g}, {high:g}, {space.shape}{dtype})"

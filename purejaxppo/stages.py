@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_field, did_you_mean, whole_number
 
-# read before the first update, or part of the policy
-FIXED = ("observation_clip", "desired_kl", "kl_coef", "log_std_init", "initial_std", "initial_sigma")
+# read before the first update, or part of the policy; and of the algorithms, which others than ours may read later
+FIXED_OF_CONFIG = ("observation_clip", "desired_kl", "log_std_init")
+FIXED = (*FIXED_OF_CONFIG, "kl_coef", "initial_std", "initial_sigma")
 
 
 class Stage(NamedTuple):
@@ -34,13 +35,16 @@ def parse_stages(texts: Sequence[str]) -> list[Stage]:
     return found
 
 
-def check_stages(texts: Any, owners: Sequence[Any]) -> None:
-    """Hold stages against the fields of the config and the algorithm, their `owners`. Raises: UsageError."""
+def check_stages(texts: Any, owners: Sequence[Any], fixed: Collection[str]) -> None:
+    """Hold stages against the fields of the config and the algorithm, their `owners`, but those that are `fixed`.
+
+    Raises: UsageError.
+    """
     if not isinstance(texts, tuple):
         raise UsageError(f"stages = {texts!r:.80} must be a tuple of texts, 'STEP field=value …' each.")
     stages = parse_stages(texts)
     fields = {field.name: (field, owner) for owner in owners for field in dataclasses.fields(owner)}
-    numbers = [name for name, (field, _) in fields.items() if field.metadata.get("type") is float and name not in FIXED]
+    numbers = [name for name, (field, _) in fields.items() if field.metadata.get("type") is float and name not in fixed]
     for before, stage in zip([None, *stages], stages, strict=False):
         if stage.step < 0 or (before and stage.step <= before.step):
             raise UsageError(

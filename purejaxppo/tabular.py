@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PolicyMap = Callable[[jax.Array], jax.Array]  # θ [P] ↦ π [S, A]
 
@@ -76,13 +77,15 @@ def visitation(mdp: MDP, policy: jax.Array) -> jax.Array:
 @jax.jit
 def optimal_policy(mdp: MDP) -> jax.Array:
     """A deterministic π* [S, A], by policy iteration (Howard, 1960) from the uniform policy, until it is stable."""
+    eps = float(np.finfo(mdp.reward.dtype).eps)
+    rounding = jnp.maximum(1e-9, 64.0 * eps / (1.0 - mdp.gamma))
 
     def improve(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         policy, _ = carry
         a = advantages(mdp, policy)
-        better = jnp.max(a, axis=1) > 1e-9 * (1.0 + jnp.max(jnp.abs(a)))
+        better = jnp.max(a, axis=1) > rounding * (1.0 + jnp.max(jnp.abs(a)))
         new = jnp.where(better[:, None], greedy_policy(mdp, policy), policy)
-        return new, jnp.any(better)
+        return new, jnp.any(new != policy)
 
     start = greedy_policy(mdp, jnp.full_like(mdp.reward, 1.0 / mdp.reward.shape[1]))
     return jax.lax.while_loop(lambda carry: carry[1], improve, (start, jnp.ones((), bool)))[0]

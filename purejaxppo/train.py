@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
 from purejaxppo.agent import Agent
 from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
 from purejaxppo.evaluation import evaluate
 from purejaxppo.evolve import evolve
 from purejaxppo.fields import limitless
@@ -178,6 +179,11 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         "explained_variance": explained_variance(batch.value, batch.value_target),
         "learning_rate": rate,
     }
+    if adapts and "kl" not in metrics:
+        raise UsageError(
+            f"desired_kl = {config.desired_kl}, but the update of {type(config.algo).__name__} returns no metric kl; "
+            "return KL(π_old ‖ π_new), or leave it out."
+        )
     statistics, overflow = agent.take_in(state, transitions.obs)
     updated = moved.replace(
         observation_statistics=statistics,

@@ -146,7 +146,8 @@ class Algorithm(Protocol):
         """`(params, state, metrics)` after one rollout; `optimizer` is a `MinibatchAdam`.
 
         The metrics are scalars. `policy_loss` and `grad_norm` (which `optimizer.minimize` returns) are required: a run
-        is frozen when they turn non-finite. `kl`, the mean of KL(π_old ‖ π_new) over the batch, is expected by reports.
+        is frozen when they turn non-finite. `kl`, the mean of KL(π_old ‖ π_new) over the batch, is expected by reports
+        and by `desired_kl`.
         Means over samples that are taken outside of `optimizer.minimize` go through `mean_over_shards`
         (parallel/mesh.py), as several devices may share the batch.
         """

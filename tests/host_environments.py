@@ -65,6 +65,8 @@ class Clock(gymnasium.Env):
             time.sleep(3600)
         if self.how == "pause":
             time.sleep(0.5)
+        if self.how == "rest":
+            time.sleep(0.1)
 
 
 class Goal(Clock):
@@ -96,6 +98,8 @@ class Spaces(gymnasium.Env):
             "multi": MultiDiscrete([3, 2]),
             "binary": MultiBinary(2),
             "box": Box(-2.0, 2.0, (1, 2), np.float64),
+            "narrow": Box(-0.4, 0.4, (2,), np.float64),  # which float32 rounds outwards
+            "whole": Box(-1, 1, (2,), np.int32),
             "odd": Dict({"a": Discrete(2)}),
         }[actions]
 
@@ -141,8 +145,12 @@ class Dice(gymnasium.Env):
         self.where, self.render_mode = mask, render_mode
         if mask == "method":
             self.action_masks = lambda: [True, self.steps % 2 == 0, True]
+        if mask == "tuple":  # as `MultiDiscrete.sample` takes it
+            self.action_space = MultiDiscrete([1, 2])
 
     def told(self):
+        if self.where == "tuple":
+            return {"action_mask": (np.ones(1, np.int8), np.asarray([self.steps % 2 == 0, 1], np.int8))}
         return {"action_mask": np.asarray([1, self.steps % 2 == 0, 1], np.int8)} if self.where == "info" else {}
 
     def render(self):
@@ -158,7 +166,7 @@ class Dice(gymnasium.Env):
 
     def step(self, action):
         self.steps += 1
-        return self.throw(), float(action), False, False, self.told()
+        return self.throw(), float(np.sum(action)), False, False, self.told()
 
 
 class Raw(gymnasium.Env):

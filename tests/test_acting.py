@@ -16,10 +16,11 @@ from purejaxppo import UsageError, init, load, preset, resume_experiment, run_ex
 from purejaxppo.policy.acting import actor
 
 SMALL = {"num_envs": 2, "num_steps": 4, "total_steps": 8, "hidden_sizes": (4,)}
+HOST = "gymnasium/host_environments:Spaces-v0"
 SPACES = {  # environment ↦ an observation as it gives it
     "CartPole-v1": [0.1, 0, -0.1, 0],
     "integer": 1,
-    "gymnasium/host_environments:Spaces-v0": {
+    HOST: {
         "picture": np.full((4, 4, 1), 200, np.uint8),
         "place": 3,
         "nested": (np.array([0, 1], np.int8), [2, 3]),
@@ -49,11 +50,10 @@ def test_lists_numpy_and_jax_arrays_are_the_same_observation(env):
 
 def test_actions_are_those_of_gymnasiums_space():
     """Discrete(3, start=-1), of which the mask forbids the middle; `place` is one of 2 … 6."""
-    name = "gymnasium/host_environments:Spaces-v0"
     space = gymnasium.make("Spaces-v0").action_space
-    drawn = {int(policy(name)(SPACES[name], jax.random.key(i))) for i in range(20)}
+    drawn = {int(policy(HOST)(SPACES[HOST], jax.random.key(i))) for i in range(20)}
     assert drawn == {-1, 1}
-    assert policy(name)(SPACES[name], jax.random.key(0)) in space
+    assert policy(HOST)(SPACES[HOST], jax.random.key(0)) in space
 
 
 BAD = [
@@ -63,6 +63,10 @@ BAD = [
     ("CartPole-v1", [[1, 2], [3]], "obs cannot be read (ValueError"),
     ("integer", 0.5, "obs is float64; pass int32 []"),
     ("integer", 2, "obs is not one of the 2 whole numbers of its space"),
+    (HOST, SPACES[HOST] | {"place": 3.7}, "obs cannot be read (UsageError: 3.7 is no int32"),
+    (HOST, SPACES[HOST] | {"place": np.nan}, "obs cannot be read (UsageError: nan is no int32"),
+    (HOST, SPACES[HOST] | {"picture": np.full((4, 4, 1), 0.5)}, "obs cannot be read (UsageError: 0.5 is no uint8"),
+    (HOST, SPACES[HOST] | {"picture": np.full((4, 4, 1), 256)}, "obs cannot be read (UsageError: 256 is no uint8"),
 ]
 
 
@@ -75,8 +79,7 @@ def test_what_is_no_observation_is_named_in_one_line(env, obs, told):
 
 
 def test_an_entry_that_is_missing_or_of_another_batch_is_named():
-    name = "gymnasium/host_environments:Spaces-v0"
-    act, obs = policy(name), SPACES[name]
+    act, obs = policy(HOST), SPACES[HOST]
     with pytest.raises(UsageError, match=r"KeyError: 'place'.*a dictionary of action_mask, nested.0,"):
         act({entry: x for entry, x in obs.items() if entry != "place"})
     with pytest.raises(UsageError, match=r"obs\['place'\] is a batch \[2\], but other entries \[\]"):

@@ -5,6 +5,7 @@ import dataclasses
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,14 @@ from purejaxppo.cli.settings import RunOptions
 from purejaxppo.diagnosis import probe_symptoms, symptoms
 from purejaxppo.diagnosis.case import Case, span
 from purejaxppo.diagnosis.diagnose import SITE, findings, in_short, in_words
-from purejaxppo.diagnosis.probe import ProbeResult, effect_of_actions, probe
+from purejaxppo.diagnosis.probe import ProbeResult, _deviations, effect_of_actions, probe
 from purejaxppo.diagnosis.rules import fits, read_rules
 from purejaxppo.presets import settings_of
 from purejaxppo.rollout import begin_episodes
 from purejaxppo.rundir.contents import RunContents
 from purejaxppo.rundir.files import shown, to_json
 from purejaxppo.rundir.metrics import MetricsTable
-from purejaxppo.spaces import Box
+from purejaxppo.spaces import Box, Discrete
 from purejaxppo.train import init
 
 ROWS, SEEDS = 40, 4
@@ -309,6 +310,32 @@ def test_a_probe_of_an_environment_that_lies(tmp_path, capsys):
     names = [finding.name for finding in findings(contents(flat(healthy())), found)]
     assert {"actions-do-nothing", "observation-scale", "time-limit-as-termination"} <= {*names}
     assert names[0] == "actions-do-nothing"
+
+
+@pytest.mark.parametrize(("space", "dtype", "most"), [(Discrete(500), int, 1.0), (Box(0, 255, (4, 4)), np.uint8, 0.35)])
+def test_the_size_of_an_observation_is_that_which_the_network_sees(space, dtype, most):
+    """Whole numbers are embedded, bytes divided by 255."""
+    seen = np.random.default_rng(0).integers(0, 256, (20, 8, *space.shape)).astype(dtype)
+    env = SimpleNamespace(observation_space=space)
+    agent = SimpleNamespace(env=env, clip=lambda obs: obs)
+    deviations = _deviations(agent, SimpleNamespace(obs=seen, reward=np.zeros((20, 8))))
+    assert 0.2 < deviations.max() <= most
+
+
+def test_what_is_of_critics_is_not_told_of_evolution_strategies():
+    run = case_of("reward-scale")[0]._replace(algo="cem")
+    assert "reward-scale" not in {x.name for x in findings(run)}
+    run, seen = case_of("time-limit-as-termination")
+    assert findings(run._replace(algo="cma-es"), seen) == []
+
+
+def test_a_seed_that_failed_before_an_episode_ended_is_no_environment_without_ends():
+    run, _ = case_of("no-episode-ends")
+    columns = run.metrics.columns
+    episodes = np.array(columns["episodes"], float)
+    episodes[:, 4:] = np.nan
+    run = run._replace(metrics=run.metrics._replace(columns=columns | {"episodes": episodes}))
+    assert "no-episode-ends" not in {x.name for x in findings(run)}
 
 
 @dataclasses.dataclass(frozen=True)

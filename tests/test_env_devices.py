@@ -116,7 +116,11 @@ def test_the_critics_gradient_before_adam(problem):
         assert relative(a, b) < 1e-5
 
 
-@pytest.mark.parametrize("algo", ALL, ids=lambda algo: type(algo).__name__)
+@pytest.mark.parametrize(
+    "algo",
+    [pytest.param(x, marks=() if isinstance(x, TRPO | PPO) else pytest.mark.slow) for x in ALL],
+    ids=lambda algo: type(algo).__name__,
+)
 def test_an_update_of_the_policy(algo, problem):
     _, params, batch = problem
     policy = Agent.of(config_of(algo)).policy

@@ -19,6 +19,7 @@ from support import quick_jit
 
 from purejaxppo import PPO, Config, init, make_train, update_step
 from purejaxppo.distributions import Categorical, DiagonalGaussian, FactoredCategorical
+from purejaxppo.envs.base import adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import _params, env_names, make_env
 from purejaxppo.errors import UsageError
@@ -270,6 +271,8 @@ OTHERS = {
     "nothing": (3, "has no reset, step, observation_space, action_space"),
     "an empty box": (Bounded(observation_space=Box(-1.0, 1.0, (0,))), r"Box\(-1, 1, \(0,\)\) has nothing in it"),
     "no actions": (Bounded(action_space=Discrete(0)), "has nothing in it"),
+    "a shape that is a list": (Bounded(action_space=Box(-1.0, 1.0, [3])), r"a Box of shape \[3\] needs a tuple"),
+    "a shape that is a number": (Bounded(observation_space=Box(-1.0, 1.0, 3)), "a Box of shape 3 needs a tuple"),
     "bounds that are NaN": (Bounded(observation_space=Box(np.nan, 1.0, (1,))), "low ≤ high"),
     "bounds that cross": (Bounded(action_space=Box(np.ones(2), np.asarray([2.0, 0.0]), (2,))), "low ≤ high"),
     "a mask that is a Box": (
@@ -286,6 +289,18 @@ def test_what_is_no_environment_says_in_one_line_what_to_pass(kind):
         Config(env=env).check()
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
+
+
+def test_an_environment_of_ones_own_may_tell_its_successes():
+    class Told(StepCounter):
+        tells_success = True
+
+        def step_with_success(self, key, state, action):
+            return self.step(key, state, action), jnp.asarray(True)
+
+    assert adapt(Told()).tells_success
+    assert adapt(Told()).step_with_success(KEY, *StepCounter().reset(KEY))[1]
+    assert not adapt(StepCounter()).tells_success
 
 
 def test_spaces_are_printed_in_a_few_words():

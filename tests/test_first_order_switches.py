@@ -8,7 +8,7 @@ from environments import StepCounter, Walk
 from scipy.optimize import minimize
 from support import quick_jit
 
-from purejaxppo import A2C, PPO, A2CTrustRegion, Config, init, update_step
+from purejaxppo import A2C, PPO, A2CTrustRegion, Config, UsageError, init, update_step
 from purejaxppo.agent import Agent
 from purejaxppo.distributions import Categorical, DiagonalGaussian
 from purejaxppo.optimize.minibatch import MinibatchAdam
@@ -129,6 +129,17 @@ def test_the_adapted_step_is_logged_and_kept():
         assert float(state.step_factor) == pytest.approx(factor, rel=1e-5)
         factors.add(round(factor, 5))
     assert len(factors) > 1
+
+
+def test_a_step_that_follows_the_kl_needs_one():
+    class Silent(A2C):
+        def update(self, *given):
+            *moved, metrics = super().update(*given)
+            return *moved, {name: x for name, x in metrics.items() if name != "kl"}
+
+    config = Config(env=Walk(), algo=Silent(), desired_kl=0.01, **SMALL)
+    with pytest.raises(UsageError, match=r"desired_kl = 0\.01, but the update of Silent returns no metric kl"):
+        jax.eval_shape(lambda key: update_step(config, init(config, key)), jax.random.key(0))
 
 
 def test_numbers_are_annealed_as_the_learning_rate_is():

@@ -109,12 +109,16 @@ def test_a_sampled_policy_holds_its_noise_where_it_is_measured_and_filmed(hold, 
     assert player(config, 6)(state, KEY).totals[-1] == changes
 
 
-@pytest.mark.parametrize("algo", [PPO(), TRPO(), NPG()])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("algo", "shared"),
+    [
+        (PPO(), False),
+        (TRPO(), False),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((PPO(), True), (NPG(), False))),
+    ],
+)
 def test_updates(algo, shared):
     """All that a policy of gSDE is asked for: ratios, KL, Fisher products; log σ is learnt."""
-    if shared and not isinstance(algo, PPO):
-        return
     config = Config(env=Walk(continuous=True), algo=algo, action_distribution="gsde", shared_torso=shared, **SMALL)
     state = init(config.replace(log_std_init=-1.0), KEY)
     after, metrics = jax.jit(lambda state: update_step(config, state))(state)

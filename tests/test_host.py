@@ -155,6 +155,8 @@ def test_pools_of_several_devices_share_the_cores():
         ("multi", jnp.asarray([[1, 0], [2, 1]]), [1, 3]),
         ("binary", jnp.asarray([[1, 0], [1, 1]]), [1, 2]),
         ("box", jnp.asarray([[[0.5, 0.25]], [[9.0, -1.0]]]), [0.75, 1.0]),
+        ("narrow", jnp.asarray([[9.0, 9.0], [0.25, -9.0]]), [0.8, -0.15]),
+        ("whole", jnp.asarray([[0.9, 0.7], [9.0, -0.2]]), [2, 1]),
     ],
 )
 def test_spaces(actions, given, sent):
@@ -347,6 +349,9 @@ def test_an_environment_that_takes_longer_than_its_timeout_ends_the_run():
     ):
         env._host_step(rows)
     assert not children()
+    env = make_env(f"{CLOCK},fails_at=1,how=rest,workers=1,step_timeout=0.25")  # five of 0.1 s, one after the other
+    env._host_step(opened(env, [14, 13, 9, 12, 1])[0])
+    env.close()
     with pytest.raises(UsageError, match="step_timeout = 0 must be seconds"):
         make_env(f"{CLOCK},step_timeout=0")
 
@@ -414,12 +419,13 @@ def test_atari_takes_what_its_preprocessing_takes():
         make_env("gymnasium/ALE/Breakout-v5,lives=3")
 
 
-@pytest.mark.parametrize("mask", ["method", "info", "none"])
+@pytest.mark.parametrize("mask", ["method", "info", "tuple", "none"])
 def test_global_generators_are_seeded_and_masks_beside_the_observation_are_used(mask):
     env = make_env(f"gymnasium/host_environments:Dice-v0,mask={mask},workers=1")
     (rows, start), (_, again) = opened(env, [3, 4]), opened(env, [3, 4])
     jax.tree.map(np.testing.assert_array_equal, start, again)
-    reached = env._host_step(rows)[0]
+    actions = rows[:, -1:] if mask == "tuple" else rows[:, :0]  # one number more
+    reached = env._host_step(np.concatenate([rows, actions], axis=1))[0]
     env.close()
     if mask == "none":
         assert start.shape == (2, 3)
@@ -450,7 +456,7 @@ def test_an_integer_outside_its_space_is_named():
         opened(env, [1, 2])
 
 
-@pytest.mark.parametrize("actions", ["discrete", "multi", "binary", "box"])
+@pytest.mark.parametrize("actions", ["discrete", "multi", "binary", "box", "narrow", "whole"])
 def test_observations_and_actions_are_translated_as_workers_do(actions):
     env = make_env(f"gymnasium/host_environments:Spaces-v0,actions={actions},workers=1")
     _, start = opened(env, [1])
@@ -463,7 +469,14 @@ def test_observations_and_actions_are_translated_as_workers_do(actions):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), ours, start)
     batch = env.from_gymnasium(jax.tree.map(lambda x: np.stack([x] * 4), raw.observe()))
     assert batch["nested.1"].shape == (4, 2)
-    given = {"discrete": 0, "multi": [2, 1], "binary": [1, 0], "box": [[1.5, 0.5]]}[actions]
+    given = {
+        "discrete": 0,
+        "multi": [2, 1],
+        "binary": [1, 0],
+        "box": [[1.5, 0.5]],
+        "narrow": [0.4, -0.4],
+        "whole": [0.9, -0.7],
+    }[actions]
     taken = env.to_gymnasium(jnp.asarray(given))
     raw.step(taken)  # it asserts that its space contains it
     assert env.to_gymnasium(jnp.asarray([given] * 3)).shape[0] == 3

@@ -131,11 +131,15 @@ def test_minibatch_size_decides_num_minibatches():
     config.check()
 
 
+CONTINUOUS = {"env": Walk(continuous=True), "action_distribution": "gaussian-state-std"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"minibatch_size": 5}, "minibatch_size = 5 does not divide num_envs × num_steps = 32"),
         ({"log_std_init": -1.0}, "is for Gaussian policies over Box actions"),
+        (CONTINUOUS | {"log_std_init": -7.0}, r"= -7.0 must be in \(-5, 2\), within which gaussian-state-std"),
         ({"critic_hidden_sizes": (4,), "shared_torso": True}, "the critic shares the policy's layers"),
         ({"optimizer": "sgd"}, "is not one of: adam, rmsprop"),
         ({"optimizer": optax.lion(1e-3)}, "a function of the learning rate that makes one of optax's"),
@@ -147,4 +151,4 @@ def test_minibatch_size_decides_num_minibatches():
 )
 def test_refused(settings, message):
     with pytest.raises(UsageError, match=message):
-        Config(env=Walk(), algo=PPO(), **SMALL | settings).check()
+        Config(**{"env": Walk(), "algo": PPO()} | SMALL | settings).check()

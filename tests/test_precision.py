@@ -12,6 +12,7 @@ import pytest
 from purejaxppo import NPG, TRPO, Config, init, load, make_train, preset, update_step
 from purejaxppo.cli.run import main
 from purejaxppo.policy.acting import stepper
+from purejaxppo.policy.frames import player
 from purejaxppo.presets import PRESETS
 
 OURS = [case for case in PRESETS if "/" not in case[1]]  # those of no extra
@@ -66,8 +67,12 @@ def test_a_number_that_is_float64_is_rounded():
 def test_the_command_trains_and_the_policy_acts(tmp_path, x64):
     flags = "--algo a2c --env Pendulum-v1 --total-steps 64 --num-envs 2 --num-steps 16 --hidden-sizes 8 --quiet"
     assert main([*flags.split(), "--final-episodes", "1", "--out", str(tmp_path / "run")]) == 0
-    action = load(tmp_path / "run").act(np.zeros(3), jax.random.key(0))
+    trained = load(tmp_path / "run")
+    action = trained.act(np.zeros(3), jax.random.key(0))
     assert (action.dtype, action.shape) == (jnp.float32, (1,))
+    filmed = player(trained.config, 3)(trained.state, jax.random.key(0)).totals
+    with jax.enable_x64(False):
+        np.testing.assert_array_equal(filmed, player(trained.config, 3)(trained.state, jax.random.key(0)).totals)
 
 
 def products(config, function=update_step):

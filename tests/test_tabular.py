@@ -84,6 +84,16 @@ def test_optimal_policy_is_the_best_of_all_deterministic_ones(example):
     assert (np.max(values, axis=0) <= optimal + 1e-12).all()
 
 
+@pytest.mark.single_precision
+@pytest.mark.parametrize("gamma", [0.9, 0.99])
+def test_policy_iteration_ends_in_single_precision(gamma):
+    rng = np.random.default_rng(1)
+    transition, reward, start = rng.dirichlet(np.ones(12), (12, A)), rng.normal(size=(12, A)), np.full(12, 1 / 12)
+    best = tabular.optimal_policy(tabular.MDP(*map(jnp.float32, (transition, reward, start, gamma))))
+    optimal = value_iteration(transition, reward, gamma)
+    np.testing.assert_allclose(value_iteration(transition, reward, gamma, np.asarray(best)), optimal, rtol=1e-4)
+
+
 def test_expected_gae_is_the_sum_of_expected_td_errors(example):
     transition, reward, _, gamma, theta = example
     policy, values, lam = softmax_np(theta), np.linspace(-1.0, 2.0, S), 0.8

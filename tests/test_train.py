@@ -15,6 +15,8 @@ import purejaxppo
 from purejaxppo import A2C, PPO, TRPO, Config, init, make_train, over_runs, update_step
 from purejaxppo.agent import Agent
 from purejaxppo.errors import UsageError
+from purejaxppo.optimize.minibatch import MinibatchAdam
+from purejaxppo.optimize.optimizers import with_moments_of
 from purejaxppo.rollout import rollout
 from purejaxppo.train import learning_batch
 
@@ -45,6 +47,23 @@ def test_gradients_go_through_an_update():
     assert np.isfinite(backward)
     assert abs(backward) > 1e-3
     np.testing.assert_allclose(backward, forward, rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_gradients_go_through_updates_of_what_has_no_gradient(optimizer):
+    """Rows of an embedding that nothing visits, a norm that nothing limits, and a gradient of zeros."""
+    move = MinibatchAdam(1e-2, jnp.inf, 1, 1)
+    start = jnp.asarray([1.0, 2.0])
+    moments = with_moments_of(optimizer, move.init(start), start)
+
+    def outcome(x, limit, scale):
+        loss = lambda params, batch: (scale * x * params[0] ** 2, {})  # noqa: E731
+        moved, _, metrics = move.replace(max_grad_norm=limit).minimize(KEY, loss, start, moments, jnp.zeros((1,)))
+        return jnp.sum(moved) + metrics["grad_norm"]
+
+    for limit in (jnp.inf, 0.5, jnp.asarray(jnp.inf)):
+        for scale in (1.0, 0.0):
+            assert np.isfinite(jax.grad(outcome)(1.5, limit, scale))
 
 
 def test_one_call_of_ppos_loss_is_at_most_14_calls_deep():

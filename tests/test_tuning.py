@@ -14,7 +14,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from purejaxppo import A2C, PPO, Config, UsageError, init, make_train, tune, update_step
+from purejaxppo import A2C, PPO, Config, PPOPenalty, UsageError, init, make_train, tune, update_step
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.flags import with_file
 from purejaxppo.cli.run import main as run
@@ -25,6 +25,7 @@ from purejaxppo.experiment.experiment import start_record
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.signals import Signals
+from purejaxppo.fields import number
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.files import read_toml
@@ -685,6 +686,16 @@ def test_stages_are_numbers_that_change_at_their_steps():
 def test_stages_that_cannot_be_are_refused(stages, message):
     with pytest.raises(UsageError, match=message):
         CONFIG.replace(stages=stages).check()
+
+
+def test_stages_of_an_update_rule_of_ones_own_may_set_what_ours_read_but_once():
+    class Own(PPO):
+        kl_coef: float = number(1.0, "[0, inf)", "read at each update")
+
+    stages = ("5 kl_coef=2",)
+    CONFIG.replace(algo=Own(), stages=stages).check()
+    with pytest.raises(UsageError, match="'kl_coef' is no number that can change"):
+        CONFIG.replace(algo=PPOPenalty(), stages=stages).check()
 
 
 def test_the_rungs_of_default_options():

@@ -9,7 +9,7 @@ import pytest
 from support import quick_jit
 from test_host import CLOCK, SMALL, Always, found_by_workers  # noqa: F401
 
-from purejaxppo import init, make_train, preset
+from purejaxppo import UsageError, init, make_train, preset
 from purejaxppo.agent import Agent
 from purejaxppo.envs.base import adapt
 from purejaxppo.envs.check import check_env
@@ -111,6 +111,11 @@ def test_frames_of_channel_first_images_are_joined_by_their_channels(shape):
     np.testing.assert_array_equal(np.moveaxis(seen, -1, 0), np.concatenate(images))
 
 
+def test_a_stack_that_would_be_taken_for_channels_first_is_refused():
+    with pytest.raises(UsageError, match=r"frame_stack = 4 makes .* images \[8, 12, 12\], which look like \[C, H, W\]"):
+        FrameStack(adapt(Pictures((8, 12, 3))), 4)
+
+
 class Pictures(Steps):
     def __init__(self, shape):
         self.observation_space = Box(0.0, 1.0, shape)
@@ -122,6 +127,7 @@ class Pictures(Steps):
 def test_a_repeated_action_stops_at_the_end():
     """Steps 1 + 2, 3 + 4, then 5 alone; the end is reached in the third, and seen as it was."""
     env = wrapped(adapt(Steps()), 1, 2)
+    assert env.render_fps == adapt(Steps()).render_fps / 2  # a film has a picture of each decision
     check_env(env, "repeated")
     t = play(env, 2, 6)
     np.testing.assert_array_equal(t.reward, np.asarray([[3, 7, 5] * 2] * 2).T)

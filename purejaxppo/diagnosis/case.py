@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.diagnosis.probe import ProbeResult
 from purejaxppo.rundir.contents import RunContents
+from purejaxppo.types import traits_of
 
 FEWEST_ROWS = 8  # of metrics.csv: with fewer, nothing is said of how numbers develop
 LEARNT = 2.0  # times a row's noise by which the late returns exceed the early ones, see `Case.gain`
@@ -37,6 +39,12 @@ class Case:
         """[seeds, rows]; None if it was not logged, or too rarely."""
         values = self.run.metrics.columns.get(name)
         return values if values is not None and self.rows >= FEWEST_ROWS else None
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the method does more than to compare the returns of policies, as CEM and CMA-ES do."""
+        kind: Any = ALGORITHMS.get(self.run.algo)
+        return not (kind and traits_of(kind).evolves)
 
     def number(self, name: str, otherwise: float = np.nan) -> float:
         """A setting."""

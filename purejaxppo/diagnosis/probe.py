@@ -11,8 +11,9 @@ import numpy as np
 from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.envs.base import host_failures
+from purejaxppo.networks.torso import are_bytes
 from purejaxppo.rollout import begin_episodes, environment_action, rollout, step_envs
-from purejaxppo.spaces import ACTION_MASK, Box
+from purejaxppo.spaces import ACTION_MASK, Box, Discrete
 from purejaxppo.train import init
 from purejaxppo.types import RolloutState, TrainState, Transition
 
@@ -30,7 +31,7 @@ class ProbeResult(NamedTuple):
     length: float  # median length of an episode; NaN if none ended
     ends_at_limit_as_terminated: bool  # all after the same number of steps, and all by `terminated`
     rewards: tuple[float, float]  # the least and the greatest
-    observation_std: np.ndarray | None  # of each entry
+    observation_std: np.ndarray | None  # of each entry as the network takes it; 1 of a `Discrete` one that varies
     not_finite: str  # "", or what held NaN or infinity
     reproducible: bool | None
     actions_matter: bool | None
@@ -53,7 +54,6 @@ def probe(config: Config, trained: TrainState | None = None) -> ProbeResult:
     with agent.env, host_failures(agent.env):
         fresh = jax.jit(partial(init, config))(jax.random.key(0))
         begun, seen = _act(agent, fresh, steps, envs)
-        obs = _entries(agent, seen)
         same, matter = (None, None) if agent.env.on_host else _step_again(agent, fresh, begun)
         effect = math.nan if agent.env.on_host else effect_of_actions(agent, fresh, begun)
         returns, lengths, limit = _episodes(seen)
@@ -65,7 +65,7 @@ def probe(config: Config, trained: TrainState | None = None) -> ProbeResult:
             length=float(np.median(lengths)) if lengths.size else math.nan,
             ends_at_limit_as_terminated=limit,
             rewards=(float(np.min(seen.reward)), float(np.max(seen.reward))),
-            observation_std=obs.std(axis=0) if obs.size else None,
+            observation_std=_deviations(agent, seen),
             not_finite=" and ".join(bad),
             reproducible=same,
             actions_matter=matter,
@@ -155,13 +155,18 @@ def _episodes(seen: Transition) -> tuple[np.ndarray, np.ndarray, bool]:
     return np.array(returns), np.array(lengths), bool(alike and not seen.truncated.any())
 
 
-def _entries(agent: Agent, seen: Transition) -> np.ndarray:
-    """[samples, entries] The numbers of the observations, as they are before normalisation."""
-    obs = jax.device_get(agent.clip(seen.obs))
-    parts = [x for name, x in obs.items() if name != ACTION_MASK] if isinstance(obs, dict) else [obs]
-    samples = seen.reward.size
-    flat = [np.asarray(x, np.float64).reshape(samples, -1) for x in parts if x.size]
-    return np.concatenate(flat, axis=1) if flat else np.zeros((0, 0))
+def _deviations(agent: Agent, seen: Transition) -> np.ndarray | None:
+    """[entries] of the observations as they are before normalisation."""
+    obs, space = jax.device_get(agent.clip(seen.obs)), agent.env.observation_space
+    entries, spaces = (x if isinstance(x, dict) else {"": x} for x in (obs, space))
+    found = []
+    for name, x in entries.items():
+        if name != ACTION_MASK and x.size:
+            deviation = np.asarray(x, np.float64).reshape(seen.reward.size, -1).std(axis=0)
+            if isinstance(spaces[name], Discrete):  # is embedded
+                deviation = np.sign(deviation)
+            found.append(deviation / 255.0 if are_bytes(spaces[name], x.dtype) else deviation)
+    return np.concatenate(found) if found else None
 
 
 def _one_valid_action(obs: Any) -> float:

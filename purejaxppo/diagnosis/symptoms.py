@@ -40,7 +40,7 @@ def no_episode_ends(case: Case, at: Limits) -> Symptom | None:
     episodes = case.metric("episodes")
     if episodes is None or case.run.env_steps < at["steps"]:
         return None
-    return seen(np.nansum(episodes, axis=1) == 0, f"episodes is 0 in all {case.run.env_steps:,} steps of a seed")
+    return seen(np.sum(episodes, axis=1) == 0, f"episodes is 0 in all {case.run.env_steps:,} steps of a seed")
 
 
 def return_never_changes(case: Case, at: Limits) -> Symptom | None:
@@ -180,7 +180,7 @@ def critic_explains_nothing(case: Case, at: Limits) -> Symptom | None:
 
 def reward_scale(case: Case, at: Limits) -> Symptom | None:
     """Rewards per step far from one, as learning sees them."""
-    if case.is_set("normalize_rewards"):
+    if case.is_set("normalize_rewards") or not case.has_critic:
         return None
     per_step = np.abs(over_rows(np.nanmedian, case.returns)) / case.lengths * case.number("reward_scale", 1.0)
     per_step = np.minimum(per_step, case.number("reward_clip", np.inf))
@@ -259,6 +259,8 @@ def short_sighted(case: Case, at: Limits) -> Symptom | None:
 
 def time_limit_as_termination(case: Case, at: Limits) -> Symptom | None:
     """Cut by the time limit, with the bootstrap missing."""
+    if not case.has_critic:
+        return None
     if case.is_set("truncation_as_termination"):
         return seen(case.all(), "truncation_as_termination = true")
     if case.probe and case.probe.ends_at_limit_as_terminated:

@@ -14,7 +14,8 @@ from purejaxppo.types import EnvState, Observation
 Step = tuple[EnvState, Observation, jax.Array, jax.Array, jax.Array]
 _REQUIRED = ("reset", "step", "observation_space", "action_space")
 FACTS = ("on_host", "episodes_at_once", "has_time_limit", "render_fps")
-_METHODS = ("restart", "release", "close", "render_frames")
+_METHODS = ("restart", "begin_anew", "release", "close", "render_frames")
+_SUCCESS = ("tells_success", "step_with_success")  # one says nothing without the other
 _LIBRARIES = ("gymnasium", "gym", "gymnax", "brax", "mujoco_playground", "craftax", "navix", "jumanji", "pgx")
 
 
@@ -103,7 +104,8 @@ class UserEnv(BaseEnv):
         if hasattr(env, "render"):
             self.render_frames = lambda states: (env.render(state) for state in states)  # type: ignore[method-assign]
         with jax.ensure_compile_time_eval():  # of bounds, which may be asked for under a trace
-            known = (*_REQUIRED, *FACTS, *_METHODS)
+            known: tuple[str, ...] = (*_REQUIRED, *FACTS, *_METHODS)
+            known += _SUCCESS if all(hasattr(env, name) for name in _SUCCESS) else ()
             self.__dict__ |= {name: getattr(env, name) for name in known if hasattr(env, name)}
 
     def __repr__(self) -> str:

@@ -56,6 +56,8 @@ def _check_spaces(seen: Any, acted: Any) -> None:
     """Raises: UsageError: the networks know no such observation, or the distributions no such action."""
     entries = dict(seen) if isinstance(seen, Mapping) else {"": seen}
     mask = entries.pop(ACTION_MASK, None)
+    for space in (*entries.values(), acted):
+        _check_shape(space)
     for name, space in entries.items():
         label = f"observation_space{name and f'[{name!r}]'} = {space!r}"
         if not isinstance(space, Box | Discrete) or len(space.shape) > 3:
@@ -84,6 +86,13 @@ def _check_spaces(seen: Any, acted: Any) -> None:
         wanted = MultiBinary(sum(acted.nvec) if isinstance(acted, MultiDiscrete) else acted.n)
         if not (isinstance(mask, MultiBinary) and mask == wanted):
             raise UsageError(f"observation_space['action_mask'] = {mask!r} must be {wanted!r}, for {acted!r}.")
+
+
+def _check_shape(space: Any) -> None:
+    """Raises: UsageError: that of a box is no tuple, so that it cannot even be printed."""
+    shape = space.shape if isinstance(space, Box) else ()
+    if not isinstance(shape, tuple) or not all(isinstance(n, int | np.integer) for n in shape):
+        raise UsageError(f"a Box of shape {shape!r} needs a tuple of whole numbers; write Box(low, high, (3,)), say.")
 
 
 def _check_size(label: str, space: Any) -> None:

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from purejaxppo.envs.common import quiet
 from purejaxppo.envs.host.env import HostEnv
 from purejaxppo.envs.host.pool import Plan
-from purejaxppo.envs.host.worker import WORDS, Layout, make, mask_shape
+from purejaxppo.envs.host.worker import WORDS, Layout, bounded, make, mask_shape
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, Space, describe
 from purejaxppo.types import Observation
@@ -149,6 +149,9 @@ class GymnasiumEnv(HostEnv):
 
         `action_mask` is for environments that tell it beside the observation; left out, all actions are valid. Entries
         may also be given by their names in the flat dictionary.
+
+        Raises:
+            UsageError: a number that our dtype, uint8 or int32, does not hold.
         """
         ours: dict[str, jax.Array] = {}
         for entry, part in self._parts.items():
@@ -159,8 +162,7 @@ class GymnasiumEnv(HostEnv):
                 x = np.ones((*seen.shape[: seen.ndim - len(self._parts[other].space.shape)], *part.space.shape), bool)
             else:
                 x = functools.reduce(operator.getitem, part.path, (obs, action_mask) if self._separate_mask else obs)
-            x = jnp.asarray(x if isinstance(x, jax.Array) else np.asarray(x))
-            ours[entry] = (x - part.start).astype(part.dtype)
+            ours[entry] = _converted(x, part)
         return ours if isinstance(self.observation_space, dict) else ours[""]
 
     def to_gymnasium(self, action: Any) -> Any:
@@ -171,7 +173,20 @@ class GymnasiumEnv(HostEnv):
         dtype, start = self._acted.dtype, getattr(self._acted, "start", 0)
         if isinstance(action, jax.core.Tracer):
             return action + jnp.asarray(start, action.dtype)
+        if isinstance(self._acted, spaces.Box):
+            return bounded(self._acted, np.asarray(action))[()]
         return (np.asarray(action).astype(dtype) + np.asarray(start, dtype))[()]
+
+
+def _converted(given: Any, part: Part) -> jax.Array:
+    """An entry of an observation in our dtype. Raises: UsageError: it cannot hold a number that was given."""
+    x = given if isinstance(given, jax.Array) else np.asarray(given)
+    if part.dtype in ("uint8", "int32") and not isinstance(x, jax.core.Tracer):
+        with np.errstate(invalid="ignore"):  # NaN, which is refused
+            held = np.asarray(x).astype(part.dtype) == np.asarray(x)
+        if not np.all(held):
+            raise UsageError(f"{np.asarray(x)[~held].flat[0]} is no {part.dtype}")
+    return (jnp.asarray(x) - part.start).astype(part.dtype)
 
 
 def _check_registered(name: str, spec: Any) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.envs.base import FACTS, BaseEnv, Step
+from purejaxppo.errors import UsageError
 from purejaxppo.spaces import Box, ObservationSpace, channels_first
 from purejaxppo.types import EnvState, Observation
 
@@ -47,7 +48,7 @@ class ActionRepeat(Wrapper):
 
     def __init__(self, env: BaseEnv, times: int) -> None:
         super().__init__(env)
-        self.times = times
+        self.times, self.render_fps = times, env.render_fps / times  # a picture for each decision
 
     def __repr__(self) -> str:
         return f"ActionRepeat({self.env!r}, {self.times})"
@@ -143,6 +144,11 @@ class FrameStack(Wrapper):
             return space
         ends = (_as_frame(np.broadcast_to(end, space.shape), space.shape) for end in (space.low, space.high))
         low, high = (np.concatenate([end] * self.count, -1) for end in ends)
+        if low.ndim == 3 and channels_first(low.shape):
+            raise UsageError(
+                f"frame_stack = {self.count} makes {space!r} images {list(low.shape)}, which look like [C, H, W], "
+                "channels first; choose another one, or stack them in the environment."
+            )
         return Box(low, high, low.shape)
 
     def _map(self, change: Any, *observations: Any) -> Any:

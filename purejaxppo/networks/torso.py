@@ -191,7 +191,7 @@ class Torso(nn.Module):
         image = rank == 3 and self.convolutions
         # flat before it is converted: over a last axis of few channels, XLA's loop on a CPU takes many times as long
         x = (obs if image else obs.reshape(*batch_shape, -1)).astype(jnp.float32)
-        if rank > 1 and obs.dtype == jnp.uint8 and np.max(space.high) > 1:
+        if are_bytes(space, obs.dtype):
             x = x / 255.0
         if image:
             if channels_first(space.shape):
@@ -201,6 +201,11 @@ class Torso(nn.Module):
                 return nn.relu(dense(x.reshape(*batch_shape, -1), 512, 2**0.5, self.initialization))
             x = convolution(x, 16, 3)
         return x.reshape(*batch_shape, -1)
+
+
+def are_bytes(space: Any, dtype: Any) -> bool:
+    """Whether observations are divided by 255: images and matrices of uint8 whose numbers may exceed 1."""
+    return dtype == jnp.uint8 and len(space.shape) > 1 and bool(np.max(space.high) > 1)
 
 
 def select(space: ObservationSpace, obs: Observation) -> Observation:

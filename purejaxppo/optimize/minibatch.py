@@ -9,11 +9,12 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
+from purejaxppo.fields import limitless
 from purejaxppo.kernels.choice import kernel_or_xla
 from purejaxppo.kernels.epochs import minimize_in_kernel
 from purejaxppo.kernels.padding import NoKernelError
 from purejaxppo.kernels.samples import in_parts
-from purejaxppo.optimize.optimizers import Moments, direction, is_moments
+from purejaxppo.optimize.optimizers import Moments, direction, is_moments, root
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
 from purejaxppo.parallel.packing import packed_scan
@@ -175,7 +176,11 @@ class MinibatchAdam(struct.PyTreeNode):
         self, params: Params, moments: Any, gradient: Params, norm: jax.Array, halt: jax.Array | None
     ) -> tuple[Params, Any]:
         """Parameters and moments after one step along a gradient of that norm, unless it is to `halt`."""
-        clipped = optax.tree.scale(jnp.minimum(1.0, self.max_grad_norm / norm), gradient)
+        clipped = gradient
+        if not limitless(self.max_grad_norm):
+            long = norm > self.max_grad_norm  # where it is not, nothing of the quotient is in a derivative either
+            shorter = jnp.where(long, self.max_grad_norm, 1.0) / jnp.where(long, norm, 1.0)
+            clipped = optax.tree.scale(shorter, gradient)
         if self.own is not None:
             step, state = self.own(self.learning_rate).update(clipped, moments.state, params)
             moved, new_moments = optax.apply_updates(params, step), Moments(state)
@@ -193,7 +198,7 @@ class MinibatchAdam(struct.PyTreeNode):
 
 def _norm_as_one(gradient: Params) -> jax.Array:
     """Its norm, as that of one array: a tenth fewer kernels of XLA's than one by one."""
-    return jnp.linalg.norm(ravel_pytree(gradient)[0])
+    return root(jnp.sum(jnp.square(ravel_pytree(gradient)[0])))
 
 
 def _sum_of(first: Loss, second: Loss) -> Loss:

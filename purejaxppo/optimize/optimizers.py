@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import struct
 
@@ -30,7 +31,7 @@ def with_moments_of(optimizer: Any, state: Any, params: Any) -> Any:
     """
     if optimizer == "adam":
         return state
-    made = _rmsprop(1e-5) if optimizer == "rmsprop" else optimizer(1.0)
+    made = optax.scale_by_rms(initial_scale=0.0) if optimizer == "rmsprop" else optimizer(1.0)
     return jax.tree.map(lambda x: Moments(made.init(params)) if is_moments(x) else x, state, is_leaf=is_moments)
 
 
@@ -57,10 +58,26 @@ def direction(moments: Any, gradient: Any, eps: jax.Array | float) -> tuple[Any,
     v = 0.99 v + 0.01 g² from 0, as PyTorch has it and with it the A2C of Stable-Baselines3.
     """
     if isinstance(moments, Moments):
-        step, state = _rmsprop(eps).update(gradient, moments.state)
-        return step, Moments(state)
-    return optax.scale_by_adam(eps=eps).update(gradient, moments)
+        second = optax.tree.update_moment(gradient, moments.state.nu, 0.99, 2)
+        step = jax.tree.map(lambda v, g: 1.0 / (root(v) + eps) * g, second, gradient)
+        return step, Moments(moments.state._replace(nu=second))
+    count = optax.safe_increment(moments.count)
+    first, second = (
+        optax.tree.update_moment(gradient, moment, decay, order)
+        for moment, decay, order in ((moments.mu, 0.9, 1), (moments.nu, 0.999, 2))
+    )
+    unbiased = (optax.tree.bias_correction(x, decay, count) for x, decay in ((first, 0.9), (second, 0.999)))
+    step = jax.tree.map(lambda m, v: m / (root(v) + eps), *unbiased)
+    return step, moments._replace(count=count, mu=first, nu=second)
 
 
-def _rmsprop(eps: jax.Array | float) -> optax.GradientTransformation:
-    return optax.scale_by_rms(decay=0.99, eps=eps, initial_scale=0.0, eps_in_sqrt=False)
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """√x, whose derivative at 0 is 0: so that one may differentiate through a step of parameters without gradient."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    return root(x), dx * jnp.where(x > 0.0, 0.5 / jnp.sqrt(jnp.where(x > 0.0, x, 1.0)), 0.0)

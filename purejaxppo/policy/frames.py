@@ -16,7 +16,7 @@ from purejaxppo.errors import HostEnvironmentError, UsageError, reason
 from purejaxppo.keys import ACTIONS
 from purejaxppo.networks.gsde import step_of_noise
 from purejaxppo.policy.acting import stepper
-from purejaxppo.precision import matmul_precision
+from purejaxppo.precision import matmul_precision, single_precision
 from purejaxppo.rollout import environment_action
 from purejaxppo.spaces import Box
 from purejaxppo.types import TrainState
@@ -67,6 +67,7 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
     env = agent.env
 
     @jax.jit
+    @single_precision
     def play(state: TrainState, key: jax.Array) -> Any:
         policy, (start_key, play_key) = agent.make_policy(state), jax.random.split(key)
         start = env.reset(start_key)
@@ -116,7 +117,7 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
     """Likewise in `config`'s Gymnasium environment, stepped here. Raises: HostEnvironmentError: its own code failed."""
     from gymnasium.error import DependencyNotInstalled
 
-    from purejaxppo.envs.host.worker import action_masks, make
+    from purejaxppo.envs.host.worker import action_masks, flat_mask, make
 
     wrapped: Any = config.environment
     env: Any = config.replace(frame_stack=1, action_repeat=1).environment
@@ -129,7 +130,7 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
             raise UsageError(f"env = 'gymnasium/{env.name}' cannot be drawn ({reason(error):.200}).") from error
         with contextlib.closing(shown):
             own_masks = shown.has_wrapper_attr("action_masks")
-            masks = action_masks(shown) if own_masks else lambda info: info.get("action_mask")
+            masks = action_masks(shown) if own_masks else lambda info: flat_mask(info.get("action_mask"))
             found, info = shown.reset(seed=int(jax.random.bits(key) >> 1))
             obs = env.from_gymnasium(found, masks(info))
             obs, steps, total, over, hidden = stack.fill(obs) if stack else obs, 0, 0.0, False, None

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 
 from purejaxppo.config import Config
+from purejaxppo.consistency import fixed_numbers
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, static
 from purejaxppo.parallel.runs import best_vmap_size
 from purejaxppo.presets import with_settings
-from purejaxppo.stages import FIXED, parse_stages
+from purejaxppo.stages import parse_stages
 from purejaxppo.sweeps.axes import refuse_overruled, traced
 from purejaxppo.tuning.rungs import PRUNERS, Rungs
 from purejaxppo.tuning.space import Space, combinations
@@ -123,7 +124,7 @@ class StudyOptions:
 def check_population(config: Config, space: Space, options: StudyOptions, reserved: int) -> None:
     """Raises: UsageError: a static setting in the space, one member alone, or a budget that is too small for all."""
     for name in space:
-        if not traced(config, name) or name in FIXED:
+        if not traced(config, name) or name in fixed_numbers(config.algo):
             why = "cannot change" if traced(config, name) else "is static: it cannot change"
             raise UsageError(f"space: {name} {why} while a run learns; take it out, or leave --method at search.")
     members, seeds = options.trials, options.seeds_per_trial

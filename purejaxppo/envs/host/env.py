@@ -181,6 +181,7 @@ class HostEnv(BaseEnv):
     # What runs on the host.
 
     def _host_open(self, devices: int, per_run: int, table: np.ndarray) -> Any:
+        self.failed = None  # what an evaluation by itself may have left
         pool = self._take(len(table), devices)
         pool.begin(int(table[0, 0]) * len(table) // per_run, per_run)
         with _LOCK:

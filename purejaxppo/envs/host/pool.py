@@ -135,11 +135,13 @@ class Pool:
             raise
 
     def _wait_for(self, worker: _Process, seconds: float) -> None:
-        """Until it answers. Raises: EnvironmentBrokenError, also if it does not within so many seconds."""
-        began, ready = time.monotonic(), select.poll()
-        silent_at, ends = began + SILENT_SECONDS, began + seconds
+        """Until it answers. Raises: EnvironmentBrokenError, also if one environment takes more than so many seconds."""
+        at, ready = -1, select.poll()
+        silent_at = ends = math.inf
         ready.register(worker.answer, select.POLLIN)
         while not ready.poll(1000.0 * min(1.0, SILENT_SECONDS, seconds)):
+            if at != (at := self._at_work(worker)):  # the one before has answered
+                silent_at, ends = (time.monotonic() + limit for limit in (SILENT_SECONDS, seconds))
             if worker.process.poll() is not None and not ready.poll(0):
                 said = b""  # not an end of file: processes that it started may hold the pipe open
                 break

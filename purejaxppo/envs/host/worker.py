@@ -130,6 +130,7 @@ class Slot:
         dtype, shape = about["action"]
         self._action = self._command[WORDS:].view(dtype).reshape(shape)
         self._scalar, self._dtype = isinstance(env.action_space, gymnasium.spaces.Discrete), env.action_space.dtype
+        self._box = env.action_space if isinstance(env.action_space, gymnasium.spaces.Box) else None
         self._first = np.asarray(getattr(env.action_space, "start", 0)).astype(self._dtype)
         self._from_zero = not self._first.any()
         self._mask = action_masks(env) if about["separate_mask"] else None
@@ -165,6 +166,8 @@ class Slot:
     def _chosen(self) -> Any:
         if self._scalar:
             return int(self._action + self._first)
+        if self._box:
+            return bounded(self._box, self._action)
         chosen = self._action.astype(self._dtype)
         return chosen if self._from_zero else chosen + self._first
 
@@ -187,6 +190,14 @@ class Slot:
             row[...] = part
 
 
+def bounded(box: gymnasium.spaces.Box, action: np.ndarray) -> np.ndarray:
+    """Our float32 action, one or a batch, in the box's dtype and within its bounds, which float32 may have rounded."""
+    if box.dtype == np.float32:
+        return action.astype(np.float32)
+    whole = np.rint(action) if np.issubdtype(box.dtype, np.integer) else action
+    return np.clip(whole.astype(np.float64), box.low, box.high).astype(box.dtype)
+
+
 def mask_shape(env: Any, info: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The shape of the valid actions that an environment tells beside its observation: by a method `action_masks`, as
     sb3-contrib asks for, or in the `info` of a reset, as Gymnasium's Taxi does. None if it does not.
@@ -198,9 +209,14 @@ def mask_shape(env: Any, info: Mapping[str, Any]) -> tuple[int, ...] | None:
 def action_masks(env: Any) -> Any:
     """info ↦ which actions are valid, of an environment that tells it beside the observation."""
     if not env.has_wrapper_attr("action_masks"):
-        return lambda info: info["action_mask"]
+        return lambda info: flat_mask(info["action_mask"])
     masks = env.get_wrapper_attr("action_masks")
-    return lambda info: np.hstack(masks())
+    return lambda info: flat_mask(masks())
+
+
+def flat_mask(mask: Any) -> Any:
+    """A mask of all actions; MultiDiscrete's own is a tuple of one for each part."""
+    return np.hstack(mask) if isinstance(mask, tuple | list) else mask
 
 
 def seed_everything(seed: int) -> None:
