@@ -417,9 +417,10 @@ def main() -> None:
     by_name = {row["name"]: row for row in rows}
     for runs in groups():
         there = all(place(run, options.work).with_suffix(".json").exists() for run in runs)
-        if not there and not options.again and not all(run.name in by_name for run in runs):
+        known = all(run.name in by_name for run in runs)
+        if not there and not options.again and not known:
             train_and_probe(runs, options.work)
-        elif not options.again or not there:
+        elif not there or (known and not options.again):
             continue
         for run in runs:
             by_name[run.name] = row = row_of(run, options.work)

@@ -182,10 +182,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--purejaxrl", type=Path, help="a checkout of luchris429/purejaxrl")
     parser.add_argument("--stoix", type=Path, help="a checkout of EdanToledo/Stoix")
     parser.add_argument("--venvs", type=Path, default=default_root(), help="where the peers' environments are kept")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "throughput", help="without .json, .md, .png")
+    parser.add_argument("--out", type=Path, help="without .json, .md, .png; of some tasks or peers: a temporary one")
     parser.add_argument("--quick", action="store_true", help="one round of ten updates: does everything run?")
     args = parser.parse_args()
     args.rounds = 1 if args.quick else args.rounds
+    whole = not args.quick and args.tasks == [""] and args.peers == list(PEERS)  # else the published table would go
+    args.out = args.out or (HERE / "results" if whole else Path(tempfile.mkdtemp())) / "throughput"
     return args
 
 

@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Collection, Iterable, Mapping
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import jax
 from flax import struct
@@ -117,7 +117,7 @@ def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None
         raise UsageError(f"{field.name} = {value!r:.80} must be a str; {way_out}")
     if not interval:
         return
-    if isinstance(usual, tuple) and not isinstance(value, tuple):
+    if get_origin(without_none(field.type)[0]) is tuple and not isinstance(value, tuple):
         raise UsageError(f"{field.name} = {value!r:.80} must be a tuple; {way_out}")
     for x in value if isinstance(value, tuple) else (value,):
         valid = isinstance(x, numbers.Integral if whole else numbers.Real) and not isinstance(x, bool)

@@ -170,6 +170,12 @@ def settings_of(config: Config) -> dict[str, Any]:
     return settings
 
 
+def without_derived(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings without `num_minibatches`, if `minibatch_size` makes it."""
+    derived = ("num_minibatches",) if settings.get("minibatch_size") else ()
+    return {name: x for name, x in settings.items() if name not in derived}
+
+
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """`config` with flat settings replaced, the algorithm's own among them. All others stay as they are."""
     own = {field.name for field in dataclasses.fields(config.algo)}

@@ -140,6 +140,25 @@ def test_a_setting_that_an_older_version_did_not_have_is_as_it_was_then(tmp_path
     assert preset("ppo", "Breakout-MinAtar").activation == "relu"
 
 
+def test_flags_win_over_a_file_whose_minibatches_they_change(tmp_path):
+    """`minibatch_size` makes `num_minibatches`, and both are in a run's file."""
+    options = {"init_from": "runs/first"}
+    before = preset("ppo", "CartPole-v1", minibatch_size=64, num_steps=128)
+    write_record(RunRecord(tmp_path, before, [0], options, "threefry2x32", 1, versions()))
+    (tmp_path / "it.toml").write_text("minibatch_size = 64\nnum_steps = 128\n")
+    assert parsed("--config", str(tmp_path), "--env", "CartPole-v1", "--init-from", "")[0] == before
+    assert "init_from" in str(with_file(["--config", str(tmp_path)])).replace("-", "_")
+    for path in (tmp_path, tmp_path / "it.toml"):
+        given = [*("--config", str(path)), *("--env", "CartPole-v1"), *("--init-from", "")]
+        assert parsed(*given, "--num-steps", "256")[0].num_minibatches == 16
+        assert parsed(*given, "--minibatch-size", "128")[0].num_minibatches == 4
+        config, _ = parsed(*given, "--num-minibatches", "2")
+        assert (config.num_minibatches, config.minibatch_size) == (2, None)
+    (tmp_path / "it.toml").write_text("join = 'runs/it'\n")
+    with pytest.raises(UsageError, match="join is for the command line"):
+        with_file(["--config", str(tmp_path / "it.toml")])
+
+
 def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsys):
     settings = {"max_kl": 0.02, "hidden_sizes": (8, 4), "layer_norm": True, "max_grad_norm": float("inf")}
     before = preset("trpo", "Pendulum-v1", **settings)

@@ -67,6 +67,9 @@ OPERATIONS = {  # each looks along an axis that is padded, but for the last few
     "product with a column": (lambda x, y: x @ y, X, Y[:, :1]),
     "one-hot": (lambda x: jax.nn.one_hot(jnp.argmax(x, axis=1), 3), X),
     "looked up": (lambda x: jnp.array([1.0, -2.0, 5.0]).at[jnp.argmax(x, axis=1)].get(mode="clip"), X),
+    "looked up, bool": (lambda x: ~jnp.array([True, False, True]).at[jnp.argmax(x, axis=1)].get(mode="clip"), X),
+    "looked up, bytes": (lambda x: jnp.array([1, -2, 5], jnp.int8).at[jnp.argmax(x, axis=1)].get(mode="clip"), X),
+    "argmax of bool": (lambda x: jnp.argmax(x > 0.0, axis=1), X),
     "column taken": (lambda x: x[:, 1] * 2.0, X),
     "first columns": (lambda x: jnp.sum(x[:, :2], axis=1), X),
     "columns joined": (lambda x: jnp.stack([x[:, 2], x[:, 0]], axis=-1), X),
@@ -78,8 +81,8 @@ OPERATIONS = {  # each looks along an axis that is padded, but for the last few
 
 
 def pad(x):
-    """As a kernel holds it, with NaN for what must not be looked at."""
-    held = np.full(padded_shape(x.shape), np.nan, x.dtype)
+    """As a kernel holds it, with NaN, or 1, for what must not be looked at."""
+    held = np.full(padded_shape(x.shape), np.nan if x.dtype.kind == "f" else 1, x.dtype)
     held[tuple(map(slice, x.shape))] = x
     return held
 
@@ -108,6 +111,10 @@ def test_operations_leave_padding_out():
         (jnp.sort, "sort"),
         (lambda x: x.reshape(3, 5), "reshapes"),
         (lambda x: x[:, 1:], "takes"),
+        (lambda x: x[:, ::2], "takes every 2th"),
+        (lambda x: jax.lax.pad(x, 0.0, ((0, 0, 0), (-1, 1, 0))), "puts"),
+        (lambda x: x.astype(int) @ x.T.astype(int), "multiplies matrices of int32"),
+        (lambda x: jnp.bitwise_or.reduce(x.astype(int), axis=1), "joins the bits of int32"),
         (lambda x: jnp.concatenate([x, x]), "concatenates"),
         (lambda x: x[:1, :1] + jnp.sum(jnp.zeros((200, 200)) * x[0, 0]), "does not fit"),
     ],

@@ -76,6 +76,27 @@ def test_two_changes_of_layout_without_a_checkpoint_between_them_lose_nothing(la
     assert_whole(tmp_path, 6)
 
 
+def test_a_row_that_the_checkpoint_does_not_know_yet_is_written_again(tmp_path):
+    """As of a run that was stopped while it evaluated: the row of its last update came after what was saved."""
+    kept = write(tmp_path, [], 0, 2, None)
+    write(tmp_path, [], 2, 3, kept)
+    for _ in range(2):
+        log = open_log(tmp_path, SEEDS, slice(0, 5), 3, (1,), kept)
+        assert_whole(tmp_path, 2)
+        seeds = np.array(SEEDS)
+        log.write(3, 30, {"x": seeds + 0.3, "y": np.where(seeds == 7, np.nan, seeds)})
+        log.close()
+        assert_whole(tmp_path, 3)
+
+
+def test_a_log_that_was_begun_anew_and_has_no_row_yet_is_no_damage(tmp_path):
+    kept = write(tmp_path, [], 0, 3, None)
+    (tmp_path / "metrics.csv").rename(tmp_path / "metrics.old.csv")
+    with pytest.warns(UserWarning, match="is missing"):
+        open_log(tmp_path, SEEDS, slice(0, 5), 3, (1,), kept).close()  # killed before it has saved
+    open_log(tmp_path, SEEDS, slice(0, 5), 3, (1,), kept).close()
+
+
 def test_rows_that_not_all_have_written_are_not_read(tmp_path):
     write(tmp_path, [2], 0, 3, None)
     path = tmp_path / "metrics.2-5.csv"

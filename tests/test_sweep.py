@@ -1,6 +1,7 @@
 """Sweeps: what is swept, how it is divided, and that each setting gets what it would get alone."""
 
 import csv
+import dataclasses
 import itertools
 import json
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from purejaxppo import PPO, TRPO, Config, UsageError, make_train
+from purejaxppo import PPO, TRPO, Config, UsageError, evaluate, make_train
 from purejaxppo.cli.flags import with_file
 from purejaxppo.cli.run import main as run
 from purejaxppo.cli.sweep import SweepOptions, main
@@ -22,6 +23,7 @@ from purejaxppo.rundir.checkpoint import read as read_checkpoint
 from purejaxppo.sweeps import execution, plan
 from purejaxppo.sweeps.axes import grid, parse_axis, parse_sampler
 from purejaxppo.sweeps.execution import begin_sweep
+from purejaxppo.sweeps.results import best_first, command_of
 from purejaxppo.sweeps.table import _tidy, sweep
 
 TINY = {"num_envs": 2, "num_steps": 16, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (8,)}
@@ -279,10 +281,17 @@ def test_a_setting_that_fails_ends_no_other_and_is_tried_again(tmp_path, monkeyp
     assert not (out / "gamma=0.5" / "summary.json").exists()
     assert (out / "results.png").exists()
     again = [*FLAGS, "--grid", "gamma=0.9,0.5,0.99", "--out", str(out), "--resume-or-start"]
-    monkeypatch.setattr(execution.Loop, "run", train)
+    again_trained = []
+
+    def noted(self, *arguments):
+        again_trained.extend(record.directory.name for record in self.runs.records)
+        return train(self, *arguments)
+
+    monkeypatch.setattr(execution.Loop, "run", noted)
     assert main([*again, "--gamma", "0.8"]) == 2
     assert "holds a run with gamma = 0.99, not 0.8" in capsys.readouterr().err
     assert main(again) == 0
+    assert again_trained == ["gamma=0.5"]  # what is finished, never again
     after = read(out / "results.csv")
     assert [after[0], after[2]] == [rows[0], rows[2]]
     assert after[1]["iqm"] != ""
@@ -348,6 +357,7 @@ BAD = {
     "--grid max_kl=0.01,0.02 --mesh rows=2": ["mesh = 'rows=2' must be run=N,env=M,net=2"],
     "--grid max_kl=0.01,0.02 --devices 64": ["devices = 64 must be within 1 … 2"],
     "--grid max_kl=0.01,0.02 --max-kI 3": ["--max-kI", "did you mean --max-kl?"],
+    "--grid gamma=0.9,0.99 --random 60000 --sample max_kl=uniform:0.1,0.2": ["the sweep has 120,000 settings"],
     "--grid max_kl=0.01,0.02 --config nowhere.toml": ["nowhere.toml", "cannot be read"],
     "--resume nowhere": ["nowhere", "is this a run directory?"],
 }
@@ -373,12 +383,54 @@ def test_an_axis_keeps_its_values_where_a_metric_has_its_name():
     assert table["learning_rate_of_update"].tolist() == [3e-4, 1.5e-4]
 
 
+def test_each_setting_is_evaluated_as_it_was_trained(tmp_path):
+    """`observation_clip` is part of the policy; and `desired_kl` of the state, so that it has one shape for all."""
+    out = tmp_path / "it"
+    flags = ["--normalize-observations", "--grid", "observation_clip=inf,1e-6", "--grid", "desired_kl=inf,0.01"]
+    assert main([*FLAGS, *flags, "--final-episodes", "8", "--out", str(out), "--devices", "1"]) == 0
+    for path in sorted(out.glob("*/summary.json")):
+        trained = load(path.parent, 0)
+        alone = evaluate(trained.config, trained.state, trained.state.key, 8).returns.mean()
+        assert json.loads(path.read_text())["eval_return"]["per_seed"][0] == pytest.approx(alone)
+
+
+def test_what_several_values_decide_has_one_shape(tmp_path):
+    settings = [{"desired_kl": x} for x in (np.inf, 0.01)]
+    config = Config(env="CartPole-v1", algo=PPO(), total_steps=64, **TINY)
+    swept, devices = begin_sweep(config, settings, [0], tmp_path, jax.devices()[:1], HostOptions())
+    runs = execution._batch(swept, swept.groups[0], [0, 1], 2, devices)
+    assert runs.state_shapes.step_factor.shape == (2,)
+
+
+def test_the_best_comes_first_and_of_equals_the_first():
+    summaries = [{"eval_return": {"iqm": x}} for x in (500.0, 500.0, 10.0, np.nan, 700.0)]
+    assert best_first(summaries) == [4, 0, 1, 2, 3]
+
+
+def test_stages_are_one_value_of_an_axis():
+    staged = [("0 gamma=0.9",), ("0 gamma=0.95",)]
+    assert parse_axis(CONFIG, "stages=0 gamma=0.9,0 gamma=0.95") == ("stages", staged)
+
+
+def test_what_a_sweep_began_with_is_in_the_command_of_its_best(tmp_path):
+    settings = [{"gamma": 0.9}, {"gamma": 0.95}]
+    swept, _ = begin_sweep(CONFIG, settings, [0], tmp_path, jax.devices()[:1], HostOptions())
+    assert "--init-from" not in command_of(swept, 1)
+    record = swept.record._replace(options=swept.record.options | {"init_from": "runs/first"})
+    command = command_of(dataclasses.replace(swept, record=record), 1)
+    assert "--gamma 0.95" in command
+    assert "--init-from runs/first --num-seeds 1" in command
+
+
 def test_bad_axes_in_python():
     keys = jax.random.split(jax.random.key(0), 2)
     for axes, message in (
         ({"num_envs": jax.numpy.asarray([2, 4])}, "num_envs is static and cannot be an array"),
         ({"max_kI": [0.1]}, "did you mean max_kl"),
         ({"max_kl": []}, "grid max_kl is empty"),
+        ({"max_kl": ["a"]}, "must be a list of numbers"),
+        ({"num_steps": 64}, "num_steps = 64 must be a list of values"),
+        ({"critic_hidden_sizes": [64]}, "critic_hidden_sizes = 64 must be a tuple"),
         ({}, "needs an axis"),
         ({"gamma": [0.9, 0.99]}, "gamma=0.9 would do nothing: stages set gamma from step 0"),
     ):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,12 @@ from purejaxppo.cli.command import exit_code
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import check_fields, did_you_mean, whole_number, without_none
-from purejaxppo.presets import as_flags
+from purejaxppo.presets import as_flags, without_derived
 from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.record import read_config, refuse_code, usual_settings
 
 Options = TypeVar("Options")
+_EITHER = ("minibatch_size", "num_minibatches")  # one makes the other
 _MOST_TOLD = 8  # flags that are not known
 _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("INT", whole_number),
@@ -188,11 +190,15 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
     if not (name := value_of(argv, "config")):
         return argv
     path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    named = {flag_name(token).replace("-", "_") for token in argv}
+    overruled = {other for name, other in itertools.permutations(_EITHER) if name in named}
     if path.suffix == ".json":
-        return [*_flags_of_run(path, value_of(argv, "env")), *argv]
+        return [*_flags_of_run(path, value_of(argv, "env"), overruled), *argv]
     flags = []
     for key, value in read_toml(path).items():
-        if key in ("config", "resume"):
+        if key.replace("-", "_") in overruled:
+            continue
+        if key in ("config", "resume", "join"):
             raise UsageError(f"{path}: {key} is for the command line; take it out.")
         if not isinstance(value, dict):
             flags += _flag(path, key, value)
@@ -204,16 +210,18 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
     return [*flags, *argv]
 
 
-def _flags_of_run(path: Path, env: str) -> list[str]:
-    """The settings of another run as flags: not its seeds, nor where and how it was logged."""
-    settings = read_config(path)["settings"]
+def _flags_of_run(path: Path, env: str, overruled: Collection[str]) -> list[str]:
+    """The settings of another run as flags, and what it began with: not its seeds, nor where and how it was logged."""
+    content = read_config(path)
+    settings, begun_from = content["settings"], content.get("options", {}).get("init_from")
     if not env:
         refuse_code(path, settings["env"])
     known = {"algo", *hyperparameters(), *(field.name for field in dataclasses.fields(Config))}
     if unknown := settings.keys() - known:
         raise UsageError(f"{path}: {min(unknown)!r:.40} is not a setting; restore the file.")
     usual = usual_settings(settings.get("algo"), settings)
-    given = {key: value for key, value in usual.items() if value is not None}
+    given = {key: value for key, value in usual.items() if value is not None and key not in overruled}
+    given = without_derived(given) | ({"init_from": begun_from} if begun_from else {})
     return [x for key, value in given.items() for x in _flag(path, key, value)]
 
 

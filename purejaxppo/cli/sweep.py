@@ -83,7 +83,7 @@ class SweepOptions:
         rng = np.random.default_rng(seed)
         draws = [{name: draw(rng) for name, draw in samplers} for _ in range(self.random)] or [{}]
         once = list({repr(drawn): drawn for drawn in draws}.values())
-        return [own | drawn for own in grid(dict(axes)) for drawn in once]
+        return [own | drawn for own in grid(dict(axes), len(once)) for drawn in once]
 
 
 @dataclasses.dataclass(frozen=True)

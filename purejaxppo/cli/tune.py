@@ -60,7 +60,8 @@ def main(argv: list[str]) -> int:
             progress, out = ProgressLine(plain_console(), again.quiet), Path(again.resume)
             study, devices = read_study(out, progress, again.devices, again.env)
             with lock(out):
-                _show(run_study(study, devices, progress, again.debug), progress)
+                result = run_study(study, devices, progress, again.debug)
+            _show(result, progress, study.record.options.get("init_from", ""))
             return
         config, run, host, own = parse_settings(with_file(argv), _PROG, _ABOUT, TuneOptions(), TuneRunOptions, WITHOUT)
         space = read_toml(Path(own.space)) if own.space else default_space(config)
@@ -74,17 +75,18 @@ def main(argv: list[str]) -> int:
         progress = ProgressLine(plain_console(), run.quiet)
         how: Any = {"out": out, "devices": run.devices, "options": host, "progress": progress}
         how |= {"seeds": run.seeds, "resume_or_start": run.resume_or_start, "debug": run.debug}
-        _show(tune(config, space, **how, **as_dict(own)), progress)
+        _show(tune(config, space, **how, **as_dict(own)), progress, host.init_from)
 
     return exit_code(command)
 
 
-def _show(result: TuneResult, progress: ProgressLine) -> None:
+def _show(result: TuneResult, progress: ProgressLine, begun_from: str) -> None:
     seeds = result.summary["seeds"]
     judged = Judged(result.summary, result.defaults, result.final_env_steps)
     progress.show(final_table(judged, result.env_steps))
     if result.defaults is result.summary:
         progress.say("the search has found nothing better than the settings that it began with")
-    progress.say(f"files in {result.out}; these settings again:\n{run_command(result.config, len(seeds), seeds[0])}")
+    command = run_command(result.config, len(seeds), seeds[0], begun_from)
+    progress.say(f"files in {result.out}; these settings again:\n{command}")
     config = shlex.quote(str(Path(result.out or "") / "best.toml"))
     progress.say(f"or: purejaxppo run --config {config}")

@@ -34,7 +34,7 @@ from purejaxppo.types import TrainState
 
 OnChunk = Callable[[ChunkReport], Any]
 MOST_SEEDS = 2**20
-ROW_BYTES = 170  # of metrics.csv, some more than were measured
+ROW_BYTES = 300  # of metrics.csv, some more than were measured
 
 
 @dataclasses.dataclass(frozen=True)

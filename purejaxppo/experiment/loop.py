@@ -238,7 +238,7 @@ class Loop:
             told = ["eval_success_rate"] if self.config.environment.tells_success else []
             return {name: np.full(members, np.nan) for name in ("eval_return", "eval_length", *told)}
         with self._timed("evaluation"):
-            work = lambda: on_host(self.program.evaluate(self.state).means())  # noqa: E731
+            work = lambda: on_host(self.program.evaluate(self.state, self.runs.swept).means())  # noqa: E731
             measured = self.signals.wait(work, PATIENCE)
         return {name: np.asarray(x)[:members] for name, x in measured.items()}
 
@@ -246,7 +246,7 @@ class Loop:
         """Means over the episodes of the evaluation after training, [members] each."""
         self.progress.stage("evaluating")
         with self._timed("evaluation"):
-            played = self.signals.wait(lambda: on_host(self.program.final(self.state)), patience=0.0)
+            played = self.signals.wait(lambda: on_host(self.program.final(self.state, self.runs.swept)), patience=0.0)
         own = slice(self.runs.own_count)
         returns, cuts = np.asarray(played.returns[own]).mean(axis=1), np.asarray(played.cut[own])
         found = {"eval_return": returns, "cut": cuts.sum(axis=1)}

@@ -37,8 +37,8 @@ class Program(NamedTuple):
     init: Callable[..., Any]  # keys, swept, what they begin with -> state
     # state, swept, totals [runs, columns], done, count -> state, rows [runs, ROWS, columns]
     advance: Callable[..., Any]
-    evaluate: Callable[..., Any]  # state -> Evaluation, at intervals
-    final: Callable[..., Any]  # state -> Evaluation, after training
+    evaluate: Callable[..., Any]  # state, swept -> Evaluation, at intervals
+    final: Callable[..., Any]  # state, swept -> Evaluation, after training
     notes: list[str]  # which parts of an update are kernels of ours
 
     def check_fit(self, devices: list[jax.Device], what: str, way: str) -> None:
@@ -87,18 +87,18 @@ def compile_program(runs: RunBatch) -> Program:
         rows = jnp.zeros((ROWS, len(names))).at[0].set(totals)
         return jax.lax.fori_loop(0, count, body, (state, rows))
 
-    def evaluation(episodes: int) -> Callable[[TrainState], Any]:
-        return lambda state: evaluate(config, state, state.key, episodes)
+    def evaluation(episodes: int) -> Callable[[TrainState, dict[str, jax.Array]], Any]:
+        return lambda state, own: evaluate(with_settings(config, own), state, state.key, episodes)
 
     totals = place(jax.ShapeDtypeStruct((len(keys), len(names)), jnp.float32))
     number = jax.ShapeDtypeStruct((), jnp.int32)
     jobs: list[tuple[Any, tuple[Any, ...]]] = [
         (lay(advance, shared=2, donate=True), (state, own, totals, number, number)),
         (start, (keys, own, learnt)),
-        (lay(evaluation(options.final_episodes)), (state,)),
+        (lay(evaluation(options.final_episodes)), (state, own)),
     ]
     if config.eval_interval:
-        jobs.append((lay(evaluation(config.eval_episodes)), (state,)))
+        jobs.append((lay(evaluation(config.eval_episodes)), (state, own)))
     with ThreadPoolExecutor() as pool:
         compiled = [*pool.map(lambda job: job[0].lower(*job[1]).compile(), jobs)]
     step, first, final, *between = compiled

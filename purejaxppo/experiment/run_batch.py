@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from purejaxppo.config import Config
-from purejaxppo.errors import UsageError
+from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.learning_curve import learning_curve
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.timetable import Timetable
@@ -184,7 +184,9 @@ class RunBatch:
     @cached_property
     def state_shapes(self) -> TrainState:
         """The shapes of all members' states, which only a run that is resumed must know."""
-        return jax.eval_shape(jax.vmap(partial(init, self.config)), self.keys[: len(self.members)])
+        own = {name: x[: len(self.members)] for name, x in self.swept.items()}
+        begin = jax.vmap(lambda key, own: init(with_settings(self.config, own), key))
+        return jax.eval_shape(begin, self.keys[: len(self.members)], own)
 
     def restored(self, snapshot: Snapshot, fresh: TrainState, metrics: int) -> tuple[TrainState, np.ndarray]:
         """What a checkpoint has, laid out as the `fresh` state is: states [runs], and totals [own_rows, metrics].
@@ -213,8 +215,8 @@ class RunBatch:
         config, notes = self.config, []
         if config.env_steps != config.total_steps:
             notes.append(
-                f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: {config.num_updates:,} "
-                f"updates of {config.steps_per_update:,} steps."
+                f"total_steps = {config.total_steps:,} is rounded up to {config.env_steps:,}: "
+                f"{plural(config.num_updates, 'update')} of {config.steps_per_update:,} steps."
             )
         if lacks_preset(config):
             what = "observations are not" if config.normalize_rewards else "neither observations nor rewards are"

@@ -72,5 +72,6 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            if handler is not None:  # one of another language's
+                signal.signal(signum, handler)
         self._waiting.shutdown(wait=False)

@@ -42,4 +42,4 @@ class Timetable(NamedTuple):
 
 def chunk_updates(updates: int, seconds: float, most: int) -> int:
     """How many updates to make before the host looks again, if so many took so many seconds."""
-    return int(max(1, min(most, CHUNK_SECONDS * updates / seconds)))
+    return int(max(1, min(most, CHUNK_SECONDS * updates / max(seconds, 1e-9))))

@@ -168,13 +168,27 @@ def _iota(*, after: Any, dimension: int, **_: Any) -> jax.Array:
     return _along(padded_shape(after.shape), dimension).astype(after.dtype)
 
 
+def _as_held(x: jax.Array) -> jax.Array:
+    """Triton reduces no bool."""
+    return x.astype(jnp.int32) if x.dtype == jnp.bool_ else x
+
+
 def _reduction(reduce: Callable[..., jax.Array], neutral: Callable[[Any], Any]) -> Callable[..., jax.Array]:
     def rule(x: jax.Array, *, before: Any, after: Any, axes: Sequence[int], **_: Any) -> jax.Array:
-        as_held = x.astype(jnp.int32) if x.dtype == jnp.bool_ else x  # Triton reduces no bool
+        as_held = _as_held(x)
         kept = _keep(as_held, before[0].shape, axes, neutral(as_held.dtype))
         return reduce(kept, axis=tuple(axes)).astype(after.dtype)
 
     return rule
+
+
+def _logical(rule: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def checked(x: jax.Array, **about: Any) -> jax.Array:
+        if x.dtype != jnp.bool_:
+            raise NoKernelError(f"it joins the bits of {x.dtype}")
+        return rule(x, **about)
+
+    return checked
 
 
 def _least(dtype: Any) -> Any:
@@ -186,6 +200,7 @@ def _greatest(dtype: Any) -> Any:
 
 
 def _argmax(x: jax.Array, *, before: Any, axes: Sequence[int], index_dtype: Any, **_: Any) -> jax.Array:
+    x = _as_held(x)
     return jax.lax.argmax(_keep(x, before[0].shape, axes, _least(x.dtype)), axes[0], index_dtype)
 
 
@@ -208,13 +223,15 @@ def _stack(*parts: jax.Array, before: Any, after: Any, axis: int) -> jax.Array:
 
 def _slice(x: jax.Array, *, before: Any, after: Any, start_indices: Any, strides: Any, **_: Any) -> jax.Array:
     """Of one entry along an axis, all, or the first ones if the others may stay as padding."""
+    if any(step > 1 and size > 1 for step, size in zip(strides or (), after.shape, strict=False)):
+        raise NoKernelError(f"it takes every {max(strides)}th of {before[0].shape}")
     for axis, (start, n, size) in enumerate(zip(start_indices, before[0].shape, after.shape, strict=True)):
         if size == n or (start == 0 and padded(size) == x.shape[axis]):
             continue
         if size != 1:
             raise NoKernelError(f"it takes {after.shape} out of {before[0].shape}")
         here = _along(x.shape, axis) == start
-        chosen = jnp.where(here, x.astype(jnp.int32) if x.dtype == jnp.bool_ else x, 0)
+        chosen = jnp.where(here, _as_held(x), 0)
         x = jnp.sum(chosen, axis=axis, keepdims=True).astype(after.dtype)
     return x
 
@@ -222,7 +239,7 @@ def _slice(x: jax.Array, *, before: Any, after: Any, start_indices: Any, strides
 def _pad(x: jax.Array, value: Any, *, before: Any, after: Any, padding_config: Any) -> jax.Array:
     """Of one entry along an axis: the gradient of `_slice`."""
     for axis, (n, size, (low, _, _)) in enumerate(zip(before[0].shape, after.shape, padding_config, strict=True)):
-        if size == n:
+        if size == n and low == 0:
             continue
         if n != 1:
             raise NoKernelError(f"it puts {before[0].shape} into {after.shape}")
@@ -240,7 +257,8 @@ def _gather(
         raise NoKernelError(f"it looks up {indices} in {before[0].shape}")
     held = (index.shape[0], table.shape[0])
     chosen = _along(held, 1) == jnp.clip(index, 0, n - 1)
-    return jnp.sum(jnp.where(chosen, table.reshape(1, -1), 0), axis=1).reshape(padded_shape(after.shape))
+    found = jnp.sum(jnp.where(chosen, _as_held(table).reshape(1, -1), 0), axis=1)
+    return found.reshape(padded_shape(after.shape)).astype(after.dtype)
 
 
 def _transpose(x: jax.Array, *, permutation: Sequence[int], **_: Any) -> jax.Array:
@@ -255,6 +273,8 @@ def _dot_general(
     ranks = [len(x.shape) for x in before]
     if ranks != [2, 2] or any(map(len, batch)) or any(len(x) != 1 for x in contracted):
         raise NoKernelError(f"it multiplies arrays of {[x.shape for x in before]}")
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in before):
+        raise NoKernelError(f"it multiplies matrices of {before[0].dtype}")
     (i,), (j,) = contracted
     a, b = _keep(a, before[0].shape, (i,), 0), _keep(b, before[1].shape, (j,), 0)
     if min(*a.shape, *b.shape) > 1:
@@ -276,10 +296,10 @@ RULES: dict[str, Callable[..., jax.Array]] = {
     "gather": _gather,
     "iota": _iota,
     "pad": _pad,
-    "reduce_and": _reduction(jnp.min, _greatest),
+    "reduce_and": _logical(_reduction(jnp.min, _greatest)),
     "reduce_max": _reduction(jnp.max, _least),
     "reduce_min": _reduction(jnp.min, _greatest),
-    "reduce_or": _reduction(jnp.max, lambda dtype: 0),
+    "reduce_or": _logical(_reduction(jnp.max, lambda dtype: 0)),
     "reduce_sum": _reduction(jnp.sum, lambda dtype: 0),
     "reshape": _reshape,
     "slice": _slice,

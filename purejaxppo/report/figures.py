@@ -88,7 +88,10 @@ def lines(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if ylim:
             bottom, top = axes.get_ylim()
-            axes.set_ylim(max(bottom, ylim[0]) if ylim[1] is None else ylim[0], ylim[1] or top)
+            if ylim[1] is None:  # less of what is far below, unless there is nothing else
+                axes.set_ylim(max(bottom, ylim[0]) if top > ylim[0] else bottom, top)
+            else:
+                axes.set_ylim(*ylim)
         if steps:
             axes.set_xlim(left=0)
             plotting.whole_ticks(axes.xaxis)

@@ -128,7 +128,7 @@ def shared_seeds(entries: list[Entry]) -> list[str]:
     """What is to be said of runs of the same settings that share seeds, and so are the same runs in part."""
     alike: dict[frozenset[tuple[str, str]], list[Entry]] = {}
     for e in entries:
-        annealed = e.run.settings.get("anneal_learning_rate") == "true"  # over total_steps, which matters then
+        annealed = e.run.settings.get("anneal_learning_rate") == "true" or e.run.settings.get("anneal")
         other = ("eval_",) if annealed else ("total_steps", "eval_")
         training = (item for item in e.run.settings.items() if not item[0].startswith(other))
         alike.setdefault(frozenset(training), []).append(e)

@@ -103,11 +103,15 @@ def kept_rows(
     path: Path, seeds: list[int], done: int, intervals: Iterable[int] = (), upto: Mapping[str, Any] | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """The header, and the rows of up to `done` updates. Raises: UsageError: see `MetricsFile`."""
-    header, rows = _rows(path, seeds, done, intervals if upto is None else ())
-    if upto is not None:
-        data = csv_text([header, *rows]).encode() if rows else b""
-        if upto != {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
-            raise malformed(path, "its rows are not those that were logged before the checkpoint", FIX)
+    text = read_text(path)
+    if upto is None:
+        return _rows(path, text, seeds, done, intervals)
+    data = text.encode()[: upto["bytes"]]
+    if upto == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
+        return _rows(path, data.decode(), seeds, done, ())
+    header, rows = _rows(path, text, seeds, done, ())
+    if rows:  # else it was begun after the checkpoint, when an older one had been moved away
+        raise malformed(path, "its rows are not those that were logged before the checkpoint", FIX)
     return header, rows
 
 
@@ -122,7 +126,7 @@ def read_metrics(path: Path, seeds: list[int], done: int = 0, intervals: Iterabl
     Raises:
         UsageError: it is damaged.
     """
-    header, rows = _rows(path, seeds, done, intervals)
+    header, rows = _rows(path, read_text(path), seeds, done, intervals)
     table = np.full((-(-len(rows) // len(seeds)) * len(seeds), len(header)), np.nan)
     for i, row in enumerate(rows):
         try:
@@ -134,12 +138,13 @@ def read_metrics(path: Path, seeds: list[int], done: int = 0, intervals: Iterabl
     return MetricsTable(seeds, update, env_steps, columns)
 
 
-def _rows(path: Path, seeds: list[int], done: int, intervals: Iterable[int]) -> tuple[list[str], list[list[str]]]:
+def _rows(
+    path: Path, text: str, seeds: list[int], done: int, intervals: Iterable[int]
+) -> tuple[list[str], list[list[str]]]:
     """The header, and the cells of rows of every seed in turn, of one update after the other; the last may lack seeds.
 
     What follows the last line's end is still being written.
     """
-    text = read_text(path)
     before = 0
     with refusing(path):
         header, *rows = [*csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""), strict=True)] or [[]]

@@ -126,7 +126,8 @@ def read_record(
             raise UsageError(f"{path}: {key} = {written!r:.40} is a module of yours; give it again from Python.")
         if written is None and module is not None:
             raise UsageError(f"{key} = {type(module).__name__}, but this run was trained without; leave it out.")
-    refuse_huge(path, settings | options)
+    again = {name for name, own in (("env", env), ("optimizer", optimizer)) if own is not None}  # their texts are idle
+    refuse_huge(path, {name: x for name, x in settings.items() if name not in again} | options)
     if "optimizer" in settings:  # which older versions did not have
         settings["optimizer"] = _optimizer_again(path, settings["optimizer"], optimizer)
     refuse_links(directory)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,14 +27,18 @@ def traced(config: Config, name: str) -> bool:
     return setting_field(config, name).metadata.get("type") is float
 
 
-def grid(axes: Mapping[str, Sequence[Any]]) -> list[Settings]:
-    """Every combination of the values of all axes; the last axis varies fastest. Raises: UsageError, an empty axis."""
+def grid(axes: Mapping[str, Sequence[Any]], times: int = 1) -> list[Settings]:
+    """Every combination of the values of all axes; the last axis varies fastest.
+
+    Raises:
+        UsageError: an empty axis, or so many, `times` the draws of others, that nobody could list them.
+    """
     for name, values in axes.items():
         if not len(values):
             raise UsageError(f"grid {name} is empty; pass {name}=VALUE,VALUE.")
-    count = math.prod(len(values) for values in axes.values())
+    count = times * math.prod(len(values) for values in axes.values())
     if count > _MOST:
-        raise UsageError(f"the grid has {count:,} settings and may have {_MOST:,}; pass fewer values, or --random.")
+        raise UsageError(f"the sweep has {count:,} settings and may have {_MOST:,}; pass fewer values, or --random.")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -108,7 +112,7 @@ def parse_value(config: Config, name: str, text: str) -> Any:
     except (KeyError, ValueError) as error:
         wanted = "true or false" if kind is bool else "a number" if kind is float else "a whole number"
         raise UsageError(f"{name} = {text!r} must be {wanted}; the default: {settings_of(config)[name]!r}.") from error
-    return text if kind is str else tuple(text.split())
+    return text if kind is str else (text,) if name == "stages" else tuple(text.split())
 
 
 def _kind(field: "dataclasses.Field[Any]") -> tuple[Any, bool]:
@@ -148,7 +152,12 @@ def of_python(config: Config, axes: Mapping[str, Any]) -> list[Settings]:
     values: dict[str, list[Any]] = {}
     for name, axis in axes.items():
         if traced(config, name):
-            values[name] = np.asarray(axis, np.float64).ravel().tolist()
+            try:
+                values[name] = np.asarray(axis, np.float64).ravel().tolist()
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{name} = {axis!r:.80} must be a list of numbers, or an array of them.") from error
+        elif isinstance(axis, str) or not isinstance(axis, Iterable):
+            raise UsageError(f"{name} = {axis!r:.80} must be a list of values.")
         elif isinstance(axis, jax.Array):
             raise UsageError(f"{name} is static and cannot be an array; pass a list of Python values.")
         else:

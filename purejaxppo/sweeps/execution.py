@@ -22,6 +22,7 @@ from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals
 from purejaxppo.parallel.devices import most_open_files
+from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.files import (
     SWEEP,
     UNFINISHED,
@@ -242,6 +243,8 @@ def train_batch(
 
     The directory `claimed` is this process's as long as it may save; None: the sweep's.
     """
+    if not checkpoint.steps_saved(sweep.batch_directory(members) / "checkpoints"):  # they do not go on together
+        members = [i for i in members if not sweep.finished([i])]
     runs = _batch(sweep, step.group, members, step.at_once, devices, claimed or sweep.record.directory)
     runs.directory.mkdir(parents=True, exist_ok=True)
     for record in runs.records:

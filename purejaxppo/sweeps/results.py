@@ -8,7 +8,7 @@ from rich.table import Table
 
 from purejaxppo.config import Config
 from purejaxppo.errors import plural
-from purejaxppo.presets import as_flags, preset, settings_of
+from purejaxppo.presets import as_flags, preset, settings_of, without_derived
 from purejaxppo.rundir.files import csv_text, write_text
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import decimals, interval_text, return_text
@@ -27,7 +27,7 @@ def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
         rows.add_column(heading, justify="left" if heading == "group" else "right")
     for step in steps:
         count = len(step.group.members)
-        memory = f"{step.program.device_bytes / 2**30:.3f}" if step.program else "finished"
+        memory = f"{step.program.device_bytes / 2**30:.3f}" if step.program else "failed" if step.failed else "finished"
         rows.add_row(step.group.name, str(count), str(count * seeds), memory, str(len(step.lots)))
     return rows
 
@@ -35,7 +35,7 @@ def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
 def best_first(summaries: list[Summary]) -> list[int]:
     """Settings by the IQM of their final returns, those without any last."""
     scores = np.array([summary["eval_return"]["iqm"] for summary in summaries])
-    return np.argsort(np.where(np.isnan(scores), -np.inf, scores), kind="stable")[::-1].tolist()
+    return np.argsort(np.where(np.isnan(scores), np.inf, -scores), kind="stable").tolist()
 
 
 def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Table:
@@ -77,13 +77,13 @@ def write_results(sweep: Sweep, summaries: list[Summary]) -> None:
 
 def command_of(sweep: Sweep, i: int) -> str:
     """The command line that trains one setting on as many other seeds: those of the sweep have chosen it."""
-    seeds = sweep.record.seeds
-    return run_command(sweep.configs[i], len(seeds), (max(seeds) + 1) % 2**31)
+    seeds, begun_from = sweep.record.seeds, sweep.record.options.get("init_from", "")
+    return run_command(sweep.configs[i], len(seeds), (max(seeds) + 1) % 2**31, begun_from)
 
 
-def run_command(config: Config, num_seeds: int, first_seed: int) -> str:
-    """The command line that trains a config."""
-    own = beyond_preset(config)
+def run_command(config: Config, num_seeds: int, first_seed: int, begun_from: str = "") -> str:
+    """The command line that trains a config, from the networks of another run if there is one."""
+    own = beyond_preset(config) | ({"init_from": begun_from} if begun_from else {})
     words = ["purejaxppo", "run", "--algo", config.algo_name, "--env", str(config.env), *as_flags(own)]
     return shlex.join([*words, "--num-seeds", str(num_seeds), "--seed", str(first_seed)])
 
@@ -92,4 +92,5 @@ def beyond_preset(config: Config) -> Settings:
     """The settings in which a config differs from the preset of its algorithm and environment."""
     settings = settings_of(config)
     usual = settings_of(preset(settings["algo"], config.env))
-    return {name: x for name, x in settings.items() if name not in ("algo", "env") and x != usual[name]}
+    own = {name: x for name, x in settings.items() if name not in ("algo", "env") and x != usual[name]}
+    return without_derived(own)

@@ -77,7 +77,7 @@ class Worker:
         """Take part until the end; what came of the whole sweep, see `run_sweep`. Its tables are written by then.
 
         Raises:
-            UsageError: what is left cannot be trained on this machine; or with `debug` a setting has failed.
+            UsageError: what is left cannot be trained on this machine, or all have failed; or with `debug` one has.
             OSError, Stopped: as `run_experiment`; the batch under way is anybody's then.
         """
         if all(map(self._settled, self.batches)):  # who joins then wants what has failed to be tried again
@@ -86,10 +86,10 @@ class Worker:
         left, waits = self.batches, False
         while left := [batch for batch in left if not self._settled(batch)]:
             able = sorted(left, key=lambda batch: (batch.group not in self._steps, random.random()))
-            able = [batch for batch in able if self._step(batch).failed is None]
-            if not able:
+            trained = any(self._step(batch).failed is None and self._train(batch) for batch in able)
+            if not trained and all(self._steps[batch.group].failed for batch in left):
                 raise next(step.failed for step in self._steps.values() if step.failed)
-            if not any(self._train(batch) for batch in able):
+            if not trained:
                 if not waits:
                     whom = ", ".join(sorted({owner_of(batch.directory) for batch in able}))
                     what = f"waiting for {plural(len(left), 'batch')} of others"
@@ -99,6 +99,8 @@ class Worker:
         failed = {i: why for batch in self.batches for i, why in self._failed(batch).items()}
         summaries = summaries_of(self.sweep, failed)
         self._write_tables(summaries, bool(failed))
+        if len(failed) == len(summaries):
+            raise failed[0]
         return summaries, failed
 
     def _size(self, group: int) -> int:

@@ -12,6 +12,7 @@ from purejaxppo.config import Config
 from purejaxppo.errors import plural, reason
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import csv_text, replacing, write_text
+from purejaxppo.rundir.record import RunRecord
 from purejaxppo.statistics import decimals, interval_text, probability_of_improvement, return_text
 from purejaxppo.sweeps.axes import show
 from purejaxppo.sweeps.results import beyond_preset
@@ -75,7 +76,7 @@ def write_final(out: Path, final: Judged) -> None:
 
 
 def write_results(
-    out: Path, search: Search, config: Config, seeds: list[int], warn: Callable[[str], None]
+    out: Path, search: Search, config: Config, record: RunRecord, warn: Callable[[str], None]
 ) -> dict[str, np.ndarray]:
     """trials.csv, best.toml, importance.png and slices.png; the columns of the first. `config` is the best.
 
@@ -95,7 +96,7 @@ def write_results(
     ]
     cells = [["" if isinstance(x, float) and math.isnan(x) else show(x) for x in row] for row in rows]
     write_text(out / "trials.csv", csv_text([["trial", *names], *([i, *row] for i, row in enumerate(cells))]))
-    write_text(out / "best.toml", best_toml(config, len(seeds), seeds[0]))
+    write_text(out / "best.toml", best_toml(config, record.seeds, record.options.get("init_from", "")))
     if config.stages:
         write_text(out / "schedule.toml", schedule_toml(config, search.space))
     draw(out, search, warn)
@@ -106,14 +107,17 @@ def write_results(
     return {"trial": np.arange(len(rows))} | columns
 
 
-def best_toml(config: Config, num_seeds: int, first_seed: int) -> str:
-    """A file for `run --config`: what differs from the preset, and the seeds of the final run.
+def best_toml(config: Config, seeds: list[int], begun_from: str) -> str:
+    """A file for `run --config`: what differs from the preset, what the run began with, and its seeds.
 
-    Modules of the user's own are left out: they can be given from Python alone.
+    Seeds that do not follow one another have no flag. Modules of the user's own are left out, too: they can be given
+    from Python alone.
     """
     same = {"algo": config.algo_name, "env": config.env_name}
     own = {name: x for name, x in beyond_preset(config).items() if not name.endswith("_network") and not callable(x)}
-    flags = same | own | {"num_seeds": num_seeds, "seed": first_seed}
+    flags = same | own | ({"init_from": begun_from} if begun_from else {})
+    if seeds == [*range(seeds[0], seeds[0] + len(seeds))]:
+        flags |= {"num_seeds": len(seeds), "seed": seeds[0]}
     return "".join(f"{name} = {toml_value(value)}\n" for name, value in flags.items())
 
 

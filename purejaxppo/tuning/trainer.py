@@ -79,7 +79,9 @@ class Trainer:
             state = _restored(together, state)
         state = self._advance(program, runs, state, done, until)
         count, size, members = len(configs), len(self.seeds), len(runs.members)
-        played = self.signals.wait(lambda: jax.device_get(program.final(state)), patience=0.0, left=self.way_out)
+        played = self.signals.wait(
+            lambda: jax.device_get(program.final(state, runs.swept)), patience=0.0, left=self.way_out
+        )
         arrays = flatten(state)
         kept = [{path: x[i * size : (i + 1) * size] for path, x in arrays.items()} for i in range(count)]
         return Trained(

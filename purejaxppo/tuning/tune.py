@@ -133,7 +133,7 @@ def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine, d
     progress.say(f"training trial {best.number}, and what the study began with, on seeds that no trial had")
     config = scheduled(record.config, best, search.rungs)
     final = judge(record, config, devices, progress, debug)
-    columns = write_results(out, search, config, record.seeds, progress.warn)
+    columns = write_results(out, search, config, record, progress.warn)
     write_final(out, final)
     return TuneResult(
         config, best.settings, final.best, final.defaults, columns, search.env_steps, final.env_steps, out
@@ -169,8 +169,10 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
             configs = [trial.config for trial in lot.trials]
             done, until = (search.rungs.updates(k, configs[0].steps_per_update) for k in (lot.rung, lot.rung + 1))
             trained = trainer.train(lot.trials[0].static, configs, done, until, before or None)
-            written.result()
-            journal.add(search, lot, trained.returns, trained.evaluation_steps, trained.states)
+            try:
+                written.result()
+            finally:  # what others read may be out of order; what was trained counts
+                journal.add(search, lot, trained.returns, trained.evaluation_steps, trained.states)
             if signals.received:
                 raise Stopped(signals.received, f"{again} goes on")
         file.update(search)
