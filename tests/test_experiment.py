@@ -355,7 +355,7 @@ def test_signals_are_heard_while_devices_work(phase, quick, monkeypatch, tmp_pat
             hang()
         program = compile_program(runs)
         whole = getattr(program, phase, None)
-        return program._replace(**{phase: lambda state: hang() or whole(state)} if whole else {})
+        return program._replace(**{phase: lambda *given: hang() or whole(*given)} if whole else {})
 
     monkeypatch.setattr(loop, "compile_program", compile_program)
     monkeypatch.setattr(os, "_exit", end)
