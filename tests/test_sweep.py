@@ -357,7 +357,9 @@ BAD = {
     "--grid max_kl=0.01,0.02 --mesh rows=2": ["mesh = 'rows=2' must be run=N,env=M,net=2"],
     "--grid max_kl=0.01,0.02 --devices 64": ["devices = 64 must be within 1 … 2"],
     "--grid max_kl=0.01,0.02 --max-kI 3": ["--max-kI", "did you mean --max-kl?"],
-    "--grid gamma=0.9,0.99 --random 60000 --sample max_kl=uniform:0.1,0.2": ["the sweep has 120,000 settings"],
+    "--grid gamma=0.9,0.95,0.99,1 --random 60000 --sample max_kl=loguniform:1e-6,0.1": [
+        "settings and may have 100,000"
+    ],
     "--grid max_kl=0.01,0.02 --config nowhere.toml": ["nowhere.toml", "cannot be read"],
     "--resume nowhere": ["nowhere", "is this a run directory?"],
 }
