@@ -154,6 +154,9 @@ def test_flags_win_over_a_file_whose_minibatches_they_change(tmp_path):
         assert parsed(*given, "--minibatch-size", "128")[0].num_minibatches == 4
         config, _ = parsed(*given, "--num-minibatches", "2")
         assert (config.num_minibatches, config.minibatch_size) == (2, None)
+    content = json.loads((tmp_path / "config.json").read_text())
+    write_json(tmp_path / "config.json", content | {"options": None})
+    assert "--init-from" not in with_file(["--config", str(tmp_path)])
     (tmp_path / "it.toml").write_text("join = 'runs/it'\n")
     with pytest.raises(UsageError, match="join is for the command line"):
         with_file(["--config", str(tmp_path / "it.toml")])

@@ -245,6 +245,8 @@ def train_batch(
     """
     if not checkpoint.steps_saved(sweep.batch_directory(members) / "checkpoints"):  # they do not go on together
         members = [i for i in members if not sweep.finished([i])]
+    if not members:
+        return {}
     runs = _batch(sweep, step.group, members, step.at_once, devices, claimed or sweep.record.directory)
     runs.directory.mkdir(parents=True, exist_ok=True)
     for record in runs.records:
