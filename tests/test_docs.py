@@ -26,7 +26,7 @@ from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.flags import parse_flags, with_file
 from purejaxppo.cli.settings import NoOptions, parse_resume, parse_settings
 from purejaxppo.cli.sweep import SweepOptions
-from purejaxppo.cli.tune import TuneOptions
+from purejaxppo.cli.tune import WITHOUT, TuneOptions
 from purejaxppo.config import Config
 from purejaxppo.rundir.files import read_toml
 from purejaxppo.tuning.space import default_space, parse_space
@@ -91,7 +91,7 @@ def parse(words: list[str]) -> None:
     if name not in MORE:
         parse_flags(importlib.import_module(f"purejaxppo.cli.{name}").main.options, argv, name, "")
     elif "--resume" in argv:
-        parse_resume(argv, name)
+        parse_resume(argv, name, WITHOUT if name.endswith("tune") else ())
     else:
         argv = with_file(argv, tables=("grid", "sample") if name == "sweep" else ())
         config, options, _, own = parse_settings(argv, name, "", MORE[name])

@@ -153,9 +153,9 @@ def read_schedule(path: Path) -> tuple[str, ...]:
     return tuple(map(str, stages))
 
 
-def parse_resume(argv: list[str], prog: str) -> ResumeOptions:
+def parse_resume(argv: list[str], prog: str, without: tuple[str, ...] = ()) -> ResumeOptions:
     """Raises: UsageError, a flag that a run cannot change; SystemExit after `--help`."""
-    known = flags_of([Group(ResumeOptions)]) - ({"--distributed"} if prog.rsplit(maxsplit=1)[-1] == "tune" else set())
+    known = flags_of([Group(ResumeOptions, without)])
     for token in argv:
         if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
             raise UsageError(

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
     def command() -> None:
         if value_of(argv, "resume"):
-            again = parse_resume(argv, _PROG)
+            again = parse_resume(argv, _PROG, WITHOUT)
             for name in ("total_steps", "mesh"):
                 if getattr(again, name) is not None:
                     flag = name.replace("_", "-")

@@ -182,10 +182,11 @@ def _converted(given: Any, part: Part) -> jax.Array:
     """An entry of an observation in our dtype. Raises: UsageError: it cannot hold a number that was given."""
     x = given if isinstance(given, jax.Array) else np.asarray(given)
     if part.dtype in ("uint8", "int32") and not isinstance(x, jax.core.Tracer):
+        numbers = np.asarray(x)
         with np.errstate(invalid="ignore"):  # NaN, which is refused
-            held = np.asarray(x).astype(part.dtype) == np.asarray(x)
+            held = numbers.astype(part.dtype) == numbers
         if not np.all(held):
-            raise UsageError(f"{np.asarray(x)[~held].flat[0]} is no {part.dtype}")
+            raise UsageError(f"{numbers[~held].flat[0]} is no {part.dtype}")
     return (jnp.asarray(x) - part.start).astype(part.dtype)
 
 

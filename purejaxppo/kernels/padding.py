@@ -173,22 +173,17 @@ def _as_held(x: jax.Array) -> jax.Array:
     return x.astype(jnp.int32) if x.dtype == jnp.bool_ else x
 
 
-def _reduction(reduce: Callable[..., jax.Array], neutral: Callable[[Any], Any]) -> Callable[..., jax.Array]:
+def _reduction(
+    reduce: Callable[..., jax.Array], neutral: Callable[[Any], Any], of_bool: bool = False
+) -> Callable[..., jax.Array]:
     def rule(x: jax.Array, *, before: Any, after: Any, axes: Sequence[int], **_: Any) -> jax.Array:
+        if of_bool and x.dtype != jnp.bool_:
+            raise NoKernelError(f"it joins the bits of {x.dtype}")
         as_held = _as_held(x)
         kept = _keep(as_held, before[0].shape, axes, neutral(as_held.dtype))
         return reduce(kept, axis=tuple(axes)).astype(after.dtype)
 
     return rule
-
-
-def _logical(rule: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    def checked(x: jax.Array, **about: Any) -> jax.Array:
-        if x.dtype != jnp.bool_:
-            raise NoKernelError(f"it joins the bits of {x.dtype}")
-        return rule(x, **about)
-
-    return checked
 
 
 def _least(dtype: Any) -> Any:
@@ -296,10 +291,10 @@ RULES: dict[str, Callable[..., jax.Array]] = {
     "gather": _gather,
     "iota": _iota,
     "pad": _pad,
-    "reduce_and": _logical(_reduction(jnp.min, _greatest)),
+    "reduce_and": _reduction(jnp.min, _greatest, of_bool=True),
     "reduce_max": _reduction(jnp.max, _least),
     "reduce_min": _reduction(jnp.min, _greatest),
-    "reduce_or": _logical(_reduction(jnp.max, lambda dtype: 0)),
+    "reduce_or": _reduction(jnp.max, lambda dtype: 0, of_bool=True),
     "reduce_sum": _reduction(jnp.sum, lambda dtype: 0),
     "reshape": _reshape,
     "slice": _slice,

@@ -83,14 +83,14 @@ def command_of(sweep: Sweep, i: int) -> str:
 
 def run_command(config: Config, num_seeds: int, first_seed: int, begun_from: str = "") -> str:
     """The command line that trains a config, from the networks of another run if there is one."""
-    own = beyond_preset(config) | ({"init_from": begun_from} if begun_from else {})
+    own = beyond_preset(config, begun_from)
     words = ["purejaxppo", "run", "--algo", config.algo_name, "--env", str(config.env), *as_flags(own)]
     return shlex.join([*words, "--num-seeds", str(num_seeds), "--seed", str(first_seed)])
 
 
-def beyond_preset(config: Config) -> Settings:
-    """The settings in which a config differs from the preset of its algorithm and environment."""
+def beyond_preset(config: Config, begun_from: str = "") -> Settings:
+    """The settings in which a config differs from its algorithm's and environment's preset, and what it began with."""
     settings = settings_of(config)
     usual = settings_of(preset(settings["algo"], config.env))
     own = {name: x for name, x in settings.items() if name not in ("algo", "env") and x != usual[name]}
-    return without_derived(own)
+    return without_derived(own) | ({"init_from": begun_from} if begun_from else {})

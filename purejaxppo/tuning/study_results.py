@@ -114,8 +114,8 @@ def best_toml(config: Config, seeds: list[int], begun_from: str) -> str:
     from Python alone.
     """
     same = {"algo": config.algo_name, "env": config.env_name}
-    own = {name: x for name, x in beyond_preset(config).items() if not name.endswith("_network") and not callable(x)}
-    flags = same | own | ({"init_from": begun_from} if begun_from else {})
+    own = beyond_preset(config, begun_from).items()
+    flags = same | {name: x for name, x in own if not name.endswith("_network") and not callable(x)}
     if seeds == [*range(seeds[0], seeds[0] + len(seeds))]:
         flags |= {"num_seeds": len(seeds), "seed": seeds[0]}
     return "".join(f"{name} = {toml_value(value)}\n" for name, value in flags.items())
