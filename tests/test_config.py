@@ -242,38 +242,56 @@ def shapes(config):
     return str((state.policy, state.critic, state.algorithm))
 
 
+@functools.cache
+def program(config):
+    """All of training, as it is traced."""
+    return str(jax.make_jaxpr(make_train(config))(KEY))
+
+
 def is_number(field):
     """Whether values of the field are traced."""
     return field.metadata.get("type") is float
 
 
-def all_fields():
-    """(class, field) of every setting there is, from the classes themselves."""
+def all_fields(results):
+    """(class, field) of every setting, from the classes themselves; of numbers only where `results` are compared."""
     elsewhere = {(Config, name) for name in TESTED_ELSEWHERE} | OWN_TESTED_ELSEWHERE
     return [
         pytest.param(
             owner,
             field,
             id=f"{owner.__name__}.{field.name}",
-            marks=pytest.mark.slow if (owner, field.name) in elsewhere else (),
+            marks=pytest.mark.slow if (owner, field.name) in elsewhere or (results and not is_number(field)) else (),
         )
         for owner in (Config, *ALGORITHMS.values())
         for field in dataclasses.fields(owner)
-        if field.name not in OF_ACCELERATORS
+        if field.name not in OF_ACCELERATORS and (results or not is_number(field))
     ]
 
 
-@pytest.mark.parametrize(("owner", "field"), all_fields())
-def test_every_setting_does_something(owner, field):
-    """Another value of it changes parameters, metrics or shapes; that of a number without another compilation."""
+def base_and_changed(owner, field):
+    """Two configs that differ in this field, and where it matters."""
     changes = SHARED if owner is Config else OWN[owner]
     assert field.name in changes, f"no change of {owner.__name__}.{field.name} is listed: add one that must show"
     base, change = BASE[A2C if owner is Config else owner], changes[field.name]
     if isinstance(change, tuple):
         base, change = base.replace(**change[0]), change[1]
-    changed = (
-        base.replace(**change) if owner is Config else base.replace(algo=base.algo.replace(**{field.name: change}))
-    )
+    if owner is not Config:
+        change = {"algo": base.algo.replace(**{field.name: change})}
+    return base, base.replace(**change)
+
+
+@pytest.mark.parametrize(("owner", "field"), all_fields(results=False))
+def test_every_choice_changes_the_program(owner, field):
+    """Shapes or what is traced; that results change, too, is below."""
+    base, changed = base_and_changed(owner, field)
+    assert shapes(changed) != shapes(base) or program(changed) != program(base)
+
+
+@pytest.mark.parametrize(("owner", "field"), all_fields(results=True))
+def test_every_setting_does_something(owner, field):
+    """Another value of it changes parameters, metrics or shapes; that of a number without another compilation."""
+    base, changed = base_and_changed(owner, field)
     if shapes(changed) != shapes(base):
         return  # to compile it would show no more
     before = outcome(base)
