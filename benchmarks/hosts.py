@@ -82,6 +82,11 @@ def begin_two(arguments: list[str], work: Path, pinned: bool = False) -> list[in
     ]
 
 
+def ended(child: int) -> bool:
+    """Whether it has, with its exit code left for `wait`."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def wait(children: list[int], seconds: float = 300.0) -> tuple[list[int | None], list[float]]:
     """The exit code of each, None if it hangs and is killed, and after how many seconds it came."""
     began, codes, after = time.monotonic(), dict[int, int | None](), dict[int, float]()
@@ -144,7 +149,7 @@ def trial(kind: str, number: int, undisturbed: tuple[str, float, float], work: P
     at = rng.uniform(0.0, 0.9) * (training if saved else 1.3 * whole)  # two processes take longer to start
     arguments = [*TRIAL, "--out", str(out)]
     children = begin_two(arguments, work) if begun_on == 2 else [begin(arguments, 2, work / "errors0")]
-    while saved and not [*out.glob("checkpoints/[0-9]*")]:
+    while saved and not any(ended(child) for child in children) and not [*out.glob("checkpoints/[0-9]*")]:
         time.sleep(0.01)
     time.sleep(at)
     try:

@@ -15,7 +15,7 @@ from purejaxppo.envs.check import warn_of_bounds
 from purejaxppo.errors import UsageError
 from purejaxppo.networks.heads import LOG_STD_RANGE, check_network, num_parameters, visible
 from purejaxppo.networks.torso import select
-from purejaxppo.spaces import Box
+from purejaxppo.spaces import Box, channels_first
 from purejaxppo.stages import FIXED, FIXED_OF_CONFIG
 from purejaxppo.types import traits_of
 
@@ -88,14 +88,26 @@ def check_agent(config: Any, env: BaseEnv) -> None:
         ("critic_network", (), config.critic_obs),
     ):
         check_network(name, getattr(config, name), select(visible(seen, entries), obs), shape)
-    if not config.convolutions:
-        shown = [visible(seen, entries) for entries in (config.policy_obs, config.critic_obs)]
-        spaces = [space for x in shown for space in (x.values() if isinstance(x, Mapping) else (x,))]
-        if not any(len(space.shape) == 3 for space in spaces):
-            raise UsageError(
-                f"convolutions = False, but no network sees an image [H, W, C] of {config.env_name!r}; "
-                "leave it at True."
-            )
+    _check_images(config, seen)
+
+
+def _check_images(config: Any, seen: Any) -> None:
+    """Refuse images that convolutions cannot take, and no convolutions where there is no image. Raises: UsageError."""
+    shown = [
+        visible(seen, entries)
+        for network, entries in ((config.policy_network, config.policy_obs), (config.critic_network, config.critic_obs))
+        if network is None or not config.convolutions
+    ]
+    spaces = [space for x in shown for space in (x.values() if isinstance(x, Mapping) else (x,))]
+    images = [space for space in spaces if len(space.shape) == 3]
+    if not images and not config.convolutions:
+        raise UsageError(
+            f"convolutions = False, but no network sees an image [H, W, C] of {config.env_name!r}; leave it at True."
+        )
+    for image in images:
+        height_and_width = image.shape[1:] if channels_first(image.shape) else image.shape[:2]
+        if config.convolutions and min(height_and_width) < 3:
+            raise UsageError(f"{image!r} holds images smaller than 3 × 3; set convolutions = False.")
 
 
 def fixed_numbers(algo: Any) -> tuple[str, ...]:

@@ -397,6 +397,17 @@ MASKED = {"x": Box(-1.0, 1.0, (1,)), "action_mask": MASK}
 UNBOUNDED = Spaces(action_space=Box(-jnp.inf, jnp.inf, (1,)))
 
 
+class TwoRows(Picture):
+    """Images too small for a filter of 3 × 3."""
+
+    @property
+    def observation_space(self):
+        return Box(-jnp.inf, jnp.inf, (2, 4, 1))
+
+    def observe(self, state):
+        return jnp.full((2, 4, 1), state.x)
+
+
 class Branching(StepCounter):
     """An environment that looks at a value while it is traced."""
 
@@ -452,7 +463,7 @@ BAD = [  # (settings, what the message must contain)
     ({"env": Entries(), "critic_network": Quadratic()}, ["critic_network = Quadratic", "fails"]),
     ({"env": Spaces(observation_space=Box(0.0, 1.0, (2, 2, 2, 2)))}, ["observation_space = Box", "(2, 2, 2, 2)"]),
     ({"env": Spaces(action_space=(Discrete(2), Discrete(2)))}, ["action_space = (Discrete(n=2), Discrete(n=2))"]),
-    ({"env": Spaces(observation_space=Box(0.0, 1.0, (2, 2, 3)))}, ["observation_space = Box", "(2, 2, 3)"]),
+    ({"env": TwoRows()}, ["(2, 4, 1)", "smaller than 3 × 3", "convolutions = False"]),
     ({"env": Spaces(observation_space=Box(-1.0, 1.0, (2,)))}, ["env = Spaces", "(2,)"]),
     ({"env": StepCounter}, ["env = <class", "StepCounter()"]),
     ({"env": Branching()}, ["env = Branching"]),
@@ -522,6 +533,10 @@ def test_nonsense_is_refused_in_one_line(settings, parts):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_images_of_any_size_are_flattened_where_no_convolutions_are_asked_for():
+    Config(env=TwoRows(), convolutions=False).check()
 
 
 def test_bounds_themselves_are_allowed():

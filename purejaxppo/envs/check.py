@@ -63,12 +63,8 @@ def _check_spaces(seen: Any, acted: Any) -> None:
         if not isinstance(space, Box | Discrete) or len(space.shape) > 3:
             raise UsageError(f"{label} is neither a Box of rank ≤ 3 nor Discrete; flatten it.")
         _check_size(label, space)
-        if len(space.shape) == 3:
-            first = channels_first(space.shape)
-            if min(space.shape[1:] if first else space.shape[:2]) < 3:
-                raise UsageError(f"{label} holds images smaller than 3 × 3; flatten them in the environment.")
-            if first:
-                warnings.warn(f"{label} is taken as images [C, H, W], channels first.", stacklevel=4)
+        if len(space.shape) == 3 and channels_first(space.shape):
+            warnings.warn(f"{label} is taken as images [C, H, W], channels first.", stacklevel=4)
     if not entries:
         raise UsageError(f"observation_space = {seen!r} leaves the networks nothing to see; add a Box.")
     valid = isinstance(acted, Box | Discrete | MultiDiscrete | MultiBinary)
