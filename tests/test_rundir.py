@@ -21,8 +21,8 @@ from support import assert_same_bits
 
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.experiment import experiment
-from purejaxppo.experiment.experiment import devices_again, start_record
+from purejaxppo.experiment import timetable
+from purejaxppo.experiment.experiment import devices_again, resume_experiment, start_record
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.parallel.machine import fingerprint
@@ -323,12 +323,17 @@ def test_what_older_versions_annealed_to_no_effect_is_left_out(tmp_path):
 def test_a_log_is_no_longer_than_can_be_read_again(tmp_path, monkeypatch):
     """100 rows of each seed, or fewer."""
     config = preset("a2c", "CartPole-v1", total_steps=80 * 1000)
-    for most, interval in ((2**29 // experiment.ROW_BYTES, 10), (50, 40)):
-        monkeypatch.setattr(experiment, "ROW_BYTES", 2**29 // most)
+    for most, interval in ((2**29 // timetable.ROW_BYTES, 10), (50, 40)):
+        monkeypatch.setattr(timetable, "ROW_BYTES", 2**29 // most)
         record = start_record(config, [0, 1], tmp_path, jax.devices(), HostOptions())
         assert record.options["log_interval"] == interval
     with pytest.raises(UsageError, match=r"log_interval = 39 .* for 2 seeds, .* pass --log-interval 40, or leave"):
         start_record(config, [0, 1], tmp_path, jax.devices(), HostOptions(log_interval=39))
+
+    config = config.replace(anneal_learning_rate=False)
+    write_record(start_record(config, [0, 1], tmp_path, jax.devices(), HostOptions(log_interval=40)))
+    with pytest.raises(UsageError, match=r"total_steps = 88,000 makes more rows .* 50 that can be read .* --init-from"):
+        resume_experiment(tmp_path, 88_000)
 
 
 def test_what_decides_the_last_digits_is_written_down(tmp_path):

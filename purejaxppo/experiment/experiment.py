@@ -19,12 +19,13 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import check_memory
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.run_batch import RunBatch
+from purejaxppo.experiment.timetable import least_rows_every, most_rows
 from purejaxppo.parallel.devices import choose_devices, threads
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.machine import fingerprint
 from purejaxppo.policy.load import Trained, best_index, load_all, trained
 from purejaxppo.presets import settings_of
-from purejaxppo.rundir.files import LARGEST_FILE, shown, to_json
+from purejaxppo.rundir.files import shown, to_json
 from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.lock import held_for_all, lock, new_directory
 from purejaxppo.rundir.logs import read_log
@@ -34,7 +35,6 @@ from purejaxppo.types import TrainState
 
 OnChunk = Callable[[ChunkReport], Any]
 MOST_SEEDS = 2**20
-ROW_BYTES = 300  # of metrics.csv, some more than were measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +171,11 @@ def resume_experiment(
             raise UsageError(f"total_steps = {total_steps} cannot change: numbers are annealed over it; leave it out.")
         record = record._replace(config=record.config.replace(total_steps=total_steps))
         record.config.check()
+        if record.options["log_interval"] < least_rows_every(record.config.num_updates, len(record.seeds)):
+            raise UsageError(
+                f"total_steps = {total_steps:,} makes more rows of metrics.csv than the {most_rows():,} that can be "
+                f"read again; go on in a run of its own, with --init-from {out}."
+            )
     progress = progress or ProgressLine(plain_console(), quiet)
     return _go_on(record, devices, mesh, on_chunk, debug, progress)
 
@@ -232,13 +237,12 @@ def start_record(
     config: Config, seeds: list[int], out: Path, devices: list[jax.Device], options: HostOptions
 ) -> RunRecord:
     """What config.json says of a new run. Raises: UsageError: its log would be too long to be read."""
-    most = group().count * LARGEST_FILE[".csv"] // ROW_BYTES  # rows that can be read again, of all seeds
-    least = min(-(-config.num_updates * len(seeds) // most), config.num_updates)
+    least = least_rows_every(config.num_updates, len(seeds))
     interval = min(options.log_interval or max(-(-config.num_updates // 100), least), config.num_updates)
     if interval < least:
         raise UsageError(
-            f"log_interval = {interval} makes more rows of metrics.csv, for {len(seeds):,} seeds, than the {most:,} "
-            f"that can be read again; pass --log-interval {least}, or leave it out."
+            f"log_interval = {interval} makes more rows of metrics.csv, for {len(seeds):,} seeds, than the "
+            f"{most_rows():,} that can be read again; pass --log-interval {least}, or leave it out."
         )
     host = dataclasses.asdict(dataclasses.replace(options, log_interval=interval))
     prng = str(jax.random.key_impl(jax.random.key(0)))

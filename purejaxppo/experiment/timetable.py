@@ -2,8 +2,22 @@
 
 from typing import NamedTuple
 
+from purejaxppo.parallel.hosts import group
+from purejaxppo.rundir.files import LARGEST_FILE
+
 CHUNK_SECONDS = 2.0  # between two looks of the host, for which devices wait for each other: 1.0 costs 4%
 CHECKPOINT_SECONDS = 30.0
+ROW_BYTES = 300  # of metrics.csv, some more than were measured
+
+
+def most_rows() -> int:
+    """Of a log that can be read again, of all seeds."""
+    return group().count * LARGEST_FILE[".csv"] // ROW_BYTES
+
+
+def least_rows_every(updates: int, num_seeds: int) -> int:
+    """Updates per row, so that there are not more rows than that."""
+    return min(-(-updates * num_seeds // most_rows()), updates)
 
 
 class Timetable(NamedTuple):
