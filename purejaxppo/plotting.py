@@ -58,9 +58,12 @@ def curve(
     aggregate: Callable[[np.ndarray], Estimate] = iqm_over_seeds,
     **style: Any,
 ) -> None:
-    """Samples [seeds, points] as the line of an aggregate over seeds, in its 95% interval."""
-    estimate = aggregate(np.asarray(samples, np.float64))
-    (line,) = axes.plot(x, estimate.point, label=label, **style)
+    """Samples [seeds, points] as the line of an aggregate over seeds, in its 95% interval, where any seed has one."""
+    samples = np.asarray(samples, np.float64)
+    known = ~np.isnan(samples).all(axis=0)
+    x, estimate = np.asarray(x)[known], aggregate(samples[:, known])
+    alone: Any = {"marker": "o"} if np.size(x) == 1 else {}
+    (line,) = axes.plot(x, estimate.point, label=label, **alone | style)
     axes.fill_between(x, estimate.low, estimate.high, color=line.get_color(), alpha=0.16, linewidth=0)
 
 

@@ -63,8 +63,15 @@ def iqm_over_seeds(values: ArrayLike) -> Estimate:
 
 
 def mean_over_seeds(values: np.ndarray) -> Estimate:
-    """The mean of each column of values [seeds, points], and a 95% interval of it by the normal distribution."""
-    mean, error = values.mean(0), 1.96 * values.std(0, ddof=1) / np.sqrt(len(values))
+    """The mean of each column of values [seeds, points], and a 95% interval of it by the normal distribution.
+
+    Over the seeds that are not NaN there; the interval is NaN from fewer than three, the mean from none.
+    """
+    count = np.sum(~np.isnan(values), axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.nansum(values, axis=0) / count
+        error = 1.96 * np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (count - 1) / count)
+    error = np.where(count < FEWEST, np.nan, error)
     return Estimate(mean, mean - error, mean + error)
 
 

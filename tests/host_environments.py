@@ -100,6 +100,7 @@ class Spaces(gymnasium.Env):
             "box": Box(-2.0, 2.0, (1, 2), np.float64),
             "narrow": Box(-0.4, 0.4, (2,), np.float64),  # which float32 rounds outwards
             "whole": Box(-1, 1, (2,), np.int32),
+            "high": Box(5.0, 10.0, (2,), np.float64),
             "odd": Dict({"a": Discrete(2)}),
         }[actions]
 

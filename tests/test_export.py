@@ -95,6 +95,13 @@ def finished(tmp_path_factory):
     return out
 
 
+def untrained(config):
+    """A policy of large first weights, so that its actions differ."""
+    state = jax.jit(lambda key: init(config, key))(jax.random.key(0))
+    state = state.replace(policy=jax.tree.map(lambda x: 30 * x, state.policy))
+    return Trained(config, 0, state, 8, actor(config, state))
+
+
 def read(path):
     """The file's function, by what its format's own runtime offers."""
     if path.suffix == ".onnx":
@@ -284,9 +291,7 @@ def test_a_policy_of_every_suite_is_exported(env, tmp_path):
     with jax.numpy_rank_promotion("allow"):  # suites rely on it
         config = preset("a2c", env, num_envs=2, num_steps=4, total_steps=8, hidden_sizes=(4,))
         with config.environment:
-            state = jax.jit(lambda key: init(config, key))(jax.random.key(0))
-            state = state.replace(policy=jax.tree.map(lambda x: 30 * x, state.policy))
-            trained = Trained(config, 0, state, 8, actor(config, state))
+            trained = untrained(config)
             assert export_policy(trained, tmp_path / "policy.jax") <= TOLERANCE
             if "Spaces" not in env:
                 return
@@ -297,8 +302,50 @@ def test_a_policy_of_every_suite_is_exported(env, tmp_path):
             space = gymnasium.make("Spaces-v0", **config.environment.params).action_space
             assert all(action in space for action in actions)
             given = obs | {"nested.0": parts[0], "nested.1": parts[1]}
-            given["action_mask"] = masks.astype(state.rollout.obs["action_mask"].dtype)
+            given["action_mask"] = masks.astype(trained.state.rollout.obs["action_mask"].dtype)
             np.testing.assert_allclose(read(tmp_path / "policy.jax")(given), actions, atol=1e-6)
+
+
+@pytest.mark.parametrize("actions", ["whole", "high"])
+def test_boxes_of_integers_and_those_without_a_zero(actions, tmp_path):
+    """What the file gives is what the environment receives, up to its type."""
+    config = preset("a2c", f"gymnasium/host_environments:Spaces-v0,actions={actions}", num_envs=2, hidden_sizes=(4,))
+    with config.environment:
+        trained = untrained(config)
+        export_policy(trained, tmp_path / "policy.jax")
+        obs = export.observations(trained)
+        given, _ = export.as_given(config.environment, obs)
+        action, expected = read(tmp_path / "policy.jax")(given), np.asarray(trained.act(given))
+        np.testing.assert_allclose(action, expected, atol=1e-5)
+        some = np.float32([[-3.0, -0.6], [0.4, 7.3], [8.6, 9.0]])
+        for to_gymnasium in (config.environment.to_gymnasium, jax.jit(config.environment.to_gymnasium)):
+            if actions == "whole":
+                np.testing.assert_array_equal(to_gymnasium(some), [[-1, -1], [0, 1], [1, 1]])
+
+
+def test_what_the_policy_does_not_see_is_neither_in_the_file_nor_asked_for(tmp_path):
+    config = preset("a2c", "gymnasium/host_environments:Spaces-v0", num_envs=2, hidden_sizes=(4,))
+    with config.environment:
+        trained = untrained(config.replace(policy_obs=("place", "nested.0")))
+        assert export_policy(trained, tmp_path / "policy.onnx") <= TOLERANCE
+        obs = {
+            "place": np.int32([3, 6]),
+            "nested.0": np.float32([[0, 1], [1, 1]]),
+            "action_mask": np.ones((2, 3), bool),
+        }
+        session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+        assert {x.name for x in session.get_inputs()} == {*obs}
+        (action,) = session.run(["action"], obs)
+        np.testing.assert_array_equal(trained.act(obs), action)
+        np.testing.assert_array_equal(trained.act(obs | {"action_mask": np.ones(3, bool)}), action)  # one for all
+        with pytest.raises(UsageError, match="nested"):
+            trained.act({"place": 3, "action_mask": np.ones(3, bool)})
+
+
+def test_an_entry_with_the_outputs_name_is_told(pendulum, tmp_path):
+    given = {"action": np.zeros((2, 1), np.float32), "obs": np.zeros((2, 3), np.float32)}
+    with pytest.raises(UsageError, match=r"'action' is a name that an ONNX file gives to another; export to \.jax"):
+        export.to_onnx(pendulum, given, ())
 
 
 def test_the_converter_is_quiet(cartpole, tmp_path, caplog, capfd):

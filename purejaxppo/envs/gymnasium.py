@@ -147,7 +147,7 @@ class GymnasiumEnv(HostEnv):
     def from_gymnasium(self, obs: Any, action_mask: Any = None) -> Observation:
         """Ours for an observation of Gymnasium's, one or a batch: a flat dictionary, integers from 0, our dtypes.
 
-        `action_mask` is for environments that tell it beside the observation; left out, all actions are valid. Entries
+        `action_mask` is for environments that tell it beside the observation; left out, it is one of all valid. Entries
         may also be given by their names in the flat dictionary.
 
         Raises:
@@ -158,8 +158,7 @@ class GymnasiumEnv(HostEnv):
             if isinstance(obs, Mapping) and entry in obs:
                 x = obs[entry]
             elif self._separate_mask and part.path == [1] and action_mask is None:
-                other, seen = next(iter(ours.items()))
-                x = np.ones((*seen.shape[: seen.ndim - len(self._parts[other].space.shape)], *part.space.shape), bool)
+                x = np.ones(part.space.shape, bool)
             else:
                 x = functools.reduce(operator.getitem, part.path, (obs, action_mask) if self._separate_mask else obs)
             ours[entry] = _converted(x, part)
@@ -168,10 +167,16 @@ class GymnasiumEnv(HostEnv):
     def to_gymnasium(self, action: Any) -> Any:
         """What Gymnasium's `step` takes for an action of ours, one or a batch: integers from the space's `start` on.
 
-        NumPy's, of Gymnasium's type; under a trace JAX's, of ours.
+        NumPy's, of Gymnasium's type; under a trace JAX's, of ours. A Box of integers gets the nearest.
         """
         dtype, start = self._acted.dtype, getattr(self._acted, "start", 0)
         if isinstance(action, jax.core.Tracer):
+            if isinstance(self._acted, spaces.Box) and np.issubdtype(dtype, np.integer):
+                ends = (
+                    jnp.broadcast_to(end.astype(np.float32), action.shape)
+                    for end in (self._acted.low, self._acted.high)
+                )
+                return jnp.clip(jnp.rint(action), *ends)
             return action + jnp.asarray(start, action.dtype)
         if isinstance(self._acted, spaces.Box):
             return bounded(self._acted, np.asarray(action))[()]

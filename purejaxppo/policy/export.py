@@ -2,11 +2,13 @@
 
 import importlib
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo._version import __version__
@@ -14,7 +16,7 @@ from purejaxppo.agent import Agent
 from purejaxppo.envs.base import BaseEnv, host_failures
 from purejaxppo.errors import UsageError
 from purejaxppo.keys import EXPORT
-from purejaxppo.policy.acting import stepper
+from purejaxppo.policy.acting import stepper, unseen
 from purejaxppo.policy.load import Trained
 from purejaxppo.precision import single_precision
 from purejaxppo.presets import settings_of
@@ -33,10 +35,12 @@ def export_policy(trained: Trained, out: str | Path) -> float:
     """Write the greedy policy of a seed to `out`: `.onnx` for ONNX Runtime, `.jax` for `jax.export.deserialize`.
 
     The file maps observations as the environment gives them to what it receives: normalisation and clipping are in it,
-    as are the numbers that a Gymnasium space starts at. Nested dictionaries and tuples are one flat dictionary, of
-    entries `a.b`. A recurrent policy's takes the hidden state, too, and returns the next; an episode begins with one of
-    zeros. It is complete and checked, or not written; what was at `out` before then stays. Matrices are multiplied in
-    full float32, also where accelerators round them by default. Returns the `largest_difference` that the check found.
+    as are the numbers that a Gymnasium space starts at, and the rounding of a Box of integers (in the file's float32).
+    Nested dictionaries and tuples are one flat dictionary, of entries `a.b`; what the policy does not see is left out.
+    A recurrent policy's takes the hidden state, too, and returns the next; an episode begins with one of zeros, and a
+    warning says so where the policy's own begins otherwise. The file is complete and checked, or not written; what was
+    at `out` before then stays. Matrices are multiplied in full float32, also where accelerators round them by default.
+    Returns the `largest_difference` that the check found.
 
     Raises:
         UsageError: `out` cannot be (see `check_name`), or the file's actions are not the policy's.
@@ -50,7 +54,12 @@ def export_policy(trained: Trained, out: str | Path) -> float:
         # [1000, H] within ±1, as hidden states are but for an LSTM's cell; () if the policy has none
         rng, initial = np.random.default_rng(trained.seed), Agent.of(trained.config).initial_hidden(obs)
         hidden = jax.tree.map(lambda x: rng.uniform(-1.0, 1.0, x.shape).astype(x.dtype), initial)
+        if any(np.any(x != 0) for x in jax.tree.leaves(initial)):
+            text = f"{out}: this policy's hidden state does not begin with zeros; give the file its `initialize_carry`."
+            warnings.warn(text, stacklevel=2)
         given, first = as_given(env, obs)
+        if isinstance(given, Mapping):
+            given = {name: x for name, x in given.items() if name not in unseen(trained.config)}
         content, act = FORMATS[out.suffix][1](trained, given, hidden)
         action, carried = act(given, hidden)
         difference = largest_difference(trained, obs, action - first, carried, hidden)
@@ -104,15 +113,21 @@ def as_given(env: BaseEnv, obs: Any) -> tuple[Any, Any]:
     """Our observations [N, O] as the environment gives them, entry by entry, and the action that is our 0."""
     shifted = env.from_gymnasium(jax.tree.map(np.zeros_like, obs))  # 0 becomes minus what a space starts at
     given = jax.tree.map(lambda x, low: x - low if np.issubdtype(x.dtype, np.integer) else x, obs, shifted)
-    kind = np.float32 if isinstance(env.action_space, Box) else np.int32
-    return jax.tree.map(np.asarray, given), np.asarray(env.to_gymnasium(np.zeros(env.action_space.shape, kind)), kind)
+    first = np.zeros(env.action_space.shape, np.float32 if isinstance(env.action_space, Box) else np.int32)
+    if not isinstance(env.action_space, Box):  # a box has no number that it starts at
+        first = np.asarray(env.to_gymnasium(first), np.int32)
+    return jax.tree.map(np.asarray, given), first
 
 
 def file_function(trained: Trained) -> Callable[[Any, Any], tuple[jax.Array, Any]]:
     """What a file holds: (obs as the environment gives it, hidden) ↦ action as that receives it, hidden."""
-    env, step = trained.config.environment, _exact_stepper(trained)
+    env, step, like = trained.config.environment, _exact_stepper(trained), trained.state.rollout.obs
 
     def act(given: Any, hidden: Any) -> tuple[jax.Array, Any]:
+        if isinstance(given, Mapping):
+            batch = next(iter(given.values())).shape[:1]
+            hid = {name: jnp.zeros((*batch, *like[name].shape[1:]), like[name].dtype) for name in {*like} - {*given}}
+            given = {**hid, **given}
         action, hidden = step(env.from_gymnasium(given), None, hidden)
         return env.to_gymnasium(action), hidden
 
@@ -127,22 +142,35 @@ def _exact_stepper(trained: Trained) -> Callable[..., tuple[jax.Array, Any]]:
 def largest_difference(trained: Trained, obs: Any, action: np.ndarray, carried: Any = (), hidden: Any = ()) -> float:
     """By how much actions [N, A] and hidden states are not the policy's; infinite if their shape or type is not.
 
-    Continuous: max |a - μ| / max(1, max |μ|). Discrete, for each factor: max (ℓ* - ℓ(a)) / max(1, max |ℓ*|), ℓ* being
-    the highest of the logits ℓ: 0 where the actions are equal, and tiny where two are as good as each other.
+    Continuous: max |a - μ| / max(1, max |μ|), of whole numbers by how much more than ½. Discrete, for each factor:
+    max (ℓ* - ℓ(a)) / max(1, max |ℓ*|), ℓ* being the highest of the logits ℓ: 0 where the actions are equal, and tiny
+    where two are as good as each other; infinite where they differ and the distribution has no logits.
     """
     step, space = _exact_stepper(trained), trained.config.environment.action_space
     expected, expected_hidden = jax.tree.map(np.asarray, step(obs, None, hidden))
     if (action.shape, action.dtype) != (expected.shape, expected.dtype):
         return np.inf
     if not isinstance(space, Box):
-        logits = np.asarray(jax.jit(Agent.of(trained.config).make_policy(trained.state))(obs, hidden)[0].logits)
+        distribution, _ = jax.jit(Agent.of(trained.config).make_policy(trained.state))(obs, hidden)
+        if not hasattr(distribution, "logits"):  # one of the user's own
+            return _largest(np.where(action == expected, 0.0, np.inf), carried, expected_hidden)
+        logits = np.asarray(distribution.logits)
         if isinstance(space, MultiBinary):
             logits = np.stack([np.zeros_like(logits), logits], axis=-1)
         chosen = np.max(np.where(action[..., None] == np.arange(logits.shape[-1]), logits, -np.inf), axis=-1)
         expected, action = np.max(logits, axis=-1), np.where(action == expected, np.max(logits, axis=-1), chosen)
-    pairs = zip(jax.tree.leaves(carried), jax.tree.leaves(expected_hidden), strict=True)
-    off = [np.max(np.abs(action - expected)) / np.maximum(1.0, np.max(np.abs(expected)))]
-    return float(np.max([*off, *(np.max(np.abs(a - b)) for a, b in pairs)]))
+    off = np.abs(action - expected)
+    if isinstance(space, Box) and np.any(
+        expected != np.asarray(jax.jit(trained.config.environment.to_gymnasium)(expected))
+    ):
+        off = np.where(action == np.rint(action), np.maximum(off - 0.5, 0.0), np.inf)
+    return _largest(off / np.maximum(1.0, np.max(np.abs(expected))), carried, expected_hidden)
+
+
+def _largest(off: np.ndarray, carried: Any, expected: Any) -> float:
+    """Of the differences of actions, and of hidden states."""
+    pairs = zip(jax.tree.leaves(carried), jax.tree.leaves(expected), strict=True)
+    return float(np.max([np.max(off), *(np.max(np.abs(a - b)) for a, b in pairs)]))
 
 
 def to_onnx(trained: Trained, given: Any, hidden: Any) -> tuple[bytes, Act]:
@@ -159,6 +187,9 @@ def to_onnx(trained: Trained, given: Any, hidden: Any) -> tuple[bytes, Act]:
     memory = [f"hidden_{i}" for i in range(len(jax.tree.leaves(hidden)))]
     names = [*(sorted(given) if isinstance(given, Mapping) else ["obs"]), *memory]  # as JAX sorts the leaves of a dict
     results = ["action", *(f"next_{name}" for name in memory)]
+    if len({*names, *results}) < len(names) + len(results):
+        twice = next(name for name in names if [*names, *results].count(name) > 1)
+        raise UsageError(f"the observation's {twice!r} is a name that an ONNX file gives to another; export to .jax.")
     inputs = [jax.ShapeDtypeStruct(("B", *x.shape[1:]), x.dtype) for x in leaves]
     act = file_function(trained)
     model = jax2onnx.to_onnx(

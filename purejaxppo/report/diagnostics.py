@@ -56,7 +56,9 @@ def panel_figure(panel: Panel, env: str, entries: list[Entry]) -> str:
     style: Any = {"size": (3.6, 2.4), "legend": False, "log": panel.log, "ylim": panel.ylim}
     image = figures.lines(series, "environment steps per seed", panel.title, **style)
     ends = "; ".join(f"{line.label} ends at {line.y.point[-1]:.3g}" for line in series)
-    caption = Markup(f"<b>{panel.title}.</b> {panel.about} {escape(seeds_of(drawn).capitalize())}.")
+    caption = Markup(
+        f"<b>{panel.title}.</b> {panel.about} {escape(seeds_of([len(e.run.seeds) for e in drawn]).capitalize())}."
+    )
     return figure(image, f"{panel.title} on {env} against environment steps: {ends}.", caption)
 
 

@@ -121,7 +121,7 @@ def lead(groups: dict[str, list[Entry]]) -> str:
     clauses = [f"on {env} {_best(group)}" for env, group in groups.items()]
     if len(clauses) > 4:
         clauses[4:] = [f"{plural(len(clauses) - 4, 'more environment')} below"]
-    return f"{runs} ({seeds_of(entries)}): {'; '.join(clauses)}."
+    return f"{runs} ({seeds_of([len(e.run.seeds) for e in entries])}): {'; '.join(clauses)}."
 
 
 def shared_seeds(entries: list[Entry]) -> list[str]:
@@ -133,8 +133,8 @@ def shared_seeds(entries: list[Entry]) -> list[str]:
         training = (item for item in e.run.settings.items() if not item[0].startswith(other))
         alike.setdefault(frozenset(training), []).append(e)
     found = [
-        f"{x.label} and {y.label} on {x.run.env} have the same settings and share {seed_range(seeds)}. These runs "
-        "are identical, so the two are not independent samples; give one of them other seeds by --seed."
+        f"{x.label} and {y.label} on {x.run.env} are trained alike and share {seed_range(seeds)}. These runs are "
+        "identical as far as both go, so the two are not independent samples; give one of them other seeds by --seed."
         for group in alike.values()
         for x, y in itertools.combinations(group, 2)
         if (seeds := {*x.run.seeds} & {*y.run.seeds})
@@ -151,11 +151,13 @@ def _best(entries: list[Entry]) -> str:
     top = max(value.point for _, value in rated)
     best = [(label, value) for label, value in rated if value.point == top]
     digits = decimals(*(e.run.scores for e in entries))
-    score = f"{fixed(top, digits)} {interval(best[0][1], digits)}".removesuffix(" –")
+    intervals = {interval(value, digits) for _, value in best}
+    score = f"{fixed(top, digits)} {intervals.pop() if len(intervals) == 1 else '–'}".removesuffix(" –")
+    low = min(value.low for _, value in best)
     if len(rated) == 1:
         return f"{rated[0][0]} has a final IQM of {score}"
     among = " among the runs that have ended" if len(ended) < len(entries) else ""
     names = f"{listed(label for label, _ in best)} {'share' if best[1:] else 'has'}"
-    close = [label for label, value in rated if value.point < top and value.high >= best[0][1].low]
+    close = [label for label, value in rated if value.point < top and value.high >= low]
     those = f", an interval that overlaps with {'those' if close[1:] else 'that'} of {listed(close)}" if close else ""
     return f"{names} the highest final IQM{among}, {score}{those}"

@@ -74,9 +74,16 @@ def curve(env: str, entries: list[Entry], column: str, kind: str) -> str:
         return paragraph(f"{env}: no run has finished an episode yet.")
     ends = "; ".join(f"{line.label} ends at {statistics.return_text(line.y.point[-1])}" for line in series)
     missing = {e.label for e in entries} - {e.label for e in drawn} if column == "episode_return" else set()
+    counts = [len(e.run.seeds) for e in drawn]
+    failed = [
+        f"{len(e.run.summary['failed_seeds'])} of {len(e.run.seeds)} of {e.label}"
+        for e in drawn
+        if e.run.summary and e.run.summary["failed_seeds"]
+    ]
     caption = Markup(
-        f"<b>{escape(env)}.</b> {kind.capitalize()}: IQM over seeds ({escape(seeds_of(drawn))}) and its pointwise "
-        f"95% bootstrap interval{escape(_without(drawn))}."
+        f"<b>{escape(env)}.</b> {kind.capitalize()}: IQM over seeds ({escape(seeds_of(counts))}) and its pointwise "
+        f"95% bootstrap interval{escape(_without(drawn, counts))}."
+        + (f" Seeds that failed are left out from then on: {escape(listed(failed))}." if failed else "")
         + (f" Nothing to draw yet: {escape(listed(sorted(missing)))}." if missing else "")
     )
     image = figures.lines(series, "environment steps per seed", kind)
@@ -98,7 +105,7 @@ def final_scores(env: str, entries: list[Entry]) -> str:
     bars = [figures.Interval(e.drawn_label, e.look, e.score, e.known) for e in entries if e.known.size]
     caption = Markup(
         f"<b>{escape(env)}.</b> Final scores: marker, IQM; bar, its 95% bootstrap interval; ticks, single "
-        f"seeds ({escape(seeds_of(entries))})."
+        f"seeds ({escape(seeds_of([e.known.size for e in entries if e.known.size]))})."
     )
     alt = f"Final IQM on {env}: {_read_out(bars, digits)}."
     drawn = figure(figures.intervals(bars, "final return"), alt, caption) if bars else ""
@@ -133,18 +140,21 @@ def performance_profiles(env: str, entries: list[Entry]) -> str:
     shares = [statistics.performance_profile(e.known, taus) for e in known]
     series = [figures.Series(e.drawn_label, e.look, taus, y) for e, y in zip(known, shares, strict=True)]
     image = figures.lines(series, "score τ", "fraction of seeds with score > τ", ylim=(-0.03, 1.03), steps=False)
+    counts = [e.known.size for e in known]
     caption = Markup(
-        f"<b>{escape(env)}.</b> Fraction of seeds ({escape(seeds_of(known))}) whose final score is above τ, with "
-        f"pointwise 95% bootstrap bands{escape(_without(known))}. Higher everywhere is better throughout."
+        f"<b>{escape(env)}.</b> Fraction of seeds ({escape(seeds_of(counts))}) whose final score is above τ, with "
+        f"pointwise 95% bootstrap bands{escape(_without(known, counts))}. Higher everywhere is better throughout."
     )
     return figure(image, f"Performance profiles on {env}: {listed(e.label for e in known)}.", caption)
 
 
 def improvements(env: str, entries: list[Entry], all_pairs_up_to: int = 6) -> str:
-    """P(a seed of X scores higher than a seed of Y) of all pairs; with many runs, only of those with the first."""
+    """P(a seed of X scores higher than a seed of Y) of all pairs; with many runs, only of those with one of them."""
     known = [e for e in entries if e.known.size]
-    many = len(known) > all_pairs_up_to
-    pairs = [(x, known[0]) for x in known[1:]] if many else list(itertools.combinations(known, 2))
+    many, pairs = len(known) > all_pairs_up_to, list(itertools.combinations(known, 2))
+    if many:
+        one = next((e for e in known if e.run.summary), known[0])
+        pairs = [(x, one) for x in known if x is not one]
     pairs = [(x, y) for x, y in pairs if (x.run.summary is None) == (y.run.summary is None)]
     if not pairs:
         return paragraph(f"{env}: no two runs with scores of the same kind.")
@@ -153,10 +163,11 @@ def improvements(env: str, entries: list[Entry], all_pairs_up_to: int = 6) -> st
         p = statistics.probability_of_improvement(x.known, y.known)
         rows.append([x.name, y.name, fixed(p.point, 2), interval(p, 2)])
         bars.append(figures.Interval(f"{x.label}\n> {y.label}", x.look, p, np.zeros(0)))
-    first = f" {len(known)} runs, each against the first." if many else ""
+    first = f" {len(known)} runs, each against {pairs[0][1].label}." if many else ""
+    seeds = seeds_of([e.known.size for e in known])
     caption = Markup(
         f"<b>{escape(env)}.</b> Probability that a seed of X scores higher than one of Y, ties counting one half, with "
-        f"95% bootstrap intervals ({escape(seeds_of(known))}).{first} An interval that holds ½ leaves the order open."
+        f"95% bootstrap intervals ({escape(seeds)}).{escape(first)} An interval that holds ½ leaves the order open."
     )
     image = figures.intervals(bars, "P(X > Y)", reference=0.5, xlim=(-0.03, 1.03))
     drawn = figure(image, f"Probability of improvement on {env}: {_read_out(bars, 2)}.", caption)
@@ -200,7 +211,8 @@ def methods() -> str:
         "statistical precipice, 2021, arXiv:2108.13264. The intervals speak of other seeds on the same environment, "
         "not of other environments; those of curves and profiles hold at each point, not for the whole line. ± is the "
         f"standard deviation over seeds (n − 1). Curves are drawn at up to {POINTS} of their log intervals, without "
-        "smoothing; seeds in which no episode ended in an interval are not part of that point."
+        "smoothing; seeds that have failed, and those in which no episode ended in an interval, are not part of that "
+        "point."
     )
 
 
@@ -219,14 +231,15 @@ def series_of(
     return drawn, series
 
 
-def seeds_of(entries: Sequence[Entry]) -> str:
+def seeds_of(counts: Sequence[int]) -> str:
     """ "8 seeds each", "4 to 8 seeds"."""
-    counts = [len(e.run.seeds) for e in entries]
+    if not counts:
+        return "no seed"
     if len({*counts}) == 1:
         return f"{plural(counts[0], 'seed')}{' each' if counts[1:] else ''}"
     return f"{min(counts)} to {max(counts)} seeds"
 
 
-def _without(entries: Sequence[Entry]) -> str:
-    few = [e.label for e in entries if len(e.run.seeds) < statistics.FEWEST]
+def _without(entries: Sequence[Entry], counts: Sequence[int]) -> str:
+    few = [e.label for e, count in zip(entries, counts, strict=True) if count < statistics.FEWEST]
     return f"; none for {listed(few)}: fewer than {statistics.FEWEST} seeds" if few else ""
