@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 import threading
@@ -212,6 +213,17 @@ def test_the_last_and_the_best_are_kept(tmp_path, scores, keep, left):
     pretend(tmp_path, scores)
     prune(tmp_path, keep, tmp_path / str(list(scores)[-1] if scores else 0))
     assert [int(path.name) for path in steps_saved(tmp_path)] == left
+
+
+def test_what_cannot_be_deleted_yet_loses_its_name_and_ends_no_run(tmp_path, monkeypatch):
+    """As on NFS, where somebody has a file of it open."""
+    pretend(tmp_path, {1: 0.0, 2: 1.0})
+    monkeypatch.setattr(os, "rmdir", lambda *_, **__: (_ for _ in ()).throw(OSError(39, "Directory not empty")))
+    prune(tmp_path, 1, tmp_path / "2")
+    assert [path.name for path in steps_saved(tmp_path)] == ["2"]
+    monkeypatch.undo()
+    prune(tmp_path, 1, tmp_path / "2")
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
 
 
 def test_the_one_just_written_is_kept_where_later_ones_are_damaged(tmp_path):

@@ -181,6 +181,7 @@ def test_what_to_do_about_a_file_that_could_not_be_written(tmp_path):
     assert way_out(full) == f"the last checkpoint is whole: make room, then --resume {tmp_path}"
     assert way_out(wrapped, saved=0) == f"no checkpoint was saved yet: make room, then --resume {tmp_path}"
     assert way_out(wrapped, saved=0, logged=False) == "nothing was saved yet: make room, then begin anew"
+    assert "make room" in way_out(OSError("[Errno 122] Disk quota exceeded"))
     assert way_out(cut) == f"the last checkpoint is whole: --resume {tmp_path}"
     moved = tmp_path / "moved"
     assert way_out(cut, moved).endswith(f"{moved} is not there any more; move it back, then --resume {tmp_path}")

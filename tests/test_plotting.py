@@ -62,6 +62,17 @@ def test_a_learning_curve_says_what_it_shows(drawn, picture):
     assert not drawn[-1].axes[0].lines
 
 
+def test_a_curve_goes_on_over_updates_in_which_no_episode_ended():
+    samples = np.full((4, 9), np.nan)
+    samples[:, [2, 6]] = np.arange(8.0).reshape(4, 2)
+    axes = Figure().subplots()
+    plotting.curve(axes, np.arange(9), samples)
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [2, 6])
+    assert np.all(np.isfinite(axes.lines[0].get_ydata()))
+    plotting.curve(axes, np.arange(9)[:4], samples[:, :4])
+    assert axes.lines[1].get_marker() == "o"  # one point has no line
+
+
 def test_a_setting_may_be_left_open_in_a_sweep(drawn, picture):
     for values in ((None, 64), (None, (32, 8), (64,))):
         draw(picture, "", [{"minibatch_size": x} for x in values], scores(*range(len(values))))

@@ -334,6 +334,10 @@ def test_a_log_is_no_longer_than_can_be_read_again(tmp_path, monkeypatch):
     write_record(start_record(config, [0, 1], tmp_path, jax.devices(), HostOptions(log_interval=40)))
     with pytest.raises(UsageError, match=r"total_steps = 88,000 makes more rows .* 50 that can be read .* --init-from"):
         resume_experiment(tmp_path, 88_000)
+    with pytest.raises(UsageError, match=r"eval_interval = 40 makes more rows .* for 2 seeds, than the 50 that can be"):
+        start_record(config.replace(eval_interval=40), [0, 1], tmp_path, jax.devices(), HostOptions())
+    record = start_record(config.replace(eval_interval=50), [0, 1], tmp_path, jax.devices(), HostOptions())
+    assert record.options["log_interval"] == 200  # 5 rows beside the 20 of the evaluations
 
 
 def test_what_decides_the_last_digits_is_written_down(tmp_path):
@@ -435,6 +439,17 @@ def test_who_was_taken_for_dead_writes_no_checkpoint(tmp_path, quick_claims):
         with pytest.raises(OSError, match="process 7 of elsewhere has taken it over"):
             check_claim(tmp_path)
     assert json.loads((tmp_path / lock_module.CLAIM).read_text())["pid"] == 7  # and takes nothing away
+
+
+def test_a_claim_is_known_by_its_token(tmp_path, monkeypatch):
+    """Not by the host's name, which may change, nor by the number of a process, which containers share."""
+    with lock(tmp_path):
+        monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+        check_claim(tmp_path)
+        path = tmp_path / lock_module.CLAIM
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"token": "another's"}))
+        with pytest.raises(OSError, match="has taken it over"):
+            check_claim(tmp_path)
 
 
 def test_a_claim_that_is_a_link_is_not_followed(tmp_path):

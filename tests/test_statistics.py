@@ -19,6 +19,7 @@ from purejaxppo.statistics import (
     interval_text,
     iqm,
     iqm_over_seeds,
+    mean_over_seeds,
     performance_profile,
     probability_of_improvement,
     quartiles_over_seeds,
@@ -85,6 +86,17 @@ def test_curves_leave_out_missing_seeds():
     assert (estimate.point < estimate.high)[[0, 1, 5]].all()
     for i in (0, 1):  # whole curves are drawn, each by the same seeds as alone
         assert (estimate.low[i], estimate.high[i]) == pytest.approx(iqm_over_seeds(values[:, i])[1:])
+
+
+def test_means_leave_out_missing_seeds():
+    samples = np.random.default_rng(3).normal(size=(5, 4))
+    samples[0, 1] = samples[1:, 2] = samples[:, 3] = np.nan
+    found = mean_over_seeds(samples)
+    for i, known in ((0, samples[:, 0]), (1, samples[1:, 1])):
+        error = 1.96 * known.std(ddof=1) / np.sqrt(known.size)
+        np.testing.assert_allclose([x[i] for x in found], [known.mean(), known.mean() - error, known.mean() + error])
+    np.testing.assert_array_equal([x[2] for x in found], [samples[0, 2], np.nan, np.nan])
+    assert np.isnan([x[3] for x in found]).all()
 
 
 def test_probability_of_improvement_is_brute_force():

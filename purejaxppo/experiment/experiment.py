@@ -171,11 +171,6 @@ def resume_experiment(
             raise UsageError(f"total_steps = {total_steps} cannot change: numbers are annealed over it; leave it out.")
         record = record._replace(config=record.config.replace(total_steps=total_steps))
         record.config.check()
-        if record.options["log_interval"] < least_rows_every(record.config.num_updates, len(record.seeds)):
-            raise UsageError(
-                f"total_steps = {total_steps:,} makes more rows of metrics.csv than the {most_rows():,} that can be "
-                f"read again; go on in a run of its own, with --init-from {out}."
-            )
     progress = progress or ProgressLine(plain_console(), quiet)
     return _go_on(record, devices, mesh, on_chunk, debug, progress)
 
@@ -191,7 +186,13 @@ def _go_on(
     """Train what a record says, from its newest checkpoint on."""
     group().agree({**to_json(settings_of(record.config)), "seeds": record.seeds, "debug": debug})
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
-    check_memory(record.config, len(record.seeds), here, HostOptions.of(record.options))
+    options, config = HostOptions.of(record.options), record.config
+    if (options.log_interval or 1) < least_rows_every(config.num_updates, len(record.seeds), config.eval_interval):
+        raise UsageError(
+            f"total_steps = {config.total_steps:,} makes more rows of metrics.csv than the {most_rows():,} that can be "
+            f"read again; go on with more processes, or in a run of its own, with --init-from {record.directory}."
+        )
+    check_memory(config, len(record.seeds), here, options)
     with held_for_all(record.directory, lock):
         runs = RunBatch([record], here)
         snapshot = runs.newest_checkpoint(progress.warn)
@@ -237,7 +238,7 @@ def start_record(
     config: Config, seeds: list[int], out: Path, devices: list[jax.Device], options: HostOptions
 ) -> RunRecord:
     """What config.json says of a new run. Raises: UsageError: its log would be too long to be read."""
-    least = least_rows_every(config.num_updates, len(seeds))
+    least = least_rows_every(config.num_updates, len(seeds), config.eval_interval)
     interval = min(options.log_interval or max(-(-config.num_updates // 100), least), config.num_updates)
     if interval < least:
         raise UsageError(

@@ -44,7 +44,8 @@ def file_remedy(error: BaseException | None, directory: Path) -> str:
     if not directory.is_dir():
         return f"{directory} is not there any more; move it back, then "
     while error:
-        if "No space left" in str(error) or "are free" in str(error):  # as tensorstore says it, and as we do
+        # as the system or tensorstore says it, and as we do
+        if any(said in str(error) for said in ("No space left", "quota exceeded", "are free")):
             return "make room, then "
         error = error.__cause__
     return ""

@@ -103,8 +103,9 @@ def _publish(draft: Path, directory: Path, about: Mapping[str, Any], parts: list
             write_manifest(draft, {"purejaxppo": __version__, "about": to_json(about), "parts": listed})
         if directory.is_symlink():
             directory.unlink()
-        shutil.rmtree(directory, ignore_errors=True)
         sync(draft)
+        if directory.exists():
+            _discard(directory)
         draft.rename(directory)
         sync(directory.parent)
     except OSError as error:
@@ -226,7 +227,12 @@ def prune(checkpoints: Path, keep: int, written: Path) -> None:
     best = max((x for x in saved if score(x) == score(x)), key=lambda x: (score(x), int(x.name)), default=None)
     for directory in saved[:-keep]:
         if directory not in (best, written) and not directory.is_symlink():
-            shutil.rmtree(directory)
+            _discard(directory)
+
+
+def _discard(directory: Path) -> None:
+    """Delete a checkpoint, its name first: of what others have open, NFS keeps files until they are closed."""
+    shutil.rmtree(directory.rename(directory.with_name(f".{secrets.token_hex(8)}.saving")), ignore_errors=True)
 
 
 def _check_sizes(folder: Path, like: Arrays, stored: Mapping[str, Any]) -> None:

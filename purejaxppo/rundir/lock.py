@@ -28,6 +28,7 @@ _LEFT_OVER = re.compile(r"\.[0-9a-f]{16}\.(saving\.json|dead)")
 RENEW_SECONDS = 5.0
 SHARED_SECONDS = 10.0  # that a shared file system may take until all machines see a new file
 DEAD_SECONDS = 30.0  # a claim of another machine that is not renewed for so long is nobody's
+_HELD: set[object] = set()  # tokens of the claims of this process
 
 
 @contextmanager
@@ -173,9 +174,11 @@ def _renewed(path: Path, me: dict[str, object]) -> Iterator[None]:
     ended = threading.Event()
     thread = threading.Thread(target=_renew, args=(path, me, ended), name="renews-claim", daemon=True)
     thread.start()
+    _HELD.add(me["token"])
     try:
         yield
     finally:
+        _HELD.discard(me["token"])
         ended.set()
         thread.join()
         if _token(path) == me["token"]:
@@ -226,7 +229,7 @@ def check_claim(directory: Path) -> None:
         OSError: another machine's process has, as this one stood still for long.
     """
     claim = _read(directory / CLAIM)
-    if claim and (claim.get("host"), claim.get("pid")) != (socket.gethostname(), os.getpid()):
+    if claim and claim.get("token") not in _HELD:
         raise OSError(errno.EBUSY, f"{_owner(claim)} has taken it over", str(directory))
 
 

@@ -86,7 +86,7 @@ class Journal:
         needed = {str(self._lots[number]) for number in self.states}
         for path in (self.directory / "states").glob("*"):
             if path.name not in needed and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def tell(self, search: Search, lot: Lot | None, entry: dict[str, Any], i: int) -> None:
         """Tell a search what the i-th lot came to. Raises: UsageError: it is not the lot that the search asks for."""

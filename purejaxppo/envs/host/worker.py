@@ -22,6 +22,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+if __name__ == "__main__":
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the parent's to answer; when it goes, so does this process
+        signal.signal(ignored, signal.SIG_IGN)
+
 import gymnasium
 import numpy as np
 
@@ -268,8 +272,6 @@ def failure(index: int, error: BaseException) -> bytes:
 
 
 def main() -> None:
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # the parent's to answer; when it goes, so does this process
-        signal.signal(ignored, signal.SIG_IGN)
     warnings.simplefilter("ignore")  # the suite's own
     about = json.loads(sys.argv[1])
     threading.Thread(target=watch, args=(about["parent"],), daemon=True).start()
