@@ -1,5 +1,6 @@
 """What a run leaves in its logs: the same on every schedule, whole at any time, and what training really measured."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -29,7 +30,7 @@ from purejaxppo import A2C, Config, make_train, resume_experiment, run_experimen
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment import loop, progress, timetable
 from purejaxppo.experiment.experiment import start_record
-from purejaxppo.experiment.logging import _values, grouped
+from purejaxppo.experiment.logging import TensorBoard, _values, grouped
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
@@ -374,6 +375,23 @@ def test_tensorboard_holds_what_metrics_csv_does(tmp_path):
         assert settings["seed"] == seed
         assert_close(found, scalars(rows_of(tmp_path / "each"), lambda name, x, i=i: x[i]))
     assert all(math.isfinite(x) for x in found.values())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_told_by_tensorboards_files_too(tmp_path):
+    board = TensorBoard(tmp_path, [0], True, {}, 0)
+    (writer,) = board._writers
+    kept, writer._py_recordio_writer._writer = (
+        writer._py_recordio_writer._writer,
+        os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"),
+    )
+    for _ in range(3):  # and does not wait for ever
+        with pytest.raises(OSError, match="No space left"):
+            board.write(1, 64, {"episode_return": np.zeros(1)})
+    with contextlib.suppress(OSError):
+        writer._py_recordio_writer._writer.close()
+    writer._py_recordio_writer._writer = kept
+    board.close()
 
 
 def test_every_metric_has_a_group():

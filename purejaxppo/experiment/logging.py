@@ -2,6 +2,7 @@
 
 import math
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,39 @@ class TensorBoard:
 
     def __init__(self, out: Path, seeds: list[int], per_seed: bool, settings: Mapping[str, Any], begin: int) -> None:
         """Steps from `begin` on, which an interrupted run may have left, are purged."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.summary import hparams
 
         runs = {f"seed_{seed}": {"seed": seed} for seed in seeds} if per_seed else {"iqm": {"num_seeds": len(seeds)}}
-        self._writers = [SummaryWriter(str(out / "tensorboard" / name), purge_step=begin or None) for name in runs]
+        places = [out / "tensorboard" / name for name in runs]
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
+        # written here, and not in a thread, whose failure on a full disk nobody would hear of
+        self._writers = [EventsWriter(str(place / "events")) for place in places]
         self._per_seed = per_seed
         shown = {name: x if isinstance(x, int | float | str) else str(x) for name, x in settings.items()}
         metrics = dict.fromkeys(["episode/return", *(["eval/return"] if settings.get("eval_interval") else [])], 0.0)
         for writer, own in zip(self._writers, runs.values(), strict=True):
+            if begin:
+                self._add(writer, step=begin, session_log=SessionLog(status=SessionLog.START))
             for part in hparams(shown | own, metrics):
-                writer.file_writer.add_summary(part)
+                self._add(writer, summary=part)
+            writer.flush()
 
     def write(self, update: int, env_steps: int, row: Row) -> None:
+        from tensorboardX.summary import scalar
+
         for writer, values in zip(self._writers, _values(row, self._per_seed), strict=True):
             for name, value in values.items():
-                writer.add_scalar(name, value, env_steps)
+                self._add(writer, step=env_steps, summary=scalar(name, value))
             writer.flush()
+
+    @staticmethod
+    def _add(writer: Any, **event: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        writer.write_event(Event(wall_time=time.time(), **event))
 
     def close(self) -> None:
         for writer in self._writers:
