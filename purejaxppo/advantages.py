@@ -65,11 +65,23 @@ def cut(next_values: jax.Array, done: jax.Array) -> jax.Array:
     return jnp.where(done | last, next_values, 0.0)
 
 
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """√x, whose derivative at 0 is 0: so that one may differentiate through a step of parameters without gradient."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    return root(x), dx * jnp.where(x > 0.0, 0.5 / jnp.sqrt(jnp.where(x > 0.0, x, 1.0)), 0.0)
+
+
 def standardize(x: jax.Array) -> jax.Array:
     """(x - mean) / (std + 1e-8) over all entries."""
     centred = x - moments(x)[0]
     rounding, variance = moments(centred)  # the first mean's rounding, which 1e-8 would blow up where x is constant
-    return (centred - rounding) / (jnp.sqrt(variance) + 1e-8)
+    return (centred - rounding) / (root(variance) + 1e-8)
 
 
 def standardize_advantages(batch: Batch) -> Batch:

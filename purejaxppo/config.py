@@ -49,7 +49,8 @@ class Config(struct.PyTreeNode):
     the usual number and `num_envs`.
 
     `learning_rate`, `max_grad_norm`, `num_epochs` and `num_minibatches` rule every use of Adam: the critic's in all
-    methods, and the policy's in the first-order ones (one step per rollout in REINFORCE and A2C).
+    methods, and the policy's in the first-order ones (one step per rollout in REINFORCE and A2C, with
+    `joint_update` or `shared_torso` the critic's, too).
     """
 
     env: Any = static("CartPole-v1", "environment: a registered name, or module:Class for one of your own")
@@ -225,7 +226,8 @@ class Config(struct.PyTreeNode):
         check_fields(named, usual)
         check_fields(self.algo, usual)
         owners = (self.algo,) if traits_of(self.algo).evolves else (self, self.algo)
-        check_stages(self.stages, owners, fixed_numbers(self.algo))
+        idle = () if isinstance(self.optimizer, str) else ("optimizer_eps", "weight_decay")
+        check_stages(self.stages, owners, (*fixed_numbers(self.algo), *idle))
         if self.num_updates >= 2**31:
             raise UsageError(f"total_steps = {self.total_steps} takes 2³¹ updates or more; raise num_steps.")
         check_minibatches(self)

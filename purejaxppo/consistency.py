@@ -40,6 +40,8 @@ def check_minibatches(config: Any) -> None:
         )
     if batch == config.num_minibatches and getattr(config.algo, "normalize_advantages", "") == "minibatch":
         raise UsageError(f"num_minibatches = {batch} leaves one sample each, with an advantage of 0; halve it.")
+    if batch == 1 and getattr(config.algo, "normalize_advantages", False) in (True, "batch"):
+        raise UsageError("num_envs × num_steps = 1: one sample's standardised advantage is 0; raise num_steps.")
 
 
 def check_mesh(config: Any, env: int, net: int) -> None:
@@ -156,6 +158,11 @@ def _check_networks(config: Any, kind: str, box: bool) -> None:
         raise UsageError(
             f"critic_hidden_sizes = {config.critic_hidden_sizes}, but the critic shares the policy's layers or is a "
             "network of your own; leave it out."
+        )
+    if config.recurrent != "none" and None not in (config.policy_network, config.critic_network):
+        raise UsageError(
+            f"recurrent = {config.recurrent!r} would give no memory to networks of your own; leave it out, or build it "
+            "into them."
         )
     apart = (config.policy_network, config.critic_network) != (None, None) or config.policy_obs != config.critic_obs
     if config.shared_torso and apart:

@@ -273,7 +273,8 @@ def learning_rate(config: Config, update: jax.Array) -> jax.Array:
 def annealed(config: Config, update: jax.Array) -> Config:
     """`config` with the algorithm's numbers that are to be annealed as they are in update u: x (1 - u/U)."""
     numbers = {name: getattr(config.algo, name) for name in config.anneal}
-    numbers = {name: x * remaining(config, update) for name, x in numbers.items() if not limitless(x)}
+    left = remaining(config, update)  # what is infinite stays so, where 0 is left, too
+    numbers = {name: jnp.where(jnp.isinf(x), x, x * left) for name, x in numbers.items() if not limitless(x)}
     return config.replace(algo=config.algo.replace(**numbers)) if numbers else config
 
 

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from environments import RandomStart, StepCounter, Walk
 from flax import linen as nn
@@ -457,6 +458,13 @@ BAD = [  # (settings, what the message must contain)
     ({"layer_norm": 1}, ["layer_norm = 1"]),
     ({"convolutions": False}, ["convolutions = False", "CartPole-v1", "sees an image", "leave it at True"]),
     ({"policy_network": "MLP"}, ["policy_network = 'MLP'", "Module"]),
+    (
+        {"env": Walk(), "recurrent": "gru", "policy_network": nn.Dense(2), "critic_network": Quadratic()},
+        ["recurrent = 'gru'"],
+    ),
+    ({"optimizer": optax.inject_hyperparams(optax.adam)}, ["keeps a learning rate of its own"]),
+    ({"optimizer": optax.lion, "stages": ("0 weight_decay=0.5",)}, ["weight_decay", "no number that can change"]),
+    ({"num_envs": 1, "num_steps": 1, "num_minibatches": 1, "algo": TRPO()}, ["standardised advantage is 0"]),
     ({"policy_network": nn.Dense}, ["policy_network = <class", "instance"]),
     ({"policy_network": nn.Dense(3)}, ["policy_network = Dense", "(3,)", "(2,)"]),
     ({"critic_network": nn.Dense(1)}, ["critic_network = Dense", "(1,)", "()"]),

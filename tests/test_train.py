@@ -13,6 +13,7 @@ from support import arrays, assert_same_bits, quick_jit
 
 import purejaxppo
 from purejaxppo import A2C, PPO, TRPO, Config, init, make_train, over_runs, update_step
+from purejaxppo.advantages import standardize
 from purejaxppo.agent import Agent
 from purejaxppo.errors import UsageError
 from purejaxppo.optimize.minibatch import MinibatchAdam
@@ -47,6 +48,15 @@ def test_gradients_go_through_an_update():
     assert np.isfinite(backward)
     assert abs(backward) > 1e-3
     np.testing.assert_allclose(backward, forward, rtol=1e-3)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_derivative_of_standardised_advantages_that_are_all_equal_is_0(mapped):
+    def standardised(scale):
+        x = jnp.stack([jnp.ones(4), jnp.arange(4.0)]) * scale
+        return jnp.sum(jax.vmap(standardize)(x) if mapped else standardize(x[0]))
+
+    assert abs(quick_jit(jax.grad(standardised))(1.0)) < 1e-5
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])

@@ -9,12 +9,13 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
+from purejaxppo.advantages import root
 from purejaxppo.fields import limitless
 from purejaxppo.kernels.choice import kernel_or_xla
 from purejaxppo.kernels.epochs import minimize_in_kernel
 from purejaxppo.kernels.padding import NoKernelError
 from purejaxppo.kernels.samples import in_parts
-from purejaxppo.optimize.optimizers import Moments, direction, is_moments, root
+from purejaxppo.optimize.optimizers import Moments, direction, is_moments
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
 from purejaxppo.parallel.packing import packed_scan

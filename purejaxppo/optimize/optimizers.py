@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purejaxppo.advantages import root
 from purejaxppo.errors import UsageError, reason
 
 OPTIMIZERS = ("adam", "rmsprop")
@@ -46,6 +47,12 @@ def check_optimizer(optimizer: Any, eps: Any, weight_decay: Any) -> None:
         ) from error
     if not hasattr(made, "init") or not hasattr(made, "update"):
         raise UsageError(f"optimizer = {optimizer!r:.80} makes {made!r:.80}, which has no init and update.")
+    kept = jax.tree_util.tree_leaves_with_path(jax.eval_shape(made.init, jnp.zeros(1)))
+    if any("hyperparams" in (path := jax.tree_util.keystr(place)) and "learning_rate" in path for place, _ in kept):
+        raise UsageError(
+            f"optimizer = {optimizer!r:.80} keeps a learning rate of its own, which ours would not reach; pass "
+            "it without optax.inject_hyperparams."
+        )
     for name, value, usual in (("optimizer_eps", eps, 1e-5), ("weight_decay", weight_decay, 0.0)):
         if not isinstance(value, jax.Array) and value != usual:
             raise UsageError(f"{name} = {value} would do nothing with an optimizer of your own; set it there.")
@@ -69,15 +76,3 @@ def direction(moments: Any, gradient: Any, eps: jax.Array | float) -> tuple[Any,
     unbiased = (optax.tree.bias_correction(x, decay, count) for x, decay in ((first, 0.9), (second, 0.999)))
     step = jax.tree.map(lambda m, v: m / (root(v) + eps), *unbiased)
     return step, moments._replace(count=count, mu=first, nu=second)
-
-
-@jax.custom_jvp
-def root(x: jax.Array) -> jax.Array:
-    """√x, whose derivative at 0 is 0: so that one may differentiate through a step of parameters without gradient."""
-    return jnp.sqrt(x)
-
-
-@root.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    return root(x), dx * jnp.where(x > 0.0, 0.5 / jnp.sqrt(jnp.where(x > 0.0, x, 1.0)), 0.0)
