@@ -1,6 +1,6 @@
 # docker build -t purejaxppo .                                      on a CPU
 # docker build -t purejaxppo:cuda --build-arg EXTRAS=cuda .         on an NVIDIA GPU; run it with --gpus all
-# mkdir -p runs && docker run --rm -u "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD/runs:/runs" \
+# mkdir -p runs && docker run --rm -u $UID -e HOME=/tmp -v "$PWD/runs:/runs" \
 #     purejaxppo run --algo trpo --out /runs/first
 FROM python:3.13-slim
 

@@ -136,8 +136,11 @@ class Config(struct.PyTreeNode):
     def __new__(cls, *args: Any, **settings: Any) -> "Config":
         own, others = cls.__dataclass_fields__, hyperparameters()
         for unknown in settings.keys() - own.keys():
-            ours = meant(unknown, [*own, *others])
-            kind = f"algo={ALGORITHMS[others[ours][0]].__name__}({ours}=…)" if ours in others else ours
+            algo = type(settings.get("algo", PPO()))
+            ours = unknown if hasattr(algo, unknown) and unknown in others else meant(unknown, [*own, *others])
+            if ours in others and not hasattr(algo, ours):
+                algo = ALGORITHMS[others[ours][0]]
+            kind = f"algo={algo.__name__}({ours}=…)" if ours in others else ours
             hint = f"did you mean {kind}?" if ours else f"there are: {', '.join(own)}."
             raise UsageError(f"{unknown!r:.80} is not a setting of Config; {hint}")
         return super().__new__(cls)

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from purejaxppo import Config, UsageError, make_train, preset
+from purejaxppo import PPO, TRPO, Config, UsageError, make_train, preset
 from purejaxppo.__main__ import COMMANDS, front
 from purejaxppo.__main__ import main as command_line
 from purejaxppo._version import __version__
@@ -222,6 +222,11 @@ def test_a_setting_that_config_does_not_have_is_told_in_one_line():
         Config(clip_eps=0.1)
     with pytest.raises(UsageError, match=r"did you mean gamma\?"):
         Config().replace(gama=0.1)
+    for algo, name in ((TRPO(), "max_kl"), (PPO(), "target_kl"), (PPO(), "entropy_coef")):  # of what was given
+        with pytest.raises(UsageError, match=re.escape(f"did you mean algo={type(algo).__name__}({name}=…)?")):
+            Config(algo=algo, **{name: 0.1})
+    with pytest.raises(UsageError, match=re.escape("did you mean algo=TRPO(max_kl=…)?")):
+        Config(algo=TRPO(), target_kl=0.1)  # as sb3-contrib calls it
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 MORE = {"run": NoOptions(), "sweep": SweepOptions(), "tune": TuneOptions()}  # flags beside those of settings
-OTHERS = r"(git clone|cd |pytest|docker build|python benchmarks/|export [A-Z_]+=|uv sync|bash \.ci/run|mkdocs |ruff )"
+OTHERS = (
+    r"(git clone|cd |mkdir |pytest|docker build|python benchmarks/|export [A-Z_]+=|uv sync|bash \.ci/run|mkdocs |ruff )"
+)
 
 
 class Block(NamedTuple):
@@ -69,7 +71,7 @@ def commands(code: str) -> list[list[str]]:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for line in code.splitlines():
         for written in re.split(r" && ", re.sub(r"(^|\s)#.*", "", line).strip()):
-            called = re.sub(r"^docker run (--rm |--gpus all |-v \S+ )*purejaxppo(:cuda)? ", "purejaxppo ", written)
+            called = re.sub(r"^docker run (--rm |--gpus all |-[uve] \S+ )*purejaxppo(:cuda)? ", "purejaxppo ", written)
             part = re.sub(r"^uv run ", "", called)
             if re.match(r"(purejaxppo|python -m purejaxppo(\.run)?)( |$)", part):
                 words = shlex.split(re.sub(r" > \S+$", "", part).replace("runs/*", "runs/first runs/second"))
