@@ -322,7 +322,7 @@ def test_the_second_signal_ends_the_process_even_where_an_environment_hangs(tmp_
             while "training" not in process.stdout.readline():
                 assert process.poll() is None
             workers = children(process.pid)
-            time.sleep(1)
+            time.sleep(3)  # until the environment hangs
             process.send_signal(signal.SIGTERM)
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(1)
