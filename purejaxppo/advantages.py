@@ -67,7 +67,7 @@ def cut(next_values: jax.Array, done: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def root(x: jax.Array) -> jax.Array:
-    """√x, whose derivative at 0 is 0: so that one may differentiate through a step of parameters without gradient."""
+    """√x, whose derivative at 0 is 0: for gradients through what has no gradient, or through advantages all alike."""
     return jnp.sqrt(x)
 
 

@@ -89,11 +89,15 @@ class Picture(Walk):
     """The walk, with the position as an image."""
 
     @property
+    def shape(self):
+        return 3, 3, 1
+
+    @property
     def observation_space(self):
-        return Box(-jnp.inf, jnp.inf, (3, 3, 1))
+        return Box(-jnp.inf, jnp.inf, self.shape)
 
     def observe(self, state):
-        return jnp.full((3, 3, 1), state.x)
+        return jnp.full(self.shape, state.x)
 
 
 # For each field a change that must show in a run of two updates. With a pair of dicts, the first is what else is set.
@@ -403,11 +407,8 @@ class TwoRows(Picture):
     """Images too small for a filter of 3 × 3."""
 
     @property
-    def observation_space(self):
-        return Box(-jnp.inf, jnp.inf, (2, 4, 1))
-
-    def observe(self, state):
-        return jnp.full((2, 4, 1), state.x)
+    def shape(self):
+        return 2, 4, 1
 
 
 class Branching(StepCounter):

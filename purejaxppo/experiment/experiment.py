@@ -186,8 +186,8 @@ def _go_on(
     """Train what a record says, from its newest checkpoint on."""
     group().agree({**to_json(settings_of(record.config)), "seeds": record.seeds, "debug": debug})
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
-    options, config = HostOptions.of(record.options), record.config
-    if (options.log_interval or 1) < least_rows_every(config.num_updates, len(record.seeds), config.eval_interval):
+    config, options = record.config, HostOptions.of(record.options)
+    if (options.log_interval or 1) < least_rows_every(config, len(record.seeds)):
         raise UsageError(
             f"total_steps = {config.total_steps:,} makes more rows of metrics.csv than the {most_rows():,} that can be "
             f"read again; go on with more processes, or in a run of its own, with --init-from {record.directory}."
@@ -238,7 +238,7 @@ def start_record(
     config: Config, seeds: list[int], out: Path, devices: list[jax.Device], options: HostOptions
 ) -> RunRecord:
     """What config.json says of a new run. Raises: UsageError: its log would be too long to be read."""
-    least = least_rows_every(config.num_updates, len(seeds), config.eval_interval)
+    least = least_rows_every(config, len(seeds))
     interval = min(options.log_interval or max(-(-config.num_updates // 100), least), config.num_updates)
     if interval < least:
         raise UsageError(

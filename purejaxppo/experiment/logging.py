@@ -37,8 +37,8 @@ class TensorBoard:
     def __init__(self, out: Path, seeds: list[int], per_seed: bool, settings: Mapping[str, Any], begin: int) -> None:
         """Steps from `begin` on, which an interrupted run may have left, are purged."""
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-        from tensorboardX.summary import hparams
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import hparams, scalar
 
         runs = {f"seed_{seed}": {"seed": seed} for seed in seeds} if per_seed else {"iqm": {"num_seeds": len(seeds)}}
         places = [out / "tensorboard" / name for name in runs]
@@ -46,7 +46,7 @@ class TensorBoard:
             place.mkdir(parents=True, exist_ok=True)
         # written here, and not in a thread, whose failure on a full disk nobody would hear of
         self._writers = [EventsWriter(str(place / "events")) for place in places]
-        self._per_seed = per_seed
+        self._per_seed, self._event, self._scalar = per_seed, Event, scalar
         shown = {name: x if isinstance(x, int | float | str) else str(x) for name, x in settings.items()}
         metrics = dict.fromkeys(["episode/return", *(["eval/return"] if settings.get("eval_interval") else [])], 0.0)
         for writer, own in zip(self._writers, runs.values(), strict=True):
@@ -57,18 +57,13 @@ class TensorBoard:
             writer.flush()
 
     def write(self, update: int, env_steps: int, row: Row) -> None:
-        from tensorboardX.summary import scalar
-
         for writer, values in zip(self._writers, _values(row, self._per_seed), strict=True):
             for name, value in values.items():
-                self._add(writer, step=env_steps, summary=scalar(name, value))
+                self._add(writer, step=env_steps, summary=self._scalar(name, value))
             writer.flush()
 
-    @staticmethod
-    def _add(writer: Any, **event: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        writer.write_event(Event(wall_time=time.time(), **event))
+    def _add(self, writer: Any, **event: Any) -> None:
+        writer.write_event(self._event(wall_time=time.time(), **event))
 
     def close(self) -> None:
         for writer in self._writers:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.parallel.hosts import group
 from purejaxppo.rundir.files import LARGEST_FILE
@@ -16,17 +17,18 @@ def most_rows() -> int:
     return group().count * LARGEST_FILE[".csv"] // ROW_BYTES
 
 
-def least_rows_every(updates: int, num_seeds: int, evaluations_every: int) -> int:
+def least_rows_every(config: Config, num_seeds: int) -> int:
     """Updates per row, so that there are not more rows than that, with those that end at evaluations.
 
     Raises:
         UsageError: the evaluations alone make more.
     """
-    evaluations = updates // evaluations_every if evaluations_every else 0
+    updates = config.num_updates
+    evaluations = updates // config.eval_interval if config.eval_interval else 0
     left = most_rows() // num_seeds - evaluations
     if evaluations and left < 1:
         raise UsageError(
-            f"eval_interval = {evaluations_every} makes more rows of metrics.csv, for {num_seeds:,} seeds, than the "
+            f"eval_interval = {config.eval_interval} makes more rows of metrics.csv, for {num_seeds:,} seeds, than the "
             f"{most_rows():,} that can be read again; raise it."
         )
     return min(-(-updates // max(left, 1)), updates)

@@ -25,7 +25,7 @@ def actor(config: Config, state: TrainState) -> Callable[..., Any]:
     """`act` of one seed's policy, see `load`."""
     env, step = config.environment, stepper(config, state)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.rollout.obs)
-    recurrent, optional = is_recurrent(config.recurrent, config.policy_network), unseen(config)
+    recurrent, optional = is_recurrent(config.recurrent, config.policy_network), unseen(env, config.policy_obs)
 
     def act(obs: Any, key: jax.Array | None = None, hidden: Any = None) -> Any:
         action, hidden = step(as_observation(env, shapes, obs, optional), key, hidden)
@@ -35,12 +35,12 @@ def actor(config: Config, state: TrainState) -> Callable[..., Any]:
     return act
 
 
-def unseen(config: Config) -> frozenset[str]:
+def unseen(env: BaseEnv, policy_obs: tuple[str, ...]) -> frozenset[str]:
     """The entries of the observation that are the critic's alone, or nobody's."""
-    space = config.environment.observation_space
+    space = env.observation_space
     if not isinstance(space, Mapping):
         return frozenset()
-    return frozenset({*space} - {*visible(space, config.policy_obs)} - {ACTION_MASK})
+    return frozenset({*space} - {*visible(space, policy_obs)} - {ACTION_MASK})
 
 
 def stepper(config: Config, state: TrainState) -> Callable[..., tuple[jax.Array, Any]]:

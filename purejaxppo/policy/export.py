@@ -59,7 +59,8 @@ def export_policy(trained: Trained, out: str | Path) -> float:
             warnings.warn(text, stacklevel=2)
         given, first = as_given(env, obs)
         if isinstance(given, Mapping):
-            given = {name: x for name, x in given.items() if name not in unseen(trained.config)}
+            left_out = unseen(env, trained.config.policy_obs)
+            given = {name: x for name, x in given.items() if name not in left_out}
         content, act = FORMATS[out.suffix][1](trained, given, hidden)
         action, carried = act(given, hidden)
         difference = largest_difference(trained, obs, action - first, carried, hidden)
@@ -146,31 +147,32 @@ def largest_difference(trained: Trained, obs: Any, action: np.ndarray, carried: 
     max (ℓ* - ℓ(a)) / max(1, max |ℓ*|), ℓ* being the highest of the logits ℓ: 0 where the actions are equal, and tiny
     where two are as good as each other; infinite where they differ and the distribution has no logits.
     """
-    step, space = _exact_stepper(trained), trained.config.environment.action_space
+    step, env = _exact_stepper(trained), trained.config.environment
     expected, expected_hidden = jax.tree.map(np.asarray, step(obs, None, hidden))
     if (action.shape, action.dtype) != (expected.shape, expected.dtype):
         return np.inf
-    if not isinstance(space, Box):
-        distribution, _ = jax.jit(Agent.of(trained.config).make_policy(trained.state))(obs, hidden)
-        if not hasattr(distribution, "logits"):  # one of the user's own
-            return _largest(np.where(action == expected, 0.0, np.inf), carried, expected_hidden)
-        logits = np.asarray(distribution.logits)
-        if isinstance(space, MultiBinary):
-            logits = np.stack([np.zeros_like(logits), logits], axis=-1)
-        chosen = np.max(np.where(action[..., None] == np.arange(logits.shape[-1]), logits, -np.inf), axis=-1)
-        expected, action = np.max(logits, axis=-1), np.where(action == expected, np.max(logits, axis=-1), chosen)
-    off = np.abs(action - expected)
-    if isinstance(space, Box) and np.any(
-        expected != np.asarray(jax.jit(trained.config.environment.to_gymnasium)(expected))
-    ):
-        off = np.where(action == np.rint(action), np.maximum(off - 0.5, 0.0), np.inf)
-    return _largest(off / np.maximum(1.0, np.max(np.abs(expected))), carried, expected_hidden)
-
-
-def _largest(off: np.ndarray, carried: Any, expected: Any) -> float:
-    """Of the differences of actions, and of hidden states."""
-    pairs = zip(jax.tree.leaves(carried), jax.tree.leaves(expected), strict=True)
+    if isinstance(env.action_space, Box):
+        off = np.abs(action - expected)
+        if np.any(expected != np.asarray(jax.jit(env.to_gymnasium)(expected))):  # it is rounded there
+            off = np.where(action == np.rint(action), np.maximum(off - 0.5, 0.0), np.inf)
+        off = off / np.maximum(1.0, np.max(np.abs(expected)))
+    else:
+        off = _off_in_logits(trained, obs, hidden, action, expected)
+    pairs = zip(jax.tree.leaves(carried), jax.tree.leaves(expected_hidden), strict=True)
     return float(np.max([np.max(off), *(np.max(np.abs(a - b)) for a, b in pairs)]))
+
+
+def _off_in_logits(trained: Trained, obs: Any, hidden: Any, action: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """`largest_difference` of discrete actions, for each of them."""
+    distribution, _ = jax.jit(Agent.of(trained.config).make_policy(trained.state))(obs, hidden)
+    if not hasattr(distribution, "logits"):  # one of the user's own
+        return np.where(action == expected, 0.0, np.inf)
+    logits = np.asarray(distribution.logits)
+    if isinstance(trained.config.environment.action_space, MultiBinary):
+        logits = np.stack([np.zeros_like(logits), logits], axis=-1)
+    best = np.max(logits, axis=-1)
+    chosen = np.max(np.where(action[..., None] == np.arange(logits.shape[-1]), logits, -np.inf), axis=-1)
+    return np.abs(np.where(action == expected, best, chosen) - best) / np.maximum(1.0, np.max(np.abs(best)))
 
 
 def to_onnx(trained: Trained, given: Any, hidden: Any) -> tuple[bytes, Act]:

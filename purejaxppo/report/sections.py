@@ -102,14 +102,17 @@ def final_scores(env: str, entries: list[Entry]) -> str:
         notes.append("Seeds without a finite score are left out: the aggregate is one of survivors.")
     if any(0 < e.known.size < statistics.FEWEST for e in entries):
         notes.append(f"Fewer than {statistics.FEWEST} seeds give no interval.")
-    bars = [figures.Interval(e.drawn_label, e.look, e.score, e.known) for e in entries if e.known.size]
+    found = table(head, rows, "numbers", env) + paragraph(" ".join(notes), "note")
+    known = [e for e in entries if e.known.size]
+    if not known:
+        return found
+    bars = [figures.Interval(e.drawn_label, e.look, e.score, e.known) for e in known]
     caption = Markup(
         f"<b>{escape(env)}.</b> Final scores: marker, IQM; bar, its 95% bootstrap interval; ticks, single "
-        f"seeds ({escape(seeds_of([e.known.size for e in entries if e.known.size]))})."
+        f"seeds ({escape(seeds_of([e.known.size for e in known]))})."
     )
     alt = f"Final IQM on {env}: {_read_out(bars, digits)}."
-    drawn = figure(figures.intervals(bars, "final return"), alt, caption) if bars else ""
-    return table(head, rows, "numbers", env) + paragraph(" ".join(notes), "note") + drawn
+    return found + figure(figures.intervals(bars, "final return"), alt, caption)
 
 
 def _score_row(entry: Entry, digits: int) -> list[str]:
@@ -212,9 +215,8 @@ def methods() -> str:
         "reinforcement learning at the edge of the statistical precipice, 2021, arXiv:2108.13264. The intervals speak "
         "of other seeds on the same environment, not of other environments; those of curves and profiles hold at each "
         "point, not for the whole line. ± is the standard deviation over seeds (n − 1). Curves are drawn at up to "
-        f"{POINTS} of their log intervals, without "
-        "smoothing; seeds that have failed, and those in which no episode ended in an interval, are not part of that "
-        "point."
+        f"{POINTS} of their log intervals, without smoothing; seeds that have failed, and those in which no episode "
+        "ended in an interval, are not part of that point."
     )
 
 
@@ -235,8 +237,6 @@ def series_of(
 
 def seeds_of(counts: Sequence[int]) -> str:
     """ "8 seeds each", "4 to 8 seeds"."""
-    if not counts:
-        return "no seed"
     if len({*counts}) == 1:
         return f"{plural(counts[0], 'seed')}{' each' if counts[1:] else ''}"
     return f"{min(counts)} to {max(counts)} seeds"
