@@ -1,4 +1,4 @@
-"""Every test runs strictly, on two CPU devices; slow ones only where `-m` speaks of them."""
+"""Every test runs strictly, on two CPU devices; `thorough` and `slow` ones only where `-m` speaks of them."""
 
 import atexit
 import gc
@@ -39,12 +39,15 @@ with pytest.MonkeyPatch.context() as patch:  # all else that is compiled here, t
     jax.devices()  # reads them, once
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked `slow`, unless `-m` says something about it; the longest test begins first."""
+    """Leave out what is marked `slow` or `thorough`, unless `-m` says what to run; the longest test begins first."""
     items.sort(key=lambda item: "test_survival" not in item.nodeid)
-    if "slow" in config.getoption("markexpr"):
+    for item in items:
+        if item.get_closest_marker("slow"):  # a slow variant of a thorough test
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "thorough"]
+    if config.getoption("markexpr"):
         return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    left_out = {item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("thorough")}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]

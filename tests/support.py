@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from purejaxppo.parallel import runs as devices
 
@@ -23,6 +24,17 @@ AS_USERS = devices.QUICK_COMPILATION | {"xla_llvm_disable_expensive_passes": Fal
 
 # Fusions as users get them, without LLVM's slowest passes: for bits, many seeds and longer runs.
 level_1_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+
+
+def by_cost(cases, quick, thorough=None):
+    """A test's parameters: `quick` ones run always, `thorough` ones (None: all others) are marked so, the rest slow."""
+
+    def mark(case):
+        if case in quick:
+            return ()
+        return pytest.mark.thorough if thorough is None or case in thorough else pytest.mark.slow
+
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=mark(case)) for case in cases]
 
 
 def arrays(tree):

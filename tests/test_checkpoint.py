@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import assert_same_bits
+from support import assert_same_bits, by_cost
 
 from purejaxppo import Config, diagnose
 from purejaxppo.__main__ import front
@@ -386,7 +386,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("setting", OTHERS)
+@pytest.mark.parametrize("setting", by_cost(OTHERS, [*OTHERS][:2]))
 def test_the_checkpoints_of_another_run_are_refused_by_the_settings_name(run, tmp_path, setting, monkeypatch, capsys):
     monkeypatch.setattr("purejaxppo.experiment.loop.compile_program", None)
     mine = tmp_path / "mine"

@@ -295,6 +295,7 @@ def test_every_choice_changes_the_program(owner, field):
 
 
 @pytest.mark.parametrize(("owner", "field"), all_fields(results=True))
+@pytest.mark.thorough
 def test_every_setting_does_something(owner, field):
     """Another value of it changes parameters, metrics or shapes; that of a number without another compilation."""
     base, changed = base_and_changed(owner, field)
@@ -315,8 +316,10 @@ def test_list_of_changes_names_no_stranger():
 
 @pytest.mark.parametrize(
     ("algo", "field", "values"),
-    [(TRPO, "max_kl", [0.001, 0.01, 0.1]), (PPO, "learning_rate", [1e-4, 1e-3, 1e-2])],
-    ids=["max_kl", "learning_rate"],
+    [
+        pytest.param(TRPO, "max_kl", [0.001, 0.01, 0.1], id="max_kl"),
+        pytest.param(PPO, "learning_rate", [1e-4, 1e-3, 1e-2], id="learning_rate", marks=pytest.mark.thorough),
+    ],
 )
 def test_vmap_over_a_hyperparameter_gives_what_lone_runs_give(algo, field, values):
     """One program for three values at once, and one for each alone: the same parameters after the first update."""

@@ -71,6 +71,7 @@ def whole(name):
 
 
 @ALGORITHMS
+@pytest.mark.thorough
 def test_fresh_processes_and_other_neighbours_give_equal_bits(name):
     """SHA-256 of each seed's final state and metrics, from two processes that share nothing, in another order."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT.parent)])}

@@ -42,7 +42,7 @@ FENCE = re.compile(
 )
 MORE = {"run": NoOptions(), "sweep": SweepOptions(), "tune": TuneOptions()}  # flags beside those of settings
 OTHERS = (
-    r"(git clone|cd |mkdir |pytest|docker build|python benchmarks/|export [A-Z_]+=|uv sync|bash \.ci/run|mkdocs |ruff )"
+    r"(git clone|cd |mkdir |pytest|docker build|python benchmarks/|export [A-Z_]+=|uv sync|bash \.ci/|mkdocs |ruff )"
 )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
-from support import level_1_jit, quick_jit
+from support import by_cost, level_1_jit, quick_jit
 
 from purejaxppo import A2C, NPG, PPO, REINFORCE, TRPO, Config, PPOPenalty
 from purejaxppo.advantages import explained_variance, standardize
@@ -61,6 +61,7 @@ def problem():
     return state, params, Batch(obs, action, distribution.log_prob(action), distribution, *numbers)
 
 
+@pytest.mark.thorough
 def test_moments_and_statistics(problem):
     _, _, batch = problem
 
@@ -116,11 +117,7 @@ def test_the_critics_gradient_before_adam(problem):
         assert relative(a, b) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "algo",
-    [pytest.param(x, marks=() if isinstance(x, TRPO | PPO) else pytest.mark.slow) for x in ALL],
-    ids=lambda algo: type(algo).__name__,
-)
+@pytest.mark.parametrize("algo", by_cost(ALL, [TRPO()], [PPO()]), ids=lambda algo: type(algo).__name__)
 def test_an_update_of_the_policy(algo, problem):
     _, params, batch = problem
     policy = Agent.of(config_of(algo)).policy
@@ -144,6 +141,7 @@ def test_an_update_of_the_policy(algo, problem):
     [pytest.param(x, marks=() if isinstance(x, TRPO) else pytest.mark.slow) for x in ALL],
     ids=lambda algo: type(algo).__name__,
 )
+@pytest.mark.thorough
 def test_replicas_stay_bit_identical(algo):
     """After 100 updates, with normalisers, both devices hold the very same parameters, moments and statistics."""
     config = config_of(algo, normalize_observations=True, normalize_rewards=True, num_steps=8, num_minibatches=2)
@@ -171,6 +169,7 @@ def test_it_learns_as_one_device_does():
     assert state.rollout.obs.shape == (1, 8, 4)
 
 
+@pytest.mark.thorough
 def test_the_command_trains_and_resumes(tmp_path, capsys):
     flags = "--algo a2c --num-seeds 1 --num-envs 4 --num-steps 32 --total-steps 2560 --final-episodes 2 --quiet".split()
     assert main([*flags, "--mesh", "env=2", "--debug", "--out", str(tmp_path / "two")]) == 0

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import StepCounter, Walk
-from support import quick_jit
+from support import by_cost, quick_jit
 
 from purejaxppo import PPO, Config, init, make_train, update_step
 from purejaxppo.distributions import Categorical, DiagonalGaussian, FactoredCategorical
@@ -32,6 +32,7 @@ BATCH, STEPS = 3, 20
 NEEDS_DOWNLOAD = {"MNISTBandit-bsuite"}
 BROADCASTS = {"Swimmer-misc"}  # its own code relies on implicit rank promotion
 PLAYABLE = [name for name in env_names() if name not in NEEDS_DOWNLOAD]
+QUICK = ("CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "Breakout-MinAtar")
 
 
 def random_policy(space, obs, hidden, start):
@@ -50,10 +51,7 @@ def avals(tree):
     return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=pytest.mark.slow if "MinAtar" in x and "Breakout" not in x else ()) for x in PLAYABLE],
-)
+@pytest.mark.parametrize("name", by_cost(PLAYABLE, QUICK, [name for name in PLAYABLE if "MinAtar" not in name]))
 def test_environment_keeps_the_protocol(name):
     """Shapes and types stay as reset gave them, none weak; 20 random steps of a batch are finite, with sane flags."""
     with jax.numpy_rank_promotion("allow" if name in BROADCASTS else "raise"):
@@ -102,9 +100,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(x, marks=() if x in ("image", "vector, box") else pytest.mark.slow) for x in KINDS]
-)
+@pytest.mark.parametrize("kind", by_cost(KINDS, ["vector, box"], ["image"]))
 def test_one_update_is_finite_with_each_kind_of_space(kind):
     """PPO with both normalisers, on observations of ranks 1 to 3 and on both kinds of action."""
     env = make_env(KINDS[kind])

@@ -49,6 +49,7 @@ def command(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("policy", ["greedy", pytest.param("sample", marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_figures_are_those_of_the_bare_trains_states(policy, finished, bare_states, tmp_path, command):
     code, _ = command(finished, "--episodes", 9, "--json", tmp_path / "x.json", f"--{policy}", "--episode-seed", 3)
     assert code == 0
@@ -76,6 +77,7 @@ def test_one_seed_has_the_figures_that_it_has_among_all(finished, tmp_path, comm
         assert alone[0][name] == among[1][name]
 
 
+@pytest.mark.thorough
 def test_the_port_and_gymnasium_stand_side_by_side(finished, tmp_path, command):
     code, printed = command(
         finished, "--gymnasium", "CartPole-v1", "--episodes", 30, "--json", tmp_path / "x.json", "--sample"
@@ -146,6 +148,7 @@ def test_no_digit_is_cut_and_no_interval_invented(finished, command):
     assert printed.out.endswith("port: 2 episodes cut off after eval_max_steps = 3\n")
 
 
+@pytest.mark.thorough
 def test_episodes_without_a_time_limit_are_cut_off_and_that_is_said(tmp_path, capsys, command):
     flags = "--algo a2c --env gymnasium/CliffWalking-v1 --num-envs 2 --num-steps 4 --total-steps 8 --hidden-sizes 4"
     ends = "--num-seeds 1 --final-episodes 2 --eval-max-steps 7 --devices 1"
@@ -160,6 +163,7 @@ def test_episodes_without_a_time_limit_are_cut_off_and_that_is_said(tmp_path, ca
     assert (row["mean_length"], row["cut_off"]) == (5.0, 12)
 
 
+@pytest.mark.thorough
 def test_in_a_process_of_its_own_nothing_but_the_table_is_printed(finished):
     words = [sys.executable, "-m", "purejaxppo", "evaluate", str(finished), "--episodes", "2"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import Count, StepCounter, Walk
-from support import assert_same_bits, largest_difference, quick_jit
+from support import assert_same_bits, by_cost, largest_difference, quick_jit
 
 from purejaxppo import CEM, CMAES, Config, evaluate, init, make_train, over_runs, preset, update_step
 from purejaxppo.agent import Agent
@@ -187,7 +187,7 @@ def test_fitness_is_the_mean_return_of_completed_episodes(envs_per_member):
     np.testing.assert_allclose(fitness_of(reward, jnp.asarray(done), envs_per_member), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("recurrent", ["none", "gru"])
+@pytest.mark.parametrize("recurrent", by_cost(["none", "gru"], ["gru"]))
 def test_each_member_acts_in_its_own_environments(recurrent):
     """As its parameters alone would, on observations normalised as the run's are."""
     config = Config(
@@ -227,6 +227,7 @@ class Draw(StepCounter):
 @pytest.mark.parametrize(
     "algo", [*(pytest.param(x, marks=pytest.mark.slow) for x in (CEM(), CMAES())), CEM(envs_per_member=3)]
 )
+@pytest.mark.thorough
 def test_two_devices_that_share_the_members_find_what_one_does(algo):
     config = Config(env=Draw(), algo=algo, **SMALL | {"num_envs": 12})
     one = quick_jit(jax.vmap(make_train(config)))(KEY[None])
@@ -235,7 +236,7 @@ def test_two_devices_that_share_the_members_find_what_one_does(algo):
     assert largest_difference(one[1], two[1]) < 1e-4
 
 
-@pytest.mark.parametrize("algo", [CEM(), CMAES()])
+@pytest.mark.parametrize("algo", by_cost([CEM(), CMAES()], [CEM()]))
 def test_a_generation_depends_on_nothing_that_was_left_unfinished(algo):
     """Episodes of 9 steps in rollouts of 4: all begin anew, and other ones that are under way change nothing."""
     config = Config(env=Walk(), algo=algo, **SMALL | {"num_steps": 4})

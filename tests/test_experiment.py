@@ -310,6 +310,7 @@ def test_devices_that_are_none_and_logs_without_a_directory_are_refused():
             run_experiment(Config(), 1, options={name: True})
 
 
+@pytest.mark.thorough
 def test_the_second_signal_ends_the_process_even_where_an_environment_hangs(tmp_path):
     """While the first waits for the chunk to end. The environment's process ends, too."""
     flags = "--algo a2c --env gymnasium/host_environments:Clock-v0,fails_at=5,how=hang --num-envs 2 --num-steps 16"

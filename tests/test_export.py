@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import onnxruntime
 import pytest
+from support import by_cost
 
 from purejaxppo.cli.export import main
 from purejaxppo.cli.run import main as run
@@ -24,6 +25,7 @@ from purejaxppo.spaces import Box
 from purejaxppo.train import init
 
 ENVS = ("CartPole-v1", "Pendulum-v1", "Breakout-MinAtar")
+QUICK = (("CartPole-v1", ".jax"), ("Pendulum-v1", ".onnx"))
 DRIVE = """
 import gymnasium, numpy, onnxruntime
 
@@ -114,11 +116,7 @@ def read(path):
 
 @pytest.mark.parametrize(
     ("trained", "suffix"),
-    [
-        pytest.param(env, suffix, marks=pytest.mark.slow if (env, suffix) == ("CartPole-v1", ".onnx") else ())
-        for env in ENVS
-        for suffix in (".onnx", ".jax")
-    ],
+    by_cost([(env, suffix) for env in ENVS for suffix in (".onnx", ".jax")], QUICK),
     indirect=["trained"],
 )
 def test_the_file_alone_maps_batches_of_any_size_to_the_policys_actions(trained, suffix, tmp_path):

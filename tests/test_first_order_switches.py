@@ -93,6 +93,7 @@ def test_one_step_against_float64(kind):
     assert 0.1 < np.mean(excess > 0) < 0.9
 
 
+@pytest.mark.thorough
 def test_without_a_bound_it_is_a2c():
     def steps(algo):
         config = Config(env=Walk(), algo=algo, **SMALL)
@@ -142,6 +143,7 @@ def test_a_step_that_follows_the_kl_needs_one():
         jax.eval_shape(lambda key: update_step(config, init(config, key)), jax.random.key(0))
 
 
+@pytest.mark.thorough
 def test_numbers_are_annealed_as_the_learning_rate_is():
     """Update u of U with `anneal` equals one with the number x (1 - u/U) given."""
     config = Config(env=Walk(), algo=PPO(clip_eps=0.02, entropy_coef=0.1), num_epochs=4, learning_rate=0.02, **SMALL)

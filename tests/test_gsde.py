@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import Walk
+from support import by_cost
 
 from purejaxppo import NPG, PPO, TRPO, Config, evaluate, init, preset, update_step
 from purejaxppo.agent import Agent
@@ -100,7 +101,7 @@ class Still:
         return Moves(action, count), jnp.full(2, 0.5), moved.astype(jnp.float32), never, count >= 6
 
 
-@pytest.mark.parametrize(("hold", "changes"), [(0, 0), (2, 2), (1, 5)])
+@pytest.mark.parametrize(("hold", "changes"), by_cost([(0, 0), (2, 2), (1, 5)], [(2, 2)]))
 def test_a_sampled_policy_holds_its_noise_where_it_is_measured_and_filmed(hold, changes):
     more = {"action_distribution": "gsde", "noise_steps": hold, "eval_greedy": False}
     config = Config(env=Still(), algo=PPO(), **SMALL, **more)

@@ -286,6 +286,7 @@ def test_a_run_without_a_fault_fails_nowhere_and_goes_on_learning(name):
 
 
 @pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "trpo"])
+@pytest.mark.thorough
 def test_what_has_failed_once_stays_failed_when_its_cause_is_gone(name):
     """The fuse of a frozen seed is taken out: it stays frozen, first failure and all."""
     states, _ = states_and_metrics(name, 2, FAULTS["reward NaN in the first step"])
@@ -311,6 +312,7 @@ def test_every_seed_may_fail_in_its_own_update_and_of_its_own_cause():
         assert_same_bits(of(state, seed), of(alone[-1], seed))
 
 
+@pytest.mark.thorough
 def test_a_fault_amid_a_compiled_scan_is_found_in_its_update():
     """All of training in one call: the seed is frozen before update 3, the others end as in single updates."""
     fault = FAULTS["observation inf in the last step"]
@@ -330,6 +332,7 @@ def test_a_fault_amid_a_compiled_scan_is_found_in_its_update():
         *(pytest.param(x, marks=pytest.mark.slow) for x in ("parameter NaN", "reward NaN in the first step")),
     ],
 )
+@pytest.mark.thorough
 def test_a_run_alone_is_frozen_too(fault):
     """Not vmapped, it is frozen by a branch: it ends as it was before its fault, and without one goes on."""
     fault = FAULTS[fault]
@@ -348,6 +351,7 @@ def test_a_run_alone_is_frozen_too(fault):
     assert int(well.failure.update) == 0
 
 
+@pytest.mark.thorough
 def test_runs_are_frozen_one_by_one_however_they_are_vmapped():
     """Seeds alone, seeds of settings, settings of seeds; and where only some arrays have an axis of runs."""
     old, new, cause = compiled("a2c")[0], states_and_metrics("a2c")[0][-1], jnp.asarray([0, 3, 0, 1], jnp.int32)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import assert_same_bits, quick_jit
+from support import assert_same_bits, by_cost, quick_jit
 
 from purejaxppo import evaluate, init, make_train, over_runs, preset, update_step
 from purejaxppo.cli.evaluate import EvaluateOptions, play_episodes, print_evaluation
@@ -131,6 +131,7 @@ def test_seeds_and_environments_are_one_batch_and_do_not_depend_on_it(clock):
     del clock._host_step
 
 
+@pytest.mark.thorough
 def test_devices_have_pools_of_their_own(clock):
     run = over_runs(lambda key: played(clock, 2, 20, key), jax.devices()[:2])
     state, transitions, _ = run(jnp.arange(4))
@@ -202,7 +203,7 @@ def test_training_evaluations_and_chunks_are_one_another(clock):
     assert update._cache_size() == 1
 
 
-@pytest.mark.parametrize("stack", [1, 2])
+@pytest.mark.parametrize("stack", by_cost([1, 2], [2]))
 def test_generations_begin_new_episodes_in_the_same_processes(clock, stack):
     """In the midst of those before: and the same state leads to the same generation, whatever was played since."""
     config = preset("cem", clock, num_envs=4, num_steps=LIMIT + 2, hidden_sizes=(4,), frame_stack=stack)
@@ -231,6 +232,7 @@ def test_an_evaluation_counts_whole_episodes_of_environments_that_stop(clock):
     assert max(steps) == clock.episodes_at_once
 
 
+@pytest.mark.thorough
 def test_successes_are_counted_where_the_environment_tells_them(tmp_path, capsys):
     """Episodes of 3 steps are successes, and others take 7: so the mean length says how many were."""
 
@@ -319,6 +321,7 @@ def test_a_failure_names_the_environment_and_ends_the_processes(how):
     env.close()
 
 
+@pytest.mark.thorough
 def test_a_failure_while_a_policy_is_evaluated_names_the_seed(tmp_path):
     config = preset("ppo", f"{CLOCK},fails_at=3,how=raise,below=1", **SMALL)
     states = jax.jit(jax.vmap(lambda key: init(config, key)))(jax.random.split(jax.random.key(0), 1))
@@ -642,6 +645,7 @@ def test_the_last_of_several_who_use_an_environment_closes_it(stack):
         jax.block_until_ready(step(episodes.env))
 
 
+@pytest.mark.thorough
 def test_evaluations_on_many_devices_leave_the_trainings_processes_alone(clock, monkeypatch):
     """How many pools there may be depends on the number of devices, each of which has some of its own."""
     monkeypatch.setattr(host_env, "MOST_POOLS", 1)

@@ -80,6 +80,7 @@ def test_a_wrong_action_of_one_factor_is_a_difference(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_is_read_back_with_its_distribution_and_entries(tmp_path):
     config = Config(env=BOX, algo=A2C(), action_distribution="beta", layer_norm=True, **SMALL)
     run_experiment(config, 2, tmp_path / "run", devices=1, options={"final_episodes": 2})

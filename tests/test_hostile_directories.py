@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import tensorstore
+from support import by_cost
 from test_checkpoint import SMALL, forge, make_run, tree_of
 
 from purejaxppo.cli.report import main as report
@@ -399,13 +400,17 @@ def assert_one_line(capsys):
     assert error.isprintable() or error[:-1].isprintable()
 
 
+def one_in_four(cases):
+    return by_cost(cases, [*cases][::4])
+
+
 def refused_by_load(run):
     with pytest.raises(UsageError) as refused:
         load(run)
     assert len(str(refused.value)) < 3000
 
 
-@pytest.mark.parametrize("case", CONFIGS | FILES | CHECKPOINTS | NAMES)
+@pytest.mark.parametrize("case", one_in_four(CONFIGS | FILES | CHECKPOINTS | NAMES))
 def test_load_refuses(place, case):
     (CONFIGS | FILES | CHECKPOINTS | NAMES)[case](place)
     before = tree_of(place.parent)
@@ -413,7 +418,7 @@ def test_load_refuses(place, case):
     assert tree_of(place.parent) == before
 
 
-@pytest.mark.parametrize("case", CONFIGS | OPTIONS | FILES | CHECKPOINTS)
+@pytest.mark.parametrize("case", one_in_four(CONFIGS | OPTIONS | FILES | CHECKPOINTS))
 def test_resume_refuses(place, case, capsys):
     (CONFIGS | OPTIONS | FILES | CHECKPOINTS)[case](place)
     before = tree_of(place.parent)

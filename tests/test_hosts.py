@@ -111,6 +111,7 @@ def assert_same(one, other):
     assert returns[0] == returns[1]
 
 
+@pytest.mark.thorough
 def test_two_processes_learn_what_one_does_on_two_devices_to_the_bit(tmp_path):
     flags = [*SMALL, "--num-seeds", "3", "--total-steps", "256", "--checkpoint-interval", "4"]
     alone, both = (

@@ -148,6 +148,7 @@ def test_learning_rate_schedule_is_exact():
     np.testing.assert_array_equal(metrics["learning_rate"], alpha * (1 - np.arange(8, dtype=np.float32) / 8))
 
 
+@pytest.mark.thorough
 def test_normalisers_stand_still_during_an_update():
     """Update 2 sees observations through the statistics of rollout 1 alone: acting, learning and bootstrapping."""
     options = {"normalize_observations": True, "normalize_rewards": True, "value_target": "td0", "gamma": 0.9}

@@ -23,6 +23,7 @@ def source(tmp_path_factory):
     return run_experiment(config, seeds=2, out=out, options=OPTIONS)
 
 
+@pytest.mark.thorough
 def test_networks_and_statistics_are_the_others(source, tmp_path):
     """Seed by seed, then from the first again; another method, whose own state is made of the parameters."""
     config = source.config.replace(algo=A2CTrustRegion(), **STILL)

@@ -236,6 +236,7 @@ def play(config, state):
     return rollout(state.key, agent.env, agent.make_policy(state), state.rollout, config.num_steps, config.kernels)
 
 
+@pytest.mark.thorough
 def test_auto_takes_kernels_on_gpus_alone():
     config = Config(env="CartPole-v1", **SMALL)
     assert kernels_in(play, config) == 0

@@ -54,6 +54,7 @@ def recording(monkeypatch):
         jax.clear_caches()
 
 
+@pytest.mark.thorough
 def test_no_key_is_used_twice(monkeypatch):
     """In training and in evaluations, of seeds 0 and 1: of updates, epochs, resets, actions, Fisher samples."""
     config = Config(env=Walk(limit=2), algo=NPG(fisher_subsample=2, cg_iterations=1), eval_greedy=False, **SMALL)

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from environments import Position, Walk
 from rich.console import Console
+from support import by_cost
 
 from purejaxppo import A2C, Config, make_train, resume_experiment, run_experiment
 from purejaxppo.errors import UsageError
@@ -169,6 +170,7 @@ def outputs(directory, monkeypatch):
     return results
 
 
+@pytest.mark.thorough
 def test_no_schedule_changes_a_bit_of_the_final_state(outputs):
     """8 schedules of rows, checkpoints, evaluations and chunks: one SHA-256 of all arrays of the last checkpoint."""
     hashes = set()
@@ -190,7 +192,7 @@ def test_rows_do_not_depend_on_chunks_or_checkpoints(outputs):
     assert all(len(contents) == 1 for contents in files.values())
 
 
-@pytest.mark.parametrize("log", [1, 3, 20])
+@pytest.mark.parametrize("log", by_cost([1, 3, 20], [3]))
 def test_rows_are_the_means_of_what_training_measured(outputs, log):
     """Against means in float64 over the updates of each row: over its episodes, or over the updates that were made."""
     rows = rows_of(
@@ -281,7 +283,7 @@ def test_rows_of_many_seeds_are_on_disk_as_soon_as_they_are_written(tmp_path):
     assert sizes == [1001, 2001]
 
 
-@pytest.mark.parametrize(("log", "crash"), [(20, 8), (3, 8)])
+@pytest.mark.parametrize(("log", "crash"), by_cost([(20, 8), (3, 8)], [(3, 8)]))
 def test_a_crash_before_or_after_the_first_row_leaves_no_trace_in_the_log(tmp_path, monkeypatch, outputs, log, crash):
     """Stopped in update 8 with the last checkpoint at 6, then resumed: the log of a run that was not."""
     monkeypatch.setattr(timetable, "CHUNK_SECONDS", 0.0)
@@ -471,6 +473,7 @@ def wandb_records(path):
     return next(record.run for record in records if record.HasField("run")), history
 
 
+@pytest.mark.thorough
 def test_wandb_offline_has_one_group_and_the_runs_that_were_asked_for(tmp_path):
     """In a process without a network: the aggregate, then a run per seed. Without an API key one line says so."""
     environment = {name: x for name, x in os.environ.items() if not name.startswith("WANDB")}

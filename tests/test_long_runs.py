@@ -34,6 +34,7 @@ def test_last_episodes() -> None:
     assert long_runs.curve(table, 5)[2] == [None] * 5
 
 
+@pytest.mark.thorough
 def test_rows_of_a_run(tmp_path: Path) -> None:
     small = "--num-seeds 2 --num-envs 2 --num-steps 16 --total-steps 64 --hidden-sizes 8 --final-episodes 1"
     batch = long_runs.Batch("CartPole", "CartPole-v1", f"--algo a2c {small}", {"": "a2c"})
@@ -47,6 +48,7 @@ def test_rows_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stem", ["ppo_paper", "mujoco_table"])
+@pytest.mark.thorough
 def test_commands(stem: str) -> None:
     """Every batch's flags are known, and a sweep's directories are named as its methods expect."""
     batches = (

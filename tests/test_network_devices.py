@@ -55,6 +55,7 @@ def test_what_is_handed_over_is_not_changed():
     [pytest.param(x, n, marks=() if (type(x), n) == (PPO, 1) else pytest.mark.slow) for x in ALL for n in (1, 2)],
     ids=lambda x: str(x) if isinstance(x, int) else type(x).__name__,
 )
+@pytest.mark.thorough
 def test_an_update_is_that_of_one_device(algo, runs):
     """State and metrics of a run alone, and of two vmapped; the devices speak to each other once."""
     train = make_train(config_of(algo, normalize_observations=True, normalize_rewards=True))

@@ -55,6 +55,19 @@ def commands(prose: str) -> set[str]:
     return modules | {word.strip() for word in written if word.startswith(" ")}
 
 
+def test_each_is_executed_by_one_of_the_scripts() -> None:
+    scripts = [ROOT / ".ci" / name for name in ("run", "thorough")]
+    if not scripts[0].exists():
+        pytest.skip("a source distribution has no .ci")
+    named = [
+        name
+        for path in scripts
+        for line in re.findall(r"^\.ci/notebooks (.+)", path.read_text(), re.MULTILINE)
+        for name in line.split()
+    ]
+    assert sorted(named) == [path.stem for path in NOTEBOOKS]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_markdown_cells_are_prose(path: Path) -> None:
     """No cell of headings alone: a tool that comments cells out made every paragraph one, and formulas were lost."""

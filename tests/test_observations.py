@@ -81,6 +81,7 @@ def test_masked_actions_have_probability_zero_and_the_others_share_theirs(space)
 @pytest.mark.parametrize(
     "space", [pytest.param(MASKS["one factor"], marks=pytest.mark.slow), MASKS["two factors"]], ids=MASKS
 )
+@pytest.mark.thorough
 def test_derivatives_through_a_mask_are_finite_and_make_no_nan_on_the_way(space):
     """Forward, backward, and the Fisher product, which is the Hessian of the KL; each operation checked."""
     policy, theta, _ = masked_policy(space)
@@ -156,6 +157,7 @@ class Mixed(Walk):
         return {"camera": camera, "map": jnp.full((4, 4, 1), state.x), "step": state.steps, "x": state.x}
 
 
+@pytest.mark.thorough
 def test_a_rollout_shows_images_as_they_are_and_records_the_same_on_every_platform(monkeypatch):
     env, seen, found = Config(env=Mixed(continuous=False)).environment, [], []
 
@@ -289,6 +291,7 @@ class Scalar(nn.Module):
         *(pytest.param(x(), id=x.__name__.lower(), marks=pytest.mark.slow) for x in (PPO, NPG)),
     ],
 )
+@pytest.mark.thorough
 def test_modules_of_ones_own_train(algo):
     """One that gives logits, which the mask then rules; one that gives a distribution; and a critic."""
     for settings in (

@@ -181,6 +181,7 @@ def test_evaluation_is_greedy_or_sampled():
     assert 0.2 < np.mean(sampled) < 0.8
 
 
+@pytest.mark.thorough
 def test_evaluation_leaves_training_alone():
     """The run ends in the same bits, normalisers included; the last of the ⌈U/k⌉ evaluations is of the last state."""
     config = Config(

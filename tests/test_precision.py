@@ -8,6 +8,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import by_cost
 
 from purejaxppo import NPG, TRPO, Config, init, load, make_train, preset, update_step
 from purejaxppo.cli.run import main
@@ -17,6 +18,8 @@ from purejaxppo.presets import PRESETS
 
 OURS = [case for case in PRESETS if "/" not in case[1]]  # those of no extra
 MINATAR = [case for case in OURS if case[1].endswith("-MinAtar")]  # of equal settings
+SMALL = [case for case in OURS if case[1] in ("CartPole-v1", "Pendulum-v1")]
+QUICK = (("ppo", "CartPole-v1"), ("trpo", "Pendulum-v1"))
 
 
 @pytest.fixture
@@ -34,10 +37,7 @@ def program(config):
 
 @pytest.mark.parametrize(
     ("algo", "env"),
-    [
-        pytest.param(*case, marks=() if case[1] in ("CartPole-v1", "Pendulum-v1") else pytest.mark.slow)
-        for case in (*(case for case in OURS if case not in MINATAR), ("ppo", "Breakout-MinAtar"))
-    ],
+    by_cost([*(case for case in OURS if case not in MINATAR), ("ppo", "Breakout-MinAtar")], QUICK, SMALL),
 )
 def test_every_preset_is_the_same_program(algo, env):
     config = preset(algo, env)
@@ -47,6 +47,7 @@ def test_every_preset_is_the_same_program(algo, env):
 
 
 @pytest.mark.parametrize(("algo", "env"), [("ppo", "Freeway-MinAtar")])
+@pytest.mark.thorough
 def test_environments_that_cannot_do_otherwise_train(algo, env):
     """With float64, gymnax's step itself raises a TypeError."""
     config = preset(algo, env)
@@ -64,6 +65,7 @@ def test_a_number_that_is_float64_is_rounded():
     assert (rates.dtype, floats) == (jnp.float64, {np.dtype("float32")})
 
 
+@pytest.mark.thorough
 def test_the_command_trains_and_the_policy_acts(tmp_path, x64):
     flags = "--algo a2c --env Pendulum-v1 --total-steps 64 --num-envs 2 --num-steps 16 --hidden-sizes 8 --quiet"
     assert main([*flags.split(), "--final-episodes", "1", "--out", str(tmp_path / "run")]) == 0
@@ -96,6 +98,7 @@ def products(config, function=update_step):
     return found
 
 
+@pytest.mark.thorough
 def test_precision_is_that_of_all_matrix_products():
     """`step_precision` is that of what makes the step; products of conjugate gradient's vectors are always exact."""
     exact, rough = jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGH

@@ -88,6 +88,7 @@ def collect(config, state, key):
 
 
 @pytest.mark.parametrize("kind", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in POLICIES])
+@pytest.mark.thorough
 def test_the_update_sees_the_policy_that_acted(kind):
     """Log-probabilities and values, replayed from the stored hidden states across episode ends, are the rollout's."""
     config = POLICIES[kind].replace(**SMALL)
@@ -179,6 +180,7 @@ def test_against_a_loop_in_float64(kind):
 
 
 @ONE_CELL
+@pytest.mark.thorough
 def test_fisher_product_is_with_the_dense_hessian_of_the_kl(kind):
     """In float64, through sequences with an episode end and a hidden state to begin with."""
     with jax.enable_x64(True):
@@ -212,6 +214,7 @@ PAIRS = [(algo, kind) for algo in ALGORITHMS for kind in ("none", "gru", "lstm")
 @pytest.mark.parametrize(
     ("algo", "kind"), [pytest.param(*x, marks=() if x in QUICK_PAIRS else pytest.mark.slow) for x in PAIRS]
 )
+@pytest.mark.thorough
 def test_it_remembers_what_pays_and_a_feed_forward_policy_cannot(algo, kind):
     """The cue is shown once and asked for three steps later: 1 with memory, at most ½ without."""
     pace = ONE_STEP if algo in ("reinforce", "a2c", "a2c-tr") else MANY
@@ -354,6 +357,7 @@ def test_resume_is_exact(finished, tmp_path):
     assert (half / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
+@pytest.mark.thorough
 def test_a_shared_torso_is_moved_by_both_losses():
     """Adam's first moment after A2C's one step is 0.1 · (∇ policy loss + value_coef · ∇ value loss)."""
     config = Config(env=Walk(), algo=A2C(), shared_torso=True, value_coef=0.7, max_grad_norm=np.inf, recurrent="gru")

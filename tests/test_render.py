@@ -21,6 +21,7 @@ from gymnax.visualize import visualizer
 from gymnax.visualize.vis_gym import SUPPORTED_GYM_ENVS, render_gym_frame
 from matplotlib import pyplot
 from PIL import Image
+from support import by_cost
 
 from purejaxppo import init, load, preset
 from purejaxppo.__main__ import front
@@ -101,7 +102,7 @@ def pictures_of(path):
     return frames, milliseconds
 
 
-@pytest.mark.parametrize("where", [[], ["--gymnasium", "CartPole-v1"]])
+@pytest.mark.parametrize("where", by_cost([[], ["--gymnasium", "CartPole-v1"]], [[]]))
 def test_a_gif_has_a_picture_for_every_state_and_no_two_alike(where, finished, tmp_path, command):
     code, printed = command(finished(), "--out", tmp_path / "x.gif", "--max-steps", 6, "--episodes", 2, *where)
     assert (code, printed.err) == (0, "")
@@ -222,7 +223,7 @@ def test_an_episode_in_gymnasium_is_that_of_a_plain_loop(env):
     env.close()
 
 
-@pytest.mark.parametrize("mask", ["method", "info"])
+@pytest.mark.parametrize("mask", by_cost(["method", "info"], ["info"]))
 def test_masks_that_gymnasium_tells_beside_the_observation_count_in_a_film(mask):
     """Whatever the policy prefers, the middle action is taken only in even steps, when it is valid."""
     config = preset("a2c", f"gymnasium/host_environments:Dice-v0,mask={mask}", num_envs=2, num_steps=4)
@@ -237,6 +238,7 @@ def test_masks_that_gymnasium_tells_beside_the_observation_count_in_a_film(mask)
     assert [int(picture.max()) for picture in pictures] == [20 * step for step in range(7)]
 
 
+@pytest.mark.thorough
 def test_an_environment_that_fails_while_it_is_filmed_is_told_in_one_line(finished, tmp_path, command, monkeypatch):
     run_directory = finished("gymnasium/CartPole-v1,max_episode_steps=3")
     monkeypatch.setattr("gymnasium.envs.classic_control.CartPoleEnv.step", lacks_a_step)
@@ -292,7 +294,7 @@ def test_the_names_that_can_be_drawn_are_those_that_gymnax_draws(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", [*CLASSIC_CONTROL, *(pytest.param(x, marks=pytest.mark.slow if i % 3 else ()) for i, x in enumerate(DRAWN))]
+    "name", by_cost([*CLASSIC_CONTROL, *DRAWN], ["CartPole-v1", "Breakout-MinAtar"], [*CLASSIC_CONTROL, *[*DRAWN][::3]])
 )
 def test_every_environment_that_gymnax_knows_is_drawn(name):
     env = make_env(name)

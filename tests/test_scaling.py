@@ -74,6 +74,7 @@ for count in json.loads(sys.argv[2]):
     ("algo", "counts"),
     [("a2c", [1, 8]), *(pytest.param(x, [1, 2, 4, 8], marks=pytest.mark.slow) for x in ("a2c", "ppo", "trpo"))],
 )
+@pytest.mark.thorough
 def test_the_run_axis_has_no_collectives_and_the_same_results_on_1_2_4_8_devices(algo, counts):
     """In order, the bits; vmapped, 1e-5 after the first update."""
     finishes(RUN_AXIS, 8, algo, counts, timeout=400)
@@ -87,6 +88,7 @@ print(sorted({*re.findall(r" all-[^ ]*[(].*?replica_groups=([^ ]*?),? ", text)})
 """
 
 
+@pytest.mark.thorough
 def test_with_an_env_axis_only_who_shares_a_run_talks():
     assert finishes(GROUPS, 4).strip() in ("['{{0,1},{2,3}}']", "['[2,2]<=[4]']")
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from environments import Probe
-from support import quick_jit
+from support import by_cost, quick_jit
 
 from purejaxppo import A2C, CEM, CMAES, NPG, PPO, REINFORCE, TRPO, A2CTrustRegion, Config, PPOPenalty, make_train
 from purejaxppo.evaluation import evaluate
@@ -36,12 +36,11 @@ SETTINGS |= {"hidden_sizes": (16,), "anneal_learning_rate": True}
 ONE_STEP = {"total_steps": 300 * 256, "learning_rate": 0.03}  # of Adam per rollout, in REINFORCE and A2C
 MANY = {"total_steps": 60 * 256, "learning_rate": 0.01}
 PAIRS = [(algo, policy) for algo in (*ALGORITHMS, *EVOLUTION) for policy in POLICIES]
-QUICK = set(zip([*ALGORITHMS, *EVOLUTION], POLICIES, strict=True))  # each policy, and each algorithm, at least once
+EACH = set(zip([*ALGORITHMS, *EVOLUTION], POLICIES, strict=True))  # each policy, and each algorithm, at least once
+QUICK = {pair for pair in EACH if pair[0] in ("ppo", "trpo", "cem")}
 
 
-@pytest.mark.parametrize(
-    ("algo", "policy"), [pytest.param(*x, marks=() if x in QUICK else pytest.mark.slow) for x in PAIRS]
-)
+@pytest.mark.parametrize(("algo", "policy"), by_cost(PAIRS, QUICK, EACH))
 def test_it_learns_the_probe(algo, policy):
     """Greedy returns near the best, which is 1; a random policy has 0 to ½. A forbidden action would have paid 10."""
     if algo in EVOLUTION:

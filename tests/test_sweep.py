@@ -262,6 +262,7 @@ def test_nothing_in_a_sweeps_file_is_believed(tmp_path, monkeypatch, capsys, swe
     assert message in error
 
 
+@pytest.mark.thorough
 def test_a_setting_that_fails_ends_no_other_and_is_tried_again(tmp_path, monkeypatch, capsys):
     """Three settings of one program: they fail together, and then one alone."""
     out, train = tmp_path / "it", execution.Loop.run
@@ -385,6 +386,7 @@ def test_an_axis_keeps_its_values_where_a_metric_has_its_name():
     assert table["learning_rate_of_update"].tolist() == [3e-4, 1.5e-4]
 
 
+@pytest.mark.thorough
 def test_each_setting_is_evaluated_as_it_was_trained(tmp_path):
     """`observation_clip` is part of the policy; and `desired_kl` of the state, so that it has one shape for all."""
     out = tmp_path / "it"

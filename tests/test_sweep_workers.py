@@ -79,6 +79,7 @@ def joined(out):
         return Worker(sweep, devices, QUIET).work()
 
 
+@pytest.mark.thorough
 def test_workers_share_a_sweep_and_take_over_what_a_dead_one_left(tmp_path, trained):
     """Of one batch another machine's worker has written a claim, which it does not renew; all is trained once."""
     alone, devices = begun(tmp_path / "alone")
@@ -132,6 +133,7 @@ def test_a_worker_that_is_stopped_gives_its_batch_back(tmp_path, trained, monkey
     assert sorted(trained.values()) == [1, 1, 2]
 
 
+@pytest.mark.thorough
 def test_settings_that_fail_are_tried_once_and_again_by_who_joins_later(tmp_path, trained, monkeypatch, capsys):
     """Two settings to a batch: they fail together, and then one alone."""
     out, write = tmp_path / "it", execution.RunBatch.write_outcome

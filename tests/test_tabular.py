@@ -156,6 +156,7 @@ def test_performance_difference_on_1000_mdps():
     assert jnp.max(jnp.abs(error(mdps, old, new))) < 1e-10
 
 
+@pytest.mark.thorough
 def test_no_bound_is_violated_by_10000_pairs():
     (mdps, logits), (_, direction) = many(2, 10_000), many(3, 10_000)
     apart = jnp.geomspace(1e-4, 10.0, 10_000)[:, None, None]  # pairs that nearly agree and pairs that do not at all
@@ -241,6 +242,7 @@ def test_each_step_is_the_best_within_its_region():
 
 
 @pytest.mark.single_precision
+@pytest.mark.thorough
 def test_sampled_gradient_gae_and_fisher_product_converge_at_the_monte_carlo_rate(example):
     """Errors, over 64 repetitions, fall as N^-½ from N = 512 to 16,384 samples; V is wrong on purpose."""
     mdp = tabular.MDP(*(jnp.asarray(x, jnp.float32) for x in example[:4]))
