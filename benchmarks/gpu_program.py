@@ -2,7 +2,8 @@
 
     python benchmarks/gpu_program.py                                  # ours for all chips, an hour on two cores
     python benchmarks/gpu_program.py --chips h100 --cases ppo trpo    # two programs, for one chip
-    python benchmarks/gpu_program.py --chips h100 --purejaxrl DIR     # beside purejaxrl, from a checkout, and rejax
+    python benchmarks/gpu_program.py --by ours-kernels                # with our kernels, on the chips that have them
+    python benchmarks/gpu_program.py --chips h100 --by purejaxrl rejax --purejaxrl DIR    # theirs, DIR being a checkout
 
 XLA compiles the real training programs for a described chip (`peers/chip.py`), in environments of their own, made at
 first use (--venvs). Nothing is run. The optimized HLO says what would be launched (`hlo_cost.py`).

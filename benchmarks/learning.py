@@ -44,7 +44,14 @@ class Claim(NamedTuple):
 
 CLAIMS = [
     Claim("reinforce CartPole", "reinforce", "CartPole-v1", 500_000, 450, "483.3 at 2e5 (SLM-Lab)"),
-    Claim("a2c CartPole", "a2c", "CartPole-v1", 500_000, 475, "496.7 at 2e5 (SLM-Lab)"),
+    Claim(
+        "a2c CartPole",
+        "a2c",
+        "CartPole-v1",
+        500_000,
+        475,
+        "496.7 at 2e5 (SLM-Lab), 500.0 at 5e5, one run (rl-baselines3-zoo)",
+    ),
     Claim("npg CartPole", "npg", "CartPole-v1", 100_000, 475, "–"),
     Claim("trpo CartPole", "trpo", "CartPole-v1", 100_000, 490, "500.0 at 1e5, one run (rl-baselines3-zoo)"),
     Claim("ppo CartPole", "ppo", "CartPole-v1", 500_000, 490, "490.0 ± 6.1 at 5e5 (CleanRL)", seeds=64),
@@ -62,10 +69,24 @@ CLAIMS = [
     ),
     Claim("trpo Acrobot", "trpo", "Acrobot-v1", 100_000, -90, "-83.1 at 1e5, one run (rl-baselines3-zoo)"),
     Claim("ppo Acrobot", "ppo", "Acrobot-v1", 500_000, -86, "-86.4 ± 1.3 at 5e5 (CleanRL)"),
-    Claim("trpo Pendulum", "trpo", "Pendulum-v1", 300_000, -250, "-175.0 at 1e5, one run (rl-baselines3-zoo)"),
+    Claim("trpo Pendulum", "trpo", "Pendulum-v1", 300_000, -250, "-174.6 at 1e5, one run (rl-baselines3-zoo)"),
     Claim("ppo Pendulum", "ppo", "Pendulum-v1", 300_000, -200, "-174.9 at 3e5 (SLM-Lab)"),
-    Claim("trpo MountainCarContinuous", "trpo", "MountainCarContinuous-v0", 300_000, 90, "–"),
-    Claim("ppo MountainCarContinuous", "ppo", "MountainCarContinuous-v0", 300_000, 90, "–"),
+    Claim(
+        "trpo MountainCarContinuous",
+        "trpo",
+        "MountainCarContinuous-v0",
+        300_000,
+        90,
+        "92.5 at 5e4, one run (rl-baselines3-zoo)",
+    ),
+    Claim(
+        "ppo MountainCarContinuous",
+        "ppo",
+        "MountainCarContinuous-v0",
+        300_000,
+        90,
+        "88.3 at 2e4, one run (rl-baselines3-zoo)",
+    ),
 ]
 
 

@@ -330,6 +330,7 @@ def test_output_takes_every_text_and_survives_whoever_reads_it():
     assert command._tolerant(notebook) is notebook
 
 
+@pytest.mark.thorough
 def test_a_process_without_unicode_whose_reader_leaves_ends_well():
     """Alone, as it replaces the process's streams: `--help` has Greek letters, and more lines than `head` reads."""
     line = f"{sys.executable} -m purejaxppo run --help | head -3; echo ${{PIPESTATUS[0]}}"

@@ -67,6 +67,7 @@ def test_figures_are_those_of_the_bare_trains_states(policy, finished, bare_stat
         assert row["min"] <= row["ci_low"] <= row["mean"] <= row["ci_high"] <= row["max"]
 
 
+@pytest.mark.thorough
 def test_one_seed_has_the_figures_that_it_has_among_all(finished, tmp_path, command):
     for seed in ("all", "6"):
         assert command(finished, "--episodes", 9, "--seed", seed, "--json", tmp_path / f"{seed}.json")[0] == 0

@@ -112,11 +112,7 @@ def test_a_sampled_policy_holds_its_noise_where_it_is_measured_and_filmed(hold, 
 
 @pytest.mark.parametrize(
     ("algo", "shared"),
-    [
-        (PPO(), False),
-        (TRPO(), False),
-        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((PPO(), True), (NPG(), False))),
-    ],
+    by_cost([(PPO(), False), (TRPO(), False), (PPO(), True), (NPG(), False)], [(TRPO(), False)], [(PPO(), False)]),
 )
 def test_updates(algo, shared):
     """All that a policy of gSDE is asked for: ratios, KL, Fisher products; log σ is learnt."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from environments import Position, StepCounter, Walk
 from flax import struct
-from support import arrays, assert_same_bits, level_1_jit, quick_jit
+from support import arrays, assert_same_bits, by_cost, level_1_jit, quick_jit
 
 from purejaxppo import Config, init, update_step
 from purejaxppo.algorithms import ALGORITHMS
@@ -238,11 +238,10 @@ def of(tree, seeds):
 
 
 QUICK = ("a2c", "cem")  # for npg and trpo, see what comes after
+FEW = [case for case in CASES if case[0] in QUICK]
 
 
-@pytest.mark.parametrize(
-    ("name", "fault"), [pytest.param(*case, marks=() if case[0] in QUICK else pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.parametrize(("name", "fault"), by_cost(CASES, FEW[::3], FEW))
 def test_a_sick_seed_is_frozen_as_it_last_was_and_named_and_the_others_keep_their_bits(name, fault):
     """76 faults, each in a run of its own, in one seed of four."""
     seed, fault = len(name + fault) % SEEDS, FAULTS[fault]

@@ -189,6 +189,7 @@ def test_spaces(actions, given, sent):
     env.close()
 
 
+@pytest.mark.thorough
 def test_training_evaluations_and_chunks_are_one_another(clock):
     """One program, or update by update; and each evaluation gives its processes back."""
     config = preset("a2c", clock, total_steps=48, eval_interval=1, eval_episodes=3, **SMALL)
@@ -262,6 +263,7 @@ def test_successes_are_counted_where_the_environment_tells_them(tmp_path, capsys
     assert not make_env(CLOCK).tells_success
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_is_told(clock):
     config = preset("a2c", clock, total_steps=32, **SMALL)
     shared = jax.vmap(lambda lr: make_train(config.replace(learning_rate=lr))(jax.random.key(0)))
@@ -304,7 +306,7 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("how", FAILURES)
+@pytest.mark.parametrize("how", by_cost(FAILURES, ["raise", "inf reward", "abort and leave a process"]))
 def test_a_failure_names_the_environment_and_ends_the_processes(how):
     """The second of four, in the third step."""
     env = make_env(f"{CLOCK},fails_at=3,how={how},below=0.3,workers=2")
@@ -422,7 +424,7 @@ def test_atari_takes_what_its_preprocessing_takes():
         make_env("gymnasium/ALE/Breakout-v5,lives=3")
 
 
-@pytest.mark.parametrize("mask", ["method", "info", "tuple", "none"])
+@pytest.mark.parametrize("mask", by_cost(["method", "info", "tuple", "none"], ["info", "none"]))
 def test_global_generators_are_seeded_and_masks_beside_the_observation_are_used(mask):
     env = make_env(f"gymnasium/host_environments:Dice-v0,mask={mask},workers=1")
     (rows, start), (_, again) = opened(env, [3, 4]), opened(env, [3, 4])

@@ -161,13 +161,20 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture
-def outputs(directory, monkeypatch):
-    """All schedules' directories and summaries."""
-    results = {}
-    for schedule in SCHEDULES:
+def output(directory, monkeypatch):
+    """schedule -> its directory and summary."""
+
+    def of(schedule):
         monkeypatch.setattr(timetable, "CHUNK_SECONDS", schedule[3])
-        results[schedule] = finished(directory, schedule)
-    return results
+        return finished(directory, schedule)
+
+    return of
+
+
+@pytest.fixture
+def outputs(output):
+    """All schedules' directories and summaries."""
+    return {schedule: output(schedule) for schedule in SCHEDULES}
 
 
 @pytest.mark.thorough
@@ -183,6 +190,7 @@ def test_no_schedule_changes_a_bit_of_the_final_state(outputs):
     assert len(hashes) == 1
 
 
+@pytest.mark.thorough
 def test_rows_do_not_depend_on_chunks_or_checkpoints(outputs):
     """Where rows and evaluations have the same intervals, metrics.csv has the same bytes."""
     files = {}
@@ -193,11 +201,9 @@ def test_rows_do_not_depend_on_chunks_or_checkpoints(outputs):
 
 
 @pytest.mark.parametrize("log", by_cost([1, 3, 20], [3]))
-def test_rows_are_the_means_of_what_training_measured(outputs, log):
+def test_rows_are_the_means_of_what_training_measured(output, log):
     """Against means in float64 over the updates of each row: over its episodes, or over the updates that were made."""
-    rows = rows_of(
-        next(out for (interval, _, evaluation, _), (out, _) in outputs.items() if (interval, evaluation) == (log, 0))
-    )
+    rows = rows_of(output(next(x for x in SCHEDULES if (x[0], x[2]) == (log, 0)))[0])
     ends = [*range(log, UPDATES, log), UPDATES]
     assert list(rows) == [(end, seed) for end in ends for seed in SEEDS]
     for begin, end in itertools.pairwise([0, *ends]):
@@ -210,9 +216,9 @@ def test_rows_are_the_means_of_what_training_measured(outputs, log):
                 np.testing.assert_allclose(row[name], x, rtol=1e-5, atol=1e-6, err_msg=f"{name} {seed} {end}")
 
 
-def test_rows_that_an_evaluation_ends_early_hold_their_own_updates_only(outputs):
+def test_rows_that_an_evaluation_ends_early_hold_their_own_updates_only(output):
     """Rows every 3 updates, evaluations every 4 and after the last: each row goes on from the one before it."""
-    out, _ = outputs[3, 2, 4, math.inf]
+    out, _ = output((3, 2, 4, math.inf))
     rows = rows_of(out)
     ends = [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]
     assert list(rows) == [(end, seed) for end in ends for seed in SEEDS]
@@ -223,6 +229,7 @@ def test_rows_that_an_evaluation_ends_early_hold_their_own_updates_only(outputs)
     assert {end for (end, _), row in rows.items() if row["eval_length"] > 0} == {4, 8, 12, 16, 20}
 
 
+@pytest.mark.thorough
 def test_failed_seeds_are_in_the_log_and_the_summary_of_every_schedule(outputs):
     """Seed, update and cause are those of the bare training; other seeds are alive in every row."""
     failure = measured()[0]
@@ -284,8 +291,9 @@ def test_rows_of_many_seeds_are_on_disk_as_soon_as_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize(("log", "crash"), by_cost([(20, 8), (3, 8)], [(3, 8)]))
-def test_a_crash_before_or_after_the_first_row_leaves_no_trace_in_the_log(tmp_path, monkeypatch, outputs, log, crash):
+def test_a_crash_before_or_after_the_first_row_leaves_no_trace_in_the_log(tmp_path, monkeypatch, output, log, crash):
     """Stopped in update 8 with the last checkpoint at 6, then resumed: the log of a run that was not."""
+    expected, _ = output((log, None, 0, 0.0 if log == 3 else math.inf))
     monkeypatch.setattr(timetable, "CHUNK_SECONDS", 0.0)
     out = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
@@ -293,9 +301,7 @@ def test_a_crash_before_or_after_the_first_row_leaves_no_trace_in_the_log(tmp_pa
     with (out / "metrics.csv").open("a") as file:
         file.write("31,9,288,0.1")  # and a line that was torn
     resume_experiment(out, env=Unlucky())
-    assert (out / "metrics.csv").read_bytes() == (
-        outputs[log, None, 0, 0.0 if log == 3 else math.inf][0] / "metrics.csv"
-    ).read_bytes()
+    assert (out / "metrics.csv").read_bytes() == (expected / "metrics.csv").read_bytes()
 
 
 @pytest.mark.parametrize("content", ["seed,upd", "seed,update,env_steps,alive\n", "seed,update,env_steps,alive\n4,1"])

@@ -247,6 +247,7 @@ def test_an_environment_that_fails_while_it_is_filmed_is_told_in_one_line(finish
     assert "CartPole-v1 raised ValueError: no step; mend the environment" in printed.err
 
 
+@pytest.mark.thorough
 def test_a_run_in_gymnasium_is_filmed_there(finished, tmp_path, command):
     run_directory = finished("gymnasium/CartPole-v1,max_episode_steps=3")
     code, printed = command(run_directory, "--out", tmp_path / "x.gif")

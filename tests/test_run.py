@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import AS_USERS
+from support import AS_USERS, by_cost
 
 from purejaxppo import make_train
 from purejaxppo.cli.run import is_alone, main
@@ -220,6 +220,7 @@ def test_a_person_reads_stages_rounding_and_a_table(tmp_path, capsys):
         assert part in printed
 
 
+@pytest.mark.thorough
 def test_quiet_prints_nothing(tmp_path, capsys):
     assert main([*FLAGS, "--quiet", "--out", str(tmp_path / "run")]) == 0
     assert capsys.readouterr() == ("", "")
@@ -414,6 +415,7 @@ def test_help_of_an_algorithm_shows_its_own_flags_with_their_defaults(capsys):
     assert "--clip-eps" not in printed
 
 
+@pytest.mark.thorough
 def test_an_error_in_a_process_of_its_own_has_no_traceback():
     result = run_module("--gamma", "2")
     assert (result.returncode, result.stdout) == (2, "")
@@ -434,6 +436,9 @@ def test_an_error_in_a_process_of_its_own_has_no_traceback():
         ("--num-seeds 1 --num-envs 16", True),
         ("--num-seeds 1 --num-envs 64", False),
         ("--num-seeds 1 --num-envs many", False),
+        ("--num-seeds 1 --algo cem", False),  # 50 environments, in CartPole
+        ("--num-seeds 1 --algo cem --num-envs 16", True),
+        ("--num-seeds 1 --algo none-such", True),  # to be refused
         ("--num-seeds 1 --env Breakout-MinAtar", False),
         ("--num-seeds 1 --mesh env=2", False),
         ("--num-seeds 1 --seed-mode map", False),  # whose bits are those of many such runs on as many devices
@@ -493,7 +498,9 @@ def test_other_devices_and_threads_than_before_are_said(devices, threads, said, 
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
-@pytest.mark.parametrize(("alone", "chosen", "devices", "count"), [(True, "", 1, 1), (True, "3", 0, 3)])
+@pytest.mark.parametrize(
+    ("alone", "chosen", "devices", "count"), by_cost([(True, "", 1, 1), (True, "3", 0, 3)], [(True, "", 1, 1)])
+)
 def test_one_device_and_one_thread_for_a_run_alone(alone, chosen, devices, count):
     """Counted by name; 0 stands for the cores."""
     program = f"""

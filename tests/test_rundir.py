@@ -155,6 +155,7 @@ def test_who_goes_on_is_told_to_name_an_environment_that_is_code():
     assert env_again("CartPole-v1") == env_again(object()) == ""
 
 
+@pytest.mark.thorough
 def test_the_package_is_imported_where_there_is_no_fcntl():
     """As on Windows, where JAX's own modules, too, must do without it."""
     code = "import sys; sys.modules['fcntl'] = None\nimport purejaxppo, purejaxppo.cli.run, purejaxppo.cli.sweep"

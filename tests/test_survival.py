@@ -24,12 +24,18 @@ def survival(out, *flags, **environment):
     return json.loads(out.read_text())
 
 
-def test_killed_and_stopped_runs_resume_bit_for_bit(tmp_path):
-    few = "--kills 1 --stops 1 --algorithms a2c --updates 40"
-    quick = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
-    counts = survival(tmp_path / "counts.json", *few.split(), XLA_FLAGS=quick)
-    killed, stopped = counts["kills"], counts["stops"]
+FEW = ("--algorithms", "a2c", "--updates", "40")
+QUICKLY = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    killed = survival(tmp_path / "counts.json", "--kills", "1", "--stops", "0", *FEW, XLA_FLAGS=QUICKLY)["kills"]
     assert killed["identical"] == killed["runs"] == 1
+
+
+@pytest.mark.thorough
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
+    stopped = survival(tmp_path / "counts.json", "--kills", "0", "--stops", "1", *FEW, XLA_FLAGS=QUICKLY)["stops"]
     assert stopped["identical"] == stopped["exit code 128 + n"] == stopped["stopped"] == 1
     assert stopped["slowest_seconds"] < 10
 

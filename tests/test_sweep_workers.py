@@ -110,6 +110,7 @@ def test_workers_share_a_sweep_and_take_over_what_a_dead_one_left(tmp_path, trai
     assert {*trained.values()} == {1}
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_stopped_gives_its_batch_back(tmp_path, trained, monkeypatch):
     """And a process that goes on with the whole sweep alone is refused meanwhile."""
     out, save, refused = tmp_path / "it", execution.Loop.save, []

@@ -254,7 +254,13 @@ def adversarial(advantage):
 
 
 @both
-@pytest.mark.parametrize("algorithm", [TRPO(cg_iterations=30), NPG(cg_iterations=30)], ids=["trpo", "npg"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        pytest.param(TRPO(cg_iterations=30), id="trpo"),
+        pytest.param(NPG(cg_iterations=30), id="npg", marks=pytest.mark.thorough),
+    ],
+)
 def test_advantages_that_are_zero_or_not_finite_change_nothing(kind, algorithm):
     """The runs between them, whose advantages are sound, move as ever."""
     params, batch = problems(kind)

@@ -20,7 +20,7 @@ class CEMState(struct.PyTreeNode):
 
 
 class CEM(struct.PyTreeNode):
-    """The cross-entropy method (Rubinstein, 1999) with decreasing noise (Szita and Lörincz, 2006).
+    """The cross-entropy method (Rubinstein, 1999) with decreasing noise (Szita and Lőrincz, 2006).
 
     Members are drawn from N(μ, σ²_g) with a diagonal covariance, σ²_g = σ² + ε² max(1 - g/G, 0) in generation g. The
     fraction ρ of the members with the highest fitness, two at least, gives the next μ and σ, as its mean and population

@@ -23,7 +23,7 @@ class NPG(struct.PyTreeNode):
     taken if it is finite: there is no line search. (Rajeswaran et al. write δ for our 2δ.)
     """
 
-    max_kl: float = number(0.01, "(0, inf)", "δ, the KL that the quadratic model gives each step")
+    max_kl: float = number(0.01, "(0, inf)", "δ, what the quadratic model of the KL, damping included, gives each step")
     damping: float = number(0.1, "[0, inf)", "added to the Fisher matrix's diagonal")
     cg_iterations: int = static(15, "conjugate-gradient iterations at most", interval="[1, 1e6]")
     fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, 1e6]")

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import value_of, with_file
 from purejaxppo.cli.settings import NoOptions, ResumeOptions, RunOptions, parse_resume, parse_settings
@@ -24,6 +25,7 @@ from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.joining import join
 from purejaxppo.parallel.machine import jax_settings
 from purejaxppo.parallel.places import find_place
+from purejaxppo.presets import preset_of
 from purejaxppo.rundir.record import read_config, versions
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import decimals, interval_text, return_text
@@ -54,8 +56,10 @@ def is_alone(argv: list[str]) -> bool:
         return False
     if directory := given("resume"):
         return _recorded(directory).get("threads") == 1
-    few = given("num-envs", "1").isdecimal() and int(given("num-envs", "1")) <= 16
-    small = few and given("env", "CartPole-v1") in CLASSIC_CONTROL
+    algo, env = given("algo", "ppo"), given("env", "CartPole-v1")
+    usual = {**getattr(ALGORITHMS.get(algo), "published", {}), **preset_of(algo, env)}.get("num_envs", 1)
+    envs = given("num-envs", str(usual))
+    small = env in CLASSIC_CONTROL and envs.isdecimal() and int(envs) <= 16
     return small and given("num-seeds") == "1" and given("seed-mode", "vmap") == "vmap" and not given("devices")
 
 
