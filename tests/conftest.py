@@ -39,10 +39,14 @@ with pytest.MonkeyPatch.context() as patch:  # all else that is compiled here, t
     jax.devices()  # reads them, once
 
 
+# Begun first, so that no process is left with one of them at the end.
+LONGEST = ("test_survival", "test_config", "test_hosts", "test_tuning", "test_run", "test_host", "test_sweep")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked `slow` or `thorough`, unless `-m` says what to run; the longest test begins first."""
-    items.sort(key=lambda item: "test_survival" not in item.nodeid)
+    """Leave out what is marked `slow` or `thorough`, unless `-m` says what to run; the longest files begin first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     for item in items:
         if item.get_closest_marker("slow"):  # a slow variant of a thorough test
             item.own_markers = [mark for mark in item.own_markers if mark.name != "thorough"]

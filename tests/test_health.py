@@ -296,6 +296,7 @@ def test_what_has_failed_once_stays_failed_when_its_cause_is_gone(name):
     np.testing.assert_array_equal(metrics["alive"], [1, 1, 0, 1])
 
 
+@pytest.mark.thorough
 def test_every_seed_may_fail_in_its_own_update_and_of_its_own_cause():
     """Four faults in one batch; each seed ends as it does where it is the only sick one."""
     names = ["observation NaN", "parameter NaN", "reward -inf", "parameter inf"]

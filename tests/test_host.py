@@ -115,6 +115,7 @@ def test_environments_are_seeded_apart_by_keys_that_lie_close(impl):
     np.testing.assert_allclose(bits.mean(axis=0), 0.5, atol=0.02)
 
 
+@pytest.mark.thorough
 def test_seeds_and_environments_are_one_batch_and_do_not_depend_on_it(clock):
     """vmapped over seeds: one pool, one call per step; the same numbers as each seed alone."""
     calls = []

@@ -233,6 +233,7 @@ def test_it_remembers_what_pays_and_a_feed_forward_policy_cannot(algo, kind):
         assert np.mean(after) > 0.95
 
 
+@pytest.mark.thorough
 def test_updates_one_by_one_and_in_one_scan_give_the_same_bits():
     """So the hidden states are part of the state that is saved."""
     config = Config(env=Walk(), algo=A2C(), recurrent="gru", normalize_observations=True, **SMALL)

@@ -131,6 +131,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.thorough
 def test_an_update_is_traced_once(finished):
     """For the names of its metrics and for its work: tracing is a fifth of what a start from the cache takes."""
     assert len(traces) == 1
@@ -380,6 +381,7 @@ def test_resume_or_start(tmp_path, monkeypatch, capsys):
     assert "pass --out DIR" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_where_all_seeds_fail_the_run_ends_with_seed_update_and_cause_and_keeps_the_log(tmp_path, capsys):
     code = main(
         [*FLAGS, "--env", "test_run:RewardTurnsNaN", "--log-interval", "1", "--quiet", "--out", str(tmp_path / "run")]

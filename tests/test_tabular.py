@@ -213,6 +213,7 @@ def test_conservative_policy_iteration_and_minorise_maximise_never_get_worse():
         assert jnp.mean(gains[:, 0] > 0) > 0.99
 
 
+@pytest.mark.thorough
 def test_each_step_is_the_best_within_its_region():
     mdp, logits = jax.tree.map(lambda x: x[1], many(6, 2))
     policy, coefficient, max_kl = jax.nn.softmax(logits), 3.0, 0.02

@@ -347,6 +347,7 @@ def test_the_step_of_npg_is_the_closed_form(kind, every):
 
 
 @both
+@pytest.mark.thorough
 def test_in_a_ball_the_full_step_goes_its_radius_along_the_gradient(kind):
     """√(2δ) g/‖g‖, whatever the damping and the KL; the surrogate must still not go down."""
     params, batch = problems(kind)

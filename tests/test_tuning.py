@@ -13,6 +13,7 @@ import numpy as np
 import optuna
 import pytest
 from rich.console import Console
+from support import by_cost
 
 from purejaxppo import A2C, PPO, Config, PPOPenalty, UsageError, init, make_train, tune, update_step
 from purejaxppo.algorithms import ALGORITHMS
@@ -276,6 +277,7 @@ def study(tmp_path_factory, compiled):
     return out, result, len(compiled) - before - 1, lots  # one for both final runs
 
 
+@pytest.mark.thorough
 def test_nothing_is_compiled_anew_within_a_group(study):
     _, result, programs, lots = study
     assert programs == 1
@@ -372,6 +374,7 @@ def test_run_takes_the_best_settings_from_a_file(study):
     assert options.seeds == [0, 1]
 
 
+@pytest.mark.thorough
 def test_a_trial_learns_what_a_run_of_its_settings_learns():
     """In three parts, beside another one, as alone and in one go."""
     configs = [CONFIG.replace(learning_rate=rate) for rate in (1e-2, 3e-2)]
@@ -396,12 +399,7 @@ def test_a_trial_learns_what_a_run_of_its_settings_learns():
 
 @pytest.mark.parametrize(
     ("stopped_in", "lot"),
-    [
-        ("scores", 3),
-        ("training", 3),
-        pytest.param("scores", 0, marks=pytest.mark.slow),
-        pytest.param("states", 2, marks=pytest.mark.slow),
-    ],
+    by_cost([("scores", 3), ("training", 3), ("scores", 0), ("states", 2)], [("scores", 3)], [("training", 3)]),
 )
 def test_a_study_that_was_stopped_ends_in_the_same_one(study, tmp_path, monkeypatch, stopped_in, lot):
     out, result, *_ = study
@@ -448,6 +446,7 @@ def same_directories(a, b):
     assert all(ours[path].tobytes() == theirs[path].tobytes() for path in theirs)
 
 
+@pytest.mark.thorough
 def test_states_that_are_damaged_are_trained_again(study, tmp_path, monkeypatch):
     out, *_ = study
     own, train, lots = tmp_path / "own", Trainer.train, []
@@ -598,6 +597,7 @@ def population(tmp_path_factory, compiled):
     return out, result, len(compiled) - before - 2  # and one for each final run: stages are static
 
 
+@pytest.mark.thorough
 def test_a_population_is_one_program_and_its_schedule_can_be_replayed(population):
     out, result, programs = population
     assert programs == 1
@@ -623,6 +623,7 @@ def test_run_takes_a_schedule_from_a_file(tmp_path, capsys):
     assert "has no stages" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_population_that_was_stopped_ends_as_an_undisturbed_one(population, tmp_path, monkeypatch):
     out, *_ = population
     own, train, lots = tmp_path / "own", Trainer.train, []

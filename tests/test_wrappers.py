@@ -148,6 +148,7 @@ def test_both_on_the_host():
     assert (t.obs[3, :, 0] != t.obs[2, :, 0]).all()
 
 
+@pytest.mark.thorough
 def test_rewards_are_scaled_then_clipped_for_learning_alone():
     config = preset(
         "a2c", Steps(), **SMALL | {"reward_scale": 0.5, "reward_clip": 2.0, "gae_lambda": 1.0, "gamma": 1.0}
