@@ -139,7 +139,8 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
         UsageError: an unknown algorithm or setting; the settings' values are judged by `Config.check`.
     """
     if algo not in ALGORITHMS:
-        hint = did_you_mean(algo, ALGORITHMS) or "choose one, or name your own rule in purejaxppo.ALGORITHMS."
+        hint = did_you_mean(algo, ALGORITHMS) or "choose one."
+        hint += " A rule of your own gets its name in purejaxppo.ALGORITHMS."
         if algo.lower() in _OFF_POLICY:
             hint = "off-policy methods are not here: see Stable-Baselines3 or rejax."
         raise UsageError(f"algo = {algo!r:.80} is not one of: {', '.join(ALGORITHMS)}; {hint}")

@@ -203,7 +203,7 @@ def test_the_settings_of_a_run_are_those_of_another_or_of_a_file(tmp_path, capsy
 
 OTHERS = (
     "lr n_envs n_steps total_timesteps num_timesteps ent_coef clip_range n_epochs gae_lam vf_coef discount net_arch "
-    "use_sde sde_sample_freq use_rms_prop"
+    "use_sde sde_sample_freq use_rms_prop ortho_init policy_kwargs"
 )
 
 
@@ -213,6 +213,11 @@ def test_other_libraries_names_lead_to_ours(name):
         with pytest.raises(UsageError, match="did you mean") as told:
             make(**{name: 1})
         assert "\n" not in str(told.value)
+
+
+def test_an_unknown_algorithm_may_be_ones_own():
+    with pytest.raises(UsageError, match=r"A rule of your own gets its name in purejaxppo\.ALGORITHMS"):
+        preset("spo", "CartPole-v1")
 
 
 def test_a_setting_that_config_does_not_have_is_told_in_one_line():
