@@ -50,7 +50,8 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
     `gain`, `step_norm`, `xFx`, `cg_residual`, `accepted`; in TRPO `backtracks`. CEM and CMA-ES, without critic and
     gradient, have the first four, `policy_loss`, `fitness_best`, `search_std`, and CMA-ES `sigma`. `success_rate`,
     the share of those episodes, is there if `BaseEnv.tells_success`. `eval_return` and `eval_length`, present if
-    `eval_interval` > 0, hold one value per evaluation: every `eval_interval` updates, and after the last.
+    `eval_interval` > 0, hold one value per evaluation: every `eval_interval` updates, and after the last. So does
+    `eval_success_rate`, if the environment tells successes, too.
 
     May be called under a trace, with traced numbers.
 

@@ -21,6 +21,7 @@ from purejaxppo import PPO, Config, init, make_train, update_step
 from purejaxppo.distributions import Categorical, DiagonalGaussian, FactoredCategorical
 from purejaxppo.envs.base import adapt
 from purejaxppo.envs.check import check_env
+from purejaxppo.envs.gymnax import GymnaxEnv
 from purejaxppo.envs.registry import _params, env_names, make_env
 from purejaxppo.errors import UsageError
 from purejaxppo.networks.heads import masked
@@ -210,6 +211,11 @@ def test_missing_download_is_a_usage_error(monkeypatch):
     assert "env = 'MNISTBandit-bsuite'" in str(caught.value)
     assert "no network" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_unknown_parameters_of_a_class_are_a_usage_error():
+    with pytest.raises(UsageError, match=r"env = 'CartPole-v1' cannot be made \(.*foo"):
+        GymnaxEnv("CartPole-v1", foo=1)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL, DRAWN, GymnaxEnv
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
+from purejaxppo.policy import video
 from purejaxppo.policy.acting import actor
 from purejaxppo.policy.frames import compiled_frames, gymnasium_frames, in_gymnasium, player
 from purejaxppo.policy.video import captioned, write_film
@@ -336,6 +337,11 @@ def test_a_caption_leaves_the_picture_as_it_is(shape):
     assert (image[:44] < 128).any()
     long = captioned(picture, "a title " * 12, "step 1")
     assert (long[:44, -8:] == image[:44, -8:]).all()  # made to fit
+
+
+def test_a_film_without_an_episode_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="episodes = 0 must be at least 1"):
+        video.render(None, tmp_path / "x.gif", episodes=0)
 
 
 def test_a_film_that_cannot_be_written_is_an_error(tmp_path):

@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from support import assert_same_bits
 
 from purejaxppo import PPO, TRPO, Config, UsageError, evaluate, make_train
 from purejaxppo.cli.flags import with_file
@@ -21,6 +22,7 @@ from purejaxppo.policy.load import load
 from purejaxppo.presets import with_settings
 from purejaxppo.rundir.checkpoint import read as read_checkpoint
 from purejaxppo.sweeps import execution, plan
+from purejaxppo.sweeps import table as tables
 from purejaxppo.sweeps.axes import grid, parse_axis, parse_sampler
 from purejaxppo.sweeps.execution import begin_sweep
 from purejaxppo.sweeps.results import best_first, command_of
@@ -440,3 +442,21 @@ def test_bad_axes_in_python():
     ):
         with pytest.raises(UsageError, match=message):
             sweep(CONFIG.replace(stages=("0 gamma=0.95",)), axes, keys)
+    for wrong, message in (
+        ([], "must have"),
+        (keys[0], "must have"),
+        (3, "must have"),
+        ([0, 1], "is not one PRNG key"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            sweep(CONFIG, {"gamma": [0.9]}, wrong)
+
+
+def test_keys_may_be_a_list_or_words(monkeypatch):
+    given, keys = [], jax.random.split(jax.random.key(0), 2)
+    monkeypatch.setattr(tables, "_train", lambda config, group, settings, keys: given.append(keys) or iter(()))
+    for same in (keys, [*keys], jax.random.key_data(keys)):
+        sweep(CONFIG, {"gamma": [0.9]}, same)
+    assert len(given) == 3
+    for same in given:
+        assert_same_bits(same, keys)

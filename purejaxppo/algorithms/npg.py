@@ -29,7 +29,7 @@ class NPG(struct.PyTreeNode):
     fisher_subsample: int = static(1, "estimate the Fisher matrix from one sample in k", interval="[1, 1e6]")
     normalize_advantages: bool = static(True, "standardise the advantages over the batch")
     step_precision: str = static(
-        "default", "`precision` of what makes the step: gradient, Fisher products, line search", choices=PRECISIONS
+        "default", "`precision` of what makes the step: gradient, Fisher products, surrogate and KL", choices=PRECISIONS
     )
 
     first_order: ClassVar[bool] = False

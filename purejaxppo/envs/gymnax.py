@@ -72,9 +72,9 @@ class GymnaxEnv(BaseEnv):
         with jax.ensure_compile_time_eval():  # this may be the first use of the environment, and under a trace
             try:
                 self._env, defaults = gymnax.make(name)
+                self._params: Any = defaults.replace(**params)
             except Exception as error:
                 raise UsageError(f"env = {name!r} cannot be made ({reason(error)}); choose another one.") from error
-            self._params: Any = defaults.replace(**params)
             self.action_space = _convert(name, self._env.action_space(self._params))
             observed = _convert(name, self._env.observation_space(self._params))
         self.name, self._replaced = name, [f"{key}={value!r}" for key, value in params.items()]

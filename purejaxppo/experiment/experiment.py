@@ -84,9 +84,9 @@ def run_experiment(
 ) -> ExperimentResult:
     """Train all seeds, as `python -m purejaxppo.run` does, and return what came of it.
 
-    Each seed learns what `make_train(config)(jax.random.key(seed))` learns, whatever the options, but for
-    two: a `mesh` with `env=M` gives other episodes; any other mesh, and `seed_mode`, may change the last digits. A seed
-    whose numbers turn non-finite is frozen and named in the summary.
+    Each seed learns what `make_train(config)(jax.random.key(seed))` learns, whatever the options, but for three:
+    `init_from` begins with what another run has learnt; a `mesh` with `env=M` gives other episodes; any other mesh, and
+    `seed_mode`, may change the last digits. A seed whose numbers turn non-finite is frozen and named in the summary.
 
     Args:
         seeds: how many, from `first_seed` on; or a list of them.
@@ -155,7 +155,7 @@ def resume_experiment(
 
     Args:
         out: the run directory.
-        total_steps: train longer than was planned; not if the learning rate is annealed.
+        total_steps: train longer than was planned; not if the learning rate, or another number, is annealed.
         env: the environment, again, if it is one of your own: a file is not trusted to run code.
         policy_network: the module, again, if it is your own.
         critic_network: likewise.

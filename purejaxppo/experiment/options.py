@@ -1,7 +1,7 @@
 """How the host runs an experiment.
 
-Nothing here changes what a seed learns, but for two: a `mesh` with `env=M` gives other episodes; any other mesh, and
-`seed_mode`, may change the last digits.
+Nothing here changes what a seed learns, but for three: `init_from` begins with what another run has learnt; a `mesh`
+with `env=M` gives other episodes; any other mesh, and `seed_mode`, may change the last digits.
 """
 
 import dataclasses

@@ -25,8 +25,8 @@ def use_cpu_cores(alone: bool = False) -> None:
     XLA hands operations to threads that are idle, and a run alone wanders between cores: most small ones take 1.1 to
     1.4 times as long with a second thread. Last digits depend on the number of threads.
 
-    Has an effect only before JAX's first use, after which it warns; and if the user has not chosen: by XLA_FLAGS,
-    NPROC or PJRT_NPROC.
+    Has an effect only before JAX's first use, after which it warns that cores are not devices; and if XLA_FLAGS do not
+    say how many there are. Who sets NPROC or PJRT_NPROC has chosen the number of threads.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return

@@ -38,16 +38,22 @@ def render(
 
     Args:
         out: a .gif or .mp4 file; one that is there is replaced, if the film is complete.
+        episodes: how many, one after the other.
         max_steps: at which an episode is cut off.
+        gymnasium: film Gymnasium's environment of this name, which has the same spaces.
         sample: take samples of the policy instead of its mode.
+        episode_seed: what the episodes are drawn with.
         fps: frames per second; None is what suits the environment.
 
     Returns:
         The film's title, and the last frame of each episode.
 
     Raises:
-        UsageError: no such file can be written, the environment cannot be drawn, or a package is missing.
+        UsageError: no such file can be written, the environment cannot be drawn, a package is missing, or `episodes` is
+            less than 1.
     """
+    if episodes < 1:
+        raise UsageError(f"episodes = {episodes!r} must be at least 1; pass 1, say.")
     out, config = Path(out), trained.config.replace(eval_greedy=not sample)
     check_file(out)
     where = gymnasium or config.env_name

@@ -10,6 +10,7 @@ import numpy as np
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment.program import device_bytes
+from purejaxppo.keys import as_key
 from purejaxppo.parallel.runs import best_vmap_size, over_runs, padded_count
 from purejaxppo.presets import with_settings
 from purejaxppo.sweeps.axes import Settings, checked, of_python, refuse_overruled, show
@@ -20,7 +21,7 @@ from purejaxppo.types import Metrics
 Table = dict[str, np.ndarray]
 
 
-def sweep(config: Config, axes: Mapping[str, Any], keys: jax.Array) -> Table:
+def sweep(config: Config, axes: Mapping[str, Any], keys: Any) -> Table:
     """Train every combination of the axes' values with every key, on all devices.
 
     Numbers that may be traced become one program; for each combination of static values there is one. What does not fit
@@ -29,7 +30,7 @@ def sweep(config: Config, axes: Mapping[str, Any], keys: jax.Array) -> Table:
     Args:
         config: all other settings.
         axes: setting of the config or of its algorithm ↦ values. Of a static one, a list of Python values.
-        keys: PRNG keys [S], the same for all settings.
+        keys: PRNG keys [S], the same for all settings; a list of them, or the words of `PRNGKey` [S, 2], will do.
 
     Returns:
         Tidy columns, all of one length, a row per setting, key and update, as `pandas.DataFrame` takes them: the axes,
@@ -44,8 +45,11 @@ def sweep(config: Config, axes: Mapping[str, Any], keys: jax.Array) -> Table:
     settings = of_python(config, axes)
     configs = checked(config, settings)
     refuse_overruled(configs, settings)
-    if keys.ndim != 1 or not keys.size:
-        raise UsageError(f"keys has shape {keys.shape} and must have [S]; pass jax.random.split(key, S).")
+    if isinstance(keys, list | tuple) or getattr(keys, "ndim", 0) == 2:
+        keys = jnp.stack([as_key(key) for key in keys]) if len(keys) else jnp.zeros(0)
+    if getattr(keys, "ndim", 0) != 1 or not keys.size:
+        shape = getattr(keys, "shape", keys)
+        raise UsageError(f"keys has shape {shape!r:.80} and must have [S]; pass jax.random.split(key, S).")
     tables: list[Table] = [{}] * len(settings)
     for group in group_settings(config, settings):
         for i, metrics in _train(configs[group.members[0]], group, settings, keys):
