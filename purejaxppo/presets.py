@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.config import Config
+from purejaxppo.config import DEFAULTS, Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import did_you_mean
 from purejaxppo.spaces import Box
+from purejaxppo.types import traits_of
 
 _OFF_POLICY = ("dqn", "qrdqn", "sac", "td3", "ddpg", "tqc")
 _ZOO_TRPO, _ZOO_PPO = "rl-baselines3-zoo, hyperparams/trpo.yml", "rl-baselines3-zoo, hyperparams/ppo.yml"
@@ -178,10 +179,20 @@ def without_derived(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """`config` with flat settings replaced, the algorithm's own among them. All others stay as they are."""
+    """`config` with flat settings replaced, the algorithm's own among them.
+
+    All others stay as they are, but `num_minibatches`: where it is what `preset` makes it, and `num_envs` or
+    `recurrent` are replaced, it is made anew.
+    """
     own = {field.name for field in dataclasses.fields(config.algo)}
     algo = config.algo.replace(**{name: x for name, x in settings.items() if name in own})
-    return config.replace(algo=algo, **{name: x for name, x in settings.items() if name not in own})
+    changed = config.replace(algo=algo, **{name: x for name, x in settings.items() if name not in own})
+    if {"num_envs", "recurrent"} & settings.keys() and not changed.minibatch_size and "num_minibatches" not in settings:
+        parts = {**DEFAULTS, **traits_of(algo).published, **preset_of(config.algo_name, config.env)}["num_minibatches"]
+        if config.replace(num_minibatches=parts).adapted_minibatches == config.num_minibatches:
+            changed = changed.replace(num_minibatches=parts)
+            changed = changed.replace(num_minibatches=changed.adapted_minibatches)
+    return changed
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:

@@ -22,14 +22,14 @@ from purejaxppo.cli.settings import RunOptions
 from purejaxppo.diagnosis import probe_symptoms, symptoms
 from purejaxppo.diagnosis.case import Case, span
 from purejaxppo.diagnosis.diagnose import SITE, findings, in_short, in_words
-from purejaxppo.diagnosis.probe import ProbeResult, _deviations, effect_of_actions, probe
+from purejaxppo.diagnosis.probe import ProbeResult, _deviations, _one_valid_action, effect_of_actions, probe
 from purejaxppo.diagnosis.rules import fits, read_rules
 from purejaxppo.presets import settings_of
 from purejaxppo.rollout import begin_episodes
 from purejaxppo.rundir.contents import RunContents
 from purejaxppo.rundir.files import shown, to_json
 from purejaxppo.rundir.metrics import MetricsTable
-from purejaxppo.spaces import Box, Discrete
+from purejaxppo.spaces import Box, Discrete, MultiDiscrete
 from purejaxppo.train import init
 
 ROWS, SEEDS = 40, 4
@@ -307,6 +307,9 @@ def test_a_probe_of_an_environment_that_lies(tmp_path, capsys):
     assert (found.length, found.rewards) == (12.0, (1.0, 1.0))
     assert found.observation_std.max() > 1e4
     assert np.isnan(found.one_valid_action)
+    two = MultiDiscrete((2, 2))
+    for space, mask, share in ((Discrete(3), [0, 1, 0], 1.0), (two, [1, 0, 0, 1], 1.0), (two, [1, 1, 0, 1], 0.0)):
+        assert _one_valid_action(space, {"action_mask": np.asarray([mask], bool)}) == share
     names = [finding.name for finding in findings(contents(flat(healthy())), found)]
     assert {"actions-do-nothing", "observation-scale", "time-limit-as-termination"} <= {*names}
     assert names[0] == "actions-do-nothing"

@@ -304,6 +304,33 @@ def test_an_environment_of_ones_own_may_tell_its_successes():
     assert adapt(Told()).step_with_success(KEY, *StepCounter().reset(KEY))[1]
     assert not adapt(StepCounter()).tells_success
 
+    class Off(Told):
+        tells_success = False
+
+    Config(env=Off()).check()
+    assert adapt(Off()).step_with_success(KEY, *StepCounter().reset(KEY))[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (lambda step: (step, jnp.ones(())), r"success being bool\[\], not float32\[\]"),
+        (lambda step: (step, jnp.ones(1, bool)), r"not bool\[1\]"),
+        (lambda step: step, "not tuple"),
+        (lambda step: step + 1, "step_with_success fails under jax.jit"),
+    ],
+)
+def test_what_tells_no_success_is_refused_in_one_line(told, message):
+    class Told(StepCounter):
+        tells_success = True
+
+        def step_with_success(self, key, state, action):
+            return told(self.step(key, state, action))
+
+    with pytest.raises(UsageError, match=message) as caught:
+        Config(env=Told()).check()
+    assert "\n" not in str(caught.value)
+
 
 def test_spaces_are_printed_in_a_few_words():
     space = Box(np.zeros((84, 84, 3)), np.linspace(1, 255, 84 * 84 * 3).reshape(84, 84, 3), (84, 84, 3))

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from purejaxppo import PPO, A2CTrustRegion, Config, run_experiment
+from purejaxppo import PPO, A2CTrustRegion, Config, run_experiment, tune
 from purejaxppo.cli.run import main
 from purejaxppo.errors import UsageError
+from purejaxppo.experiment.options import HostOptions
 from purejaxppo.policy.load import load
+from purejaxppo.sweeps.execution import begin_sweep
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 64, "hidden_sizes": (8,), "num_minibatches": 1}
 OPTIONS = {"final_episodes": 1, "checkpoint_interval": 1}
@@ -53,6 +55,7 @@ def test_networks_and_statistics_are_the_others(source, tmp_path):
         ({"normalize_observations": False}, "normalize_observations = True, and here it is False; set it as there"),
         ({"activation": "relu"}, "activation = 'tanh', and here it is 'relu'"),
         ({"env": "MountainCarContinuous-v0"}, r"is float32\[3, 8\] there and float32\[2, 8\] here"),
+        ({"log_std_init": -1.0}, "log_std_init = -1.0 would do nothing: log σ is that of init_from"),
     ],
 )
 def test_what_does_not_fit_is_named(source, tmp_path, changes, message):
@@ -64,6 +67,23 @@ def test_what_does_not_fit_is_named(source, tmp_path, changes, message):
             options=OPTIONS | {"init_from": str(source.out)},
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("observation_clip", (np.inf, 1.0), "observation_clip = 'inf', and here it is 1.0"),
+        ("log_std_init", (0.0, -1.0), "do nothing"),
+    ],
+)
+def test_every_setting_of_a_sweep_and_a_study_must_fit(source, tmp_path, name, values, message):
+    host = HostOptions(init_from=str(source.out))
+    for settings in (values, values[::-1]):
+        with pytest.raises(UsageError, match=message):
+            begin_sweep(source.config, [{name: x} for x in settings], [0], tmp_path, jax.devices()[:1], host)
+    space = {name: {"low": 0.5, "high": 1.0}}
+    with pytest.raises(UsageError, match=f"space: {name} is that of the run in init_from"):
+        tune(source.config, space, out=tmp_path / "study", options=host)
 
 
 def test_the_default_environment_is_not_taken_for_the_others(source, tmp_path, capfd):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import assert_same_bits
 
-from purejaxppo import PPO, TRPO, Config, UsageError, evaluate, make_train
+from purejaxppo import PPO, TRPO, Config, UsageError, evaluate, make_train, preset
 from purejaxppo.cli.flags import with_file
 from purejaxppo.cli.run import main as run
 from purejaxppo.cli.sweep import SweepOptions, main
@@ -23,7 +23,7 @@ from purejaxppo.presets import with_settings
 from purejaxppo.rundir.checkpoint import read as read_checkpoint
 from purejaxppo.sweeps import execution, plan
 from purejaxppo.sweeps import table as tables
-from purejaxppo.sweeps.axes import grid, parse_axis, parse_sampler
+from purejaxppo.sweeps.axes import checked, grid, parse_axis, parse_sampler
 from purejaxppo.sweeps.execution import begin_sweep
 from purejaxppo.sweeps.results import best_first, command_of
 from purejaxppo.sweeps.table import _tidy, sweep
@@ -426,6 +426,18 @@ def test_what_a_sweep_began_with_is_in_the_command_of_its_best(tmp_path):
     command = command_of(dataclasses.replace(swept, record=record), 1)
     assert "--gamma 0.95" in command
     assert "--init-from runs/first --num-seeds 1" in command
+
+
+def test_minibatches_that_are_left_open_are_those_of_a_lone_run():
+    for given, settings in (
+        ({"recurrent": "gru", "num_envs": 1}, [{"num_envs": 1}, {"num_envs": 4}, {"num_envs": 6}]),
+        ({"num_envs": 6}, [{"recurrent": "none"}, {"recurrent": "gru"}]),
+        ({"num_envs": 2, "recurrent": "gru"}, [{"recurrent": "none"}, {"num_envs": 8, "gamma": 0.9}]),
+    ):
+        base = preset("ppo", "CartPole-v1", **given)
+        assert checked(base, settings) == [preset("ppo", "CartPole-v1", **(given | own)) for own in settings]
+    fixed = preset("ppo", "CartPole-v1", num_envs=6, num_minibatches=3)
+    assert [x.num_minibatches for x in checked(fixed, [{"recurrent": "none"}, {"recurrent": "gru"}])] == [3, 3]
 
 
 def test_bad_axes_in_python():

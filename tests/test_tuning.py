@@ -655,6 +655,15 @@ def test_the_schedule_of_a_line_is_that_of_its_ancestors():
     assert config.learning_rate == last.parent.settings["learning_rate"] or len(config.stages) > 1
 
 
+def test_a_trial_without_ancestors_keeps_the_stages_of_the_study():
+    staged = CONFIG.replace(stages=("33 gamma=0.5",))
+    search, _ = searched(by_rate, trials=2, pruner="none", budget=10**5, lot_size=2)
+    trial = search.trials[0]
+    config = scheduled(staged, trial, search.rungs)
+    assert config.stages == staged.stages
+    assert config.learning_rate == trial.settings["learning_rate"]
+
+
 def test_stages_are_numbers_that_change_at_their_steps():
     """As the same run in two parts, each with its numbers; and a stage between two updates waits for the next."""
     after = CONFIG.replace(learning_rate=1e-4, gamma=0.5)

@@ -16,9 +16,41 @@ from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import FrameStack, wrapped
 from purejaxppo.rollout import begin_episodes, rollout
-from purejaxppo.spaces import Box, Discrete, MultiBinary
+from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from purejaxppo.train import learning_batch
 from purejaxppo.types import Transition
+
+
+class Alternating:
+    """Pays the action's number; the mask forbids action 2 from the second state on, and then the first one of two."""
+
+    def __init__(self, factors):
+        self.action_space = MultiDiscrete(factors) if len(factors) > 1 else Discrete(*factors)
+        self.observation_space = {"x": Box(-1.0, 9.0, ()), "action_mask": MultiBinary(sum(factors))}
+        self.masks = np.ones((3, sum(factors)), bool)
+        self.masks[1:, 2] = self.masks[2:, 0] = False
+
+    def _seen(self, step):
+        return {"x": jnp.asarray(step, jnp.float32), "action_mask": jnp.asarray(self.masks)[jnp.minimum(step, 2)]}
+
+    def reset(self, key):
+        return jnp.zeros((), jnp.int32), self._seen(0)
+
+    def step(self, key, state, action):
+        never = jnp.zeros((), bool)
+        return state + 1, self._seen(state + 1), 1.0 + jnp.sum(action, dtype=jnp.float32), never, never
+
+
+@pytest.mark.parametrize(
+    ("factors", "action", "steps"),
+    [((4,), 2, 1), ((4,), 0, 2), ((4,), 3, 4), ((3, 2), (2, 1), 1), ((3, 2), (0, 1), 2), ((3, 2), (1, 1), 4)],
+)
+def test_an_action_is_repeated_only_while_its_mask_allows_it(factors, action, steps):
+    env = wrapped(adapt(Alternating(factors)), 1, 4)
+    check_env(env, "alternating")
+    state, _ = env.reset(jax.random.key(0))
+    state, _, reward, *_ = env.step(jax.random.key(1), state, jnp.asarray(action))
+    assert (int(state), float(reward)) == (steps, steps * (1.0 + np.sum(action)))
 
 
 class Line(NamedTuple):

@@ -70,7 +70,7 @@ def probe(config: Config, trained: TrainState | None = None) -> ProbeResult:
             reproducible=same,
             actions_matter=matter,
             at_bounds=_at_bounds(agent, trained, steps, envs),
-            one_valid_action=_one_valid_action(seen.obs),
+            one_valid_action=_one_valid_action(agent.env.action_space, seen.obs),
             action_effect=effect,
         )
 
@@ -169,10 +169,11 @@ def _deviations(agent: Agent, seen: Transition) -> np.ndarray | None:
     return np.concatenate(found) if found else None
 
 
-def _one_valid_action(obs: Any) -> float:
+def _one_valid_action(space: Any, obs: Any) -> float:
+    """The share of observations whose mask leaves one action: one of each factor, where there are several."""
     if not isinstance(obs, dict) or ACTION_MASK not in obs:
         return math.nan
-    return float((obs[ACTION_MASK].sum(axis=-1) == 1).mean())
+    return float((obs[ACTION_MASK].sum(axis=-1) == len(getattr(space, "nvec", (0,)))).mean())
 
 
 def _at_bounds(agent: Agent, trained: TrainState | None, steps: int, envs: int) -> float | None:

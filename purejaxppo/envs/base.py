@@ -105,7 +105,7 @@ class UserEnv(BaseEnv):
             self.render_frames = lambda states: (env.render(state) for state in states)  # type: ignore[method-assign]
         with jax.ensure_compile_time_eval():  # of bounds, which may be asked for under a trace
             known: tuple[str, ...] = (*_REQUIRED, *FACTS, *_METHODS)
-            known += _SUCCESS if all(hasattr(env, name) for name in _SUCCESS) else ()
+            known += _SUCCESS if getattr(env, "tells_success", False) and hasattr(env, "step_with_success") else ()
             self.__dict__ |= {name: getattr(env, name) for name in known if hasattr(env, name)}
 
     def __repr__(self) -> str:

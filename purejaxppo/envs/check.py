@@ -39,6 +39,8 @@ def check_env(env: Any, name: str) -> None:
             raise UsageError(
                 f"env = {name}: step's {part} is {_shapes(actual)} but must be {_shapes(wanted)}; cast or reshape it."
             )
+    if env.tells_success:
+        _check_success(env, name, key, state, action, returned)
     entries = seen if isinstance(seen, Mapping) else {"": seen}
     arrays = obs if isinstance(seen, Mapping) and isinstance(obs, Mapping) else {"": obs}
     if {*entries} != {*arrays}:
@@ -50,6 +52,20 @@ def check_env(env: Any, name: str) -> None:
                 f"env = {name}: reset's obs{entry and f'[{entry!r}]'} is {_shapes(arrays[entry])} but its space is "
                 f"{space!r}; make them agree (Discrete is a whole number, MultiBinary bool)."
             )
+
+
+def _check_success(env: Any, name: str, key: jax.Array, state: Any, action: jax.Array, step: Any) -> None:
+    """Raises: UsageError: `step_with_success` does not return a step and whether it ended in success."""
+    try:
+        told = jax.eval_shape(env.step_with_success, key, state, action)
+    except OTHERS_ERRORS as error:
+        raise UsageError(f"env = {name}: step_with_success fails under jax.jit ({reason(error)}).") from error
+    wanted = (step, jax.ShapeDtypeStruct((), bool))
+    if not isinstance(told, tuple) or len(told) != 2 or _shapes(told) != _shapes(wanted):
+        raise UsageError(
+            f"env = {name}: step_with_success must return (what step returns, success), success being bool[], not "
+            f"{_shapes(told[1]) if isinstance(told, tuple) and len(told) == 2 else type(told).__name__}."
+        )
 
 
 def _check_spaces(seen: Any, acted: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from purejaxppo.envs.base import FACTS, BaseEnv, Step
 from purejaxppo.errors import UsageError
-from purejaxppo.spaces import Box, ObservationSpace, channels_first
+from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiDiscrete, ObservationSpace, Space, channels_first
 from purejaxppo.types import EnvState, Observation
 
 
@@ -44,7 +44,10 @@ class Wrapper(BaseEnv):
 
 
 class ActionRepeat(Wrapper):
-    """Each action is taken `times` times, or until the episode ends; the rewards are summed (Mnih et al., 2015)."""
+    """Each action is taken `times` times; the rewards are summed (Mnih et al., 2015).
+
+    Until the episode ends, or the action mask forbids it.
+    """
 
     def __init__(self, env: BaseEnv, times: int) -> None:
         super().__init__(env)
@@ -64,8 +67,8 @@ class ActionRepeat(Wrapper):
 
     def step(self, key: jax.Array, state: EnvState, action: jax.Array) -> Step:
         def again(before: Step, key: jax.Array) -> tuple[Step, None]:
-            state, _, total, terminated, truncated = before
-            over = terminated | truncated
+            state, seen, total, terminated, truncated = before
+            over = terminated | truncated | ~_is_valid(self.action_space, seen, action)
             state, obs, reward, *ends = self.env.step(key, state, action)
             after = (state, obs, total + reward, *ends)
             return jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after), None
@@ -73,6 +76,14 @@ class ActionRepeat(Wrapper):
         first, *others = jax.random.split(key, self.times)
         reached: Step = self.env.step(first, state, action)
         return jax.lax.scan(again, reached, jnp.stack(others))[0] if others else reached
+
+
+def _is_valid(space: Space, obs: Observation, action: jax.Array) -> jax.Array:
+    """Whether the mask of an observation, if it has one, allows an action, [] bool."""
+    if not isinstance(obs, Mapping) or ACTION_MASK not in obs or not isinstance(space, Discrete | MultiDiscrete):
+        return jnp.ones((), bool)
+    first = np.cumsum((0, *space.nvec[:-1])) if isinstance(space, MultiDiscrete) else 0  # of each factor, in the mask
+    return jnp.all(obs[ACTION_MASK][action + first])
 
 
 class Stacked(NamedTuple):

@@ -1,8 +1,10 @@
 """What another run has learnt, for a new run to begin with."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,10 +34,23 @@ def learnt_shapes(config: Config) -> Learnt:
     return Learnt(state.policy, state.critic, state.observation_statistics, state.reward_normalizer.statistics)
 
 
-def read_learnt(directory: Path, config: Config) -> Learnt:
+def _check_same(directory: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises: UsageError: with our settings, networks of theirs compute something else, or one of ours is idle."""
+    for name in _SAME:
+        if theirs.get(name) != ours[name]:
+            raise UsageError(
+                f"init_from = {str(directory)!r}: its policy was trained with {name} = {theirs.get(name)!r:.80}, and "
+                f"here it is {ours[name]!r:.80}; set it as there."
+            )
+    if (log_std := ours["log_std_init"]) not in (0.0, theirs.get("log_std_init")):
+        raise UsageError(f"log_std_init = {log_std} would do nothing: log σ is that of init_from; leave it out.")
+
+
+def read_learnt(directory: Path, config: Config, others: Sequence[Config] = ()) -> Learnt:
     """Networks and statistics [seeds, ...] of the newest whole checkpoint of a run.
 
-    Reward statistics are taken over where both runs divide rewards by them; else they begin anew.
+    Reward statistics are taken over where both runs divide rewards by them; else they begin anew. `others` are configs
+    of the same program that begin with it, too.
 
     Raises:
         UsageError: there is none, or it does not fit: the message names the first array, or the setting.
@@ -48,12 +63,8 @@ def read_learnt(directory: Path, config: Config) -> Learnt:
         raise UsageError(f"init_from = {str(directory)!r} has no checkpoint; name the directory of a run.")
     theirs, ours = snapshot.about["settings"], to_json(settings_of(config))
     theirs = usual_settings(theirs.get("algo"), theirs)
-    for name in _SAME:
-        if theirs.get(name) != ours[name]:
-            raise UsageError(
-                f"init_from = {str(directory)!r}: its policy was trained with {name} = {theirs.get(name)!r:.80}, and "
-                f"here it is {ours[name]!r:.80}; set it as there."
-            )
+    for one in (config, *others):
+        _check_same(directory, theirs, to_json(settings_of(one)))
     shapes, count, arrays = learnt_shapes(config), len(snapshot.about["seeds"]), {}
     leaves = leaves_by_path(shapes)
     for name, wanted in sorted(leaves.items()):

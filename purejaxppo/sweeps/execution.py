@@ -125,7 +125,7 @@ def begin_sweep(
     refuse_overruled(sweep.configs, settings)
     devices = max((options.place(one, runs, devices) for one, runs in sweep.programs), key=len)
     for one, _ in sweep.programs if options.init_from else ():  # refused before anything is made
-        read_learnt(Path(options.init_from), one)
+        read_learnt(Path(options.init_from), one, sweep.configs)
     return Sweep(sweep.record._replace(devices=len(devices)), settings, at_once), devices
 
 

@@ -106,7 +106,10 @@ def inherited(own: Arrays, parent: Arrays) -> Arrays:
 
 
 def scheduled(config: Config, trial: Trial, rungs: Rungs) -> Config:
-    """The config whose numbers change as those of a trial's line did: it and those whose states it goes back to."""
+    """The config whose numbers change as those of a trial's line did: it and those whose states it goes back to.
+
+    A trial that goes back to none keeps the stages that the study has been given.
+    """
     line = [trial]
     while line[0].parent is not None:
         line.insert(0, line[0].parent)
@@ -115,4 +118,4 @@ def scheduled(config: Config, trial: Trial, rungs: Rungs) -> Config:
         changes = [f"{name}={x!r}" for name, x in after.settings.items() if x != before.settings[name]]
         if changes:
             stages.append(" ".join([str(rungs.env_steps(rung, each)), *changes]))
-    return with_settings(config, first).replace(stages=tuple(stages))
+    return with_settings(config, first).replace(stages=tuple(stages) or config.stages)

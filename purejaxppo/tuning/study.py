@@ -62,6 +62,8 @@ def plan_study(
         raise UsageError(f"mesh = {final.mesh!r}: trials lie side by side on all devices; leave it out.")
     check_study(config)
     parsed = parse_space(config, default_space(config) if space is None else space)
+    if final.init_from and (given := {"observation_clip", "log_std_init"} & parsed.keys()):
+        raise UsageError(f"space: {min(given)} is that of the run in init_from; take it out of the space.")
     check_unused(options, config, parsed)
     reserved = options.final_steps(config, parsed, len(seeds))
     options.ladder(config, parsed, reserved)

@@ -80,7 +80,7 @@ def write_results(
 ) -> dict[str, np.ndarray]:
     """trials.csv, best.toml, importance.png and slices.png; the columns of the first. `config` is the best.
 
-    And schedule.toml, where its settings change.
+    And schedule.toml, where a population has found how its settings change.
     """
     names = [*search.space, "rung", "steps_per_seed", "score", "status", "env_steps"]
     rows = [
@@ -97,7 +97,7 @@ def write_results(
     cells = [["" if isinstance(x, float) and math.isnan(x) else show(x) for x in row] for row in rows]
     write_text(out / "trials.csv", csv_text([["trial", *names], *([i, *row] for i, row in enumerate(cells))]))
     write_text(out / "best.toml", best_toml(config, record.seeds, record.options.get("init_from", "")))
-    if config.stages:
+    if config.stages != record.config.stages:
         write_text(out / "schedule.toml", schedule_toml(config, search.space))
     draw(out, search, warn)
     columns = {
