@@ -49,6 +49,7 @@ def test_lists_numpy_and_jax_arrays_are_the_same_observation(env):
     np.testing.assert_array_equal(jax.jit(act)(jax.tree.map(jnp.asarray, obs, is_leaf=is_part)), action)
 
 
+@pytest.mark.thorough
 def test_actions_are_those_of_gymnasiums_space():
     """Discrete(3, start=-1), of which the mask forbids the middle; `place` is one of 2 … 6."""
     space = gymnasium.make("Spaces-v0").action_space

@@ -61,6 +61,7 @@ def test_noise_is_linear_in_the_features_and_held():
         )
 
 
+@pytest.mark.thorough
 def test_a_rollout_explores_without_jitter():
     """Along a rollout, (action - μ) / σ of neighbouring steps correlate; with Gaussian noise they do not."""
     jumps = {}

@@ -609,6 +609,7 @@ for params in ("", ",fails_at=1,how=hang"):
 """
 
 
+@pytest.mark.thorough
 def test_nothing_is_left_after_kill_9():
     """Neither workers that wait nor those whose environment hangs."""
     shared = sorted(Path("/dev/shm").iterdir())

@@ -66,6 +66,7 @@ EXPORTS = "tanh-gaussian.onnx masked.onnx multi-discrete.onnx beta.jax masked.ja
 @pytest.mark.parametrize(
     "name", [pytest.param(x, marks=() if x == "masked.onnx" else pytest.mark.slow) for x in EXPORTS]
 )
+@pytest.mark.thorough
 def test_exported_files_act_as_the_policy(name, tmp_path):
     assert export_policy(stub(name.partition(".")[0]), tmp_path / name) <= 1e-5
 

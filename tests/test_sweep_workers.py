@@ -188,6 +188,7 @@ def slurm(monkeypatch):
     jax.config.update("jax_cuda_visible_devices", before)
 
 
+@pytest.mark.thorough
 def test_the_tasks_of_a_scheduler_are_workers_of_one_sweep(slurm, tmp_path, trained, capsys):
     out = tmp_path / "it"
     sweep, _ = begun(out)

@@ -664,6 +664,7 @@ def test_a_trial_without_ancestors_keeps_the_stages_of_the_study():
     assert config.learning_rate == trial.settings["learning_rate"]
 
 
+@pytest.mark.thorough
 def test_stages_are_numbers_that_change_at_their_steps():
     """As the same run in two parts, each with its numbers; and a stage between two updates waits for the next."""
     after = CONFIG.replace(learning_rate=1e-4, gamma=0.5)
