@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.config import DEFAULTS, Config
+from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import did_you_mean
 from purejaxppo.spaces import Box
-from purejaxppo.types import traits_of
 
 _OFF_POLICY = ("dqn", "qrdqn", "sac", "td3", "ddpg", "tqc")
 _ZOO_TRPO, _ZOO_PPO = "rl-baselines3-zoo, hyperparams/trpo.yml", "rl-baselines3-zoo, hyperparams/ppo.yml"
@@ -188,10 +187,10 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     algo = config.algo.replace(**{name: x for name, x in settings.items() if name in own})
     changed = config.replace(algo=algo, **{name: x for name, x in settings.items() if name not in own})
     if {"num_envs", "recurrent"} & settings.keys() and not changed.minibatch_size and "num_minibatches" not in settings:
-        parts = {**DEFAULTS, **traits_of(algo).published, **preset_of(config.algo_name, config.env)}["num_minibatches"]
-        if config.replace(num_minibatches=parts).adapted_minibatches == config.num_minibatches:
-            changed = changed.replace(num_minibatches=parts)
-            changed = changed.replace(num_minibatches=changed.adapted_minibatches)
+        usual = preset_of(config.algo_name, config.env).get("num_minibatches")  # None: as published
+        before, after = (one.replace(num_minibatches=usual).adapted_minibatches for one in (config, changed))
+        if before == config.num_minibatches:
+            return changed.replace(num_minibatches=after)
     return changed
 
 

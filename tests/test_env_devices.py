@@ -136,11 +136,7 @@ def test_an_update_of_the_policy(algo, problem):
         assert float(actual_metrics[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
 
 
-@pytest.mark.parametrize(
-    "algo",
-    [pytest.param(x, marks=() if isinstance(x, TRPO) else pytest.mark.slow) for x in ALL],
-    ids=lambda algo: type(algo).__name__,
-)
+@pytest.mark.parametrize("algo", by_cost(ALL, [TRPO()], ()), ids=lambda algo: type(algo).__name__)
 @pytest.mark.thorough
 def test_replicas_stay_bit_identical(algo):
     """After 100 updates, with normalisers, both devices hold the very same parameters, moments and statistics."""

@@ -269,7 +269,7 @@ def test_a_sick_seed_is_frozen_as_it_last_was_and_named_and_the_others_keep_thei
         assert_same_bits(of(mine, others), of(theirs, others))
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in ALGORITHMS])
+@pytest.mark.parametrize("name", by_cost(ALGORITHMS, QUICK, ()))
 def test_a_run_without_a_fault_fails_nowhere_and_goes_on_learning(name):
     """Nothing is flagged, and what a sick seed is compared with really moves from update to update."""
     states, metrics = healthy(name)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import Probe
+from support import by_cost
 
 from purejaxppo import A2C, Config, init
 from purejaxppo.agent import Agent
@@ -40,7 +41,7 @@ def stub(kind):
     return Trained(config, 0, state, 0, actor(config, state))
 
 
-@pytest.mark.parametrize("kind", [pytest.param(x, marks=() if x == "masked" else pytest.mark.slow) for x in CONFIGS])
+@pytest.mark.parametrize("kind", by_cost(CONFIGS, ["masked"], ()))
 def test_act_gives_what_the_environment_receives(kind):
     """One or a batch, the mode or a sample; Box actions as the formulas of their distributions have them."""
     trained, obs = stub(kind), observations(stub(kind))
@@ -63,9 +64,7 @@ def test_act_gives_what_the_environment_receives(kind):
 EXPORTS = "tanh-gaussian.onnx masked.onnx multi-discrete.onnx beta.jax masked.jax".split()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=() if x == "masked.onnx" else pytest.mark.slow) for x in EXPORTS]
-)
+@pytest.mark.parametrize("name", by_cost(EXPORTS, ["masked.onnx"], ()))
 @pytest.mark.thorough
 def test_exported_files_act_as_the_policy(name, tmp_path):
     assert export_policy(stub(name.partition(".")[0]), tmp_path / name) <= 1e-5

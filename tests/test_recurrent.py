@@ -12,7 +12,7 @@ import pytest
 from environments import Recall, Walk
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
-from support import assert_same_bits, quick_jit
+from support import assert_same_bits, by_cost, quick_jit
 from test_spaces import ALGORITHMS, MASK
 
 from purejaxppo import A2C, TRPO, Config, init, load, make_train, preset, update_step
@@ -87,7 +87,7 @@ def collect(config, state, key):
     return transitions, batch, state.replace(rollout=episodes._replace(critic_hidden=critic_hidden))
 
 
-@pytest.mark.parametrize("kind", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in POLICIES])
+@pytest.mark.parametrize("kind", by_cost(POLICIES, QUICK, ()))
 @pytest.mark.thorough
 def test_the_update_sees_the_policy_that_acted(kind):
     """Log-probabilities and values, replayed from the stored hidden states across episode ends, are the rollout's."""
@@ -211,9 +211,7 @@ MANY = {"total_steps": 80 * 512, "learning_rate": 0.01}
 PAIRS = [(algo, kind) for algo in ALGORITHMS for kind in ("none", "gru", "lstm")]
 
 
-@pytest.mark.parametrize(
-    ("algo", "kind"), [pytest.param(*x, marks=() if x in QUICK_PAIRS else pytest.mark.slow) for x in PAIRS]
-)
+@pytest.mark.parametrize(("algo", "kind"), by_cost(PAIRS, QUICK_PAIRS, ()))
 @pytest.mark.thorough
 def test_it_remembers_what_pays_and_a_feed_forward_policy_cannot(algo, kind):
     """The cue is shown once and asked for three steps later: 1 with memory, at most ½ without."""

@@ -29,6 +29,7 @@ from purejaxppo.presets import preset_of
 from purejaxppo.rundir.record import read_config, versions
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import decimals, interval_text, return_text
+from purejaxppo.types import traits_of
 
 _PROG = "purejaxppo run"
 
@@ -57,7 +58,7 @@ def is_alone(argv: list[str]) -> bool:
     if directory := given("resume"):
         return _recorded(directory).get("threads") == 1
     algo, env = given("algo", "ppo"), given("env", "CartPole-v1")
-    usual = {**getattr(ALGORITHMS.get(algo), "published", {}), **preset_of(algo, env)}.get("num_envs", 1)
+    usual = {**traits_of(ALGORITHMS.get(algo)).published, **preset_of(algo, env)}.get("num_envs", 1)
     envs = given("num-envs", str(usual))
     small = env in CLASSIC_CONTROL and envs.isdecimal() and int(envs) <= 16
     return small and given("num-seeds") == "1" and given("seed-mode", "vmap") == "vmap" and not given("devices")

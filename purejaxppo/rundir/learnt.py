@@ -63,8 +63,8 @@ def read_learnt(directory: Path, config: Config, others: Sequence[Config] = ()) 
         raise UsageError(f"init_from = {str(directory)!r} has no checkpoint; name the directory of a run.")
     theirs, ours = snapshot.about["settings"], to_json(settings_of(config))
     theirs = usual_settings(theirs.get("algo"), theirs)
-    for one in (config, *others):
-        _check_same(directory, theirs, to_json(settings_of(one)))
+    for settings in (ours, *(to_json(settings_of(other)) for other in others)):
+        _check_same(directory, theirs, settings)
     shapes, count, arrays = learnt_shapes(config), len(snapshot.about["seeds"]), {}
     leaves = leaves_by_path(shapes)
     for name, wanted in sorted(leaves.items()):

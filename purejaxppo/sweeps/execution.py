@@ -124,8 +124,9 @@ def begin_sweep(
     sweep = Sweep(start_record(config, seeds, out, devices, options), settings)
     refuse_overruled(sweep.configs, settings)
     devices = max((options.place(one, runs, devices) for one, runs in sweep.programs), key=len)
-    for one, _ in sweep.programs if options.init_from else ():  # refused before anything is made
-        read_learnt(Path(options.init_from), one, sweep.configs)
+    for group in sweep.groups if options.init_from else ():  # refused before anything is made
+        first, *others = (sweep.configs[i] for i in group.members)
+        read_learnt(Path(options.init_from), first, others)
     return Sweep(sweep.record._replace(devices=len(devices)), settings, at_once), devices
 
 
