@@ -307,7 +307,7 @@ def test_a_policy_of_every_suite_is_exported(env, tmp_path):
             np.testing.assert_allclose(read(tmp_path / "policy.jax")(given), actions, atol=1e-6)
 
 
-@pytest.mark.parametrize("actions", by_cost(["whole", "high"], ["whole"]))
+@pytest.mark.parametrize("actions", by_cost(["whole", "high"], ()))
 def test_boxes_of_integers_and_those_without_a_zero(actions, tmp_path):
     """What the file gives is what the environment receives, up to its type."""
     config = preset("a2c", f"gymnasium/host_environments:Spaces-v0,actions={actions}", num_envs=2, hidden_sizes=(4,))

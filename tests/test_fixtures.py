@@ -55,9 +55,7 @@ def test_reading_it_changes_nothing(name, tmp_path):
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    "name", [GO_ON[0], *(pytest.param(name, marks=pytest.mark.slow) for name in GO_ON[1:])] if GO_ON else []
-)
+@pytest.mark.parametrize("name", by_cost(GO_ON, (), GO_ON[:1]))
 def test_it_goes_on(name, tmp_path):
     copy = shutil.copytree(FIXTURES[name], tmp_path / "run")
     before = (copy / "metrics.csv").read_text().splitlines()
