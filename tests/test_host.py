@@ -235,7 +235,8 @@ def test_an_evaluation_counts_whole_episodes_of_environments_that_stop(clock):
 
 
 @pytest.mark.thorough
-def test_successes_are_counted_where_the_environment_tells_them(tmp_path, capsys):
+@pytest.mark.parametrize("stack", [1, 2])
+def test_successes_are_counted_where_the_environment_tells_them(stack, tmp_path, capsys):
     """Episodes of 3 steps are successes, and others take 7: so the mean length says how many were."""
 
     def share(length):
@@ -243,7 +244,7 @@ def test_successes_are_counted_where_the_environment_tells_them(tmp_path, capsys
 
     name, out = "gymnasium/host_environments:Goal-v0,terminates=3", tmp_path / "run"
     flags = f"--env {name} --algo a2c --num-envs 2 --num-steps 16 --total-steps 128 --hidden-sizes 4 --num-seeds 2"
-    flags += f" --final-episodes 20 --eval-interval 2 --eval-episodes 5 --out {out}"
+    flags += f" --final-episodes 20 --eval-interval 2 --eval-episodes 5 --frame-stack {stack} --out {out}"
     assert main(flags.split()) == 0
     table = capsys.readouterr().out
     metrics = read_metrics(out / "metrics.csv", [0, 1])

@@ -103,6 +103,38 @@ def play(env, num_envs, num_steps):
     return jax.device_get(played(jax.random.key(0)))
 
 
+class Told(Steps):
+    """A success is what terminates, told in the step that ends the episode and in no other."""
+
+    tells_success = True
+
+    def step_with_success(self, key, state, action):
+        step = self.step(key, state, action)
+        return step, step[3] & (state.steps == 4)
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize("repeat", [1, 2, 5, 7])
+def test_a_success_is_told_through_wrappers(stack, repeat):
+    env = wrapped(adapt(Told()), stack, repeat)
+    assert env.tells_success
+    check_env(env, "told")
+
+    def decide(state, key):
+        (state, *_, terminated, truncated), success = env.step_with_success(key, state, jnp.asarray(0))
+        return state, (terminated, truncated, success)
+
+    keys = jax.random.split(jax.random.key(1), 6)
+    states, _ = jax.vmap(env.reset)(keys)
+    _, (terminated, truncated, success) = quick_jit(
+        jax.vmap(lambda state: jax.lax.scan(decide, state, keys[: -(-5 // repeat)]))
+    )(states)
+    np.testing.assert_array_equal(success, terminated)
+    assert not np.any(success[:, :-1])
+    assert np.all(terminated[:, -1] | truncated[:, -1])
+    assert 0 < np.sum(success) < 6
+
+
 def test_stacked_frames_are_the_last_ones_of_the_episode():
     env, count = wrapped(adapt(Steps()), 3, 1), 3
     check_env(env, "stacked")

@@ -12,18 +12,23 @@ from purejaxppo.errors import UsageError
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiDiscrete, ObservationSpace, Space, channels_first
 from purejaxppo.types import EnvState, Observation
 
+_METHODS = ("close", "from_gymnasium", "to_gymnasium")
+
 
 class Wrapper(BaseEnv):
     """`env`, with all that it has; what a wrapper changes, it defines anew."""
 
     def __init__(self, env: BaseEnv) -> None:
         self.env = env
-        for name in ("observation_space", "action_space", *FACTS, "close", "from_gymnasium", "to_gymnasium"):
+        for name in ("observation_space", "action_space", *FACTS, "tells_success", *_METHODS):
             setattr(self, name, getattr(env, name))
 
     def inner(self, state: EnvState) -> EnvState:
         """The state of `env` within one of the wrapper's."""
         return state
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> Step:
+        return self.step_with_success(key, state, action)[0]
 
     @property
     def failed(self) -> Any:
@@ -65,16 +70,16 @@ class ActionRepeat(Wrapper):
     def begin_anew(self, key: jax.Array, state: EnvState) -> tuple[EnvState, Observation]:
         return self.env.begin_anew(key, state)
 
-    def step(self, key: jax.Array, state: EnvState, action: jax.Array) -> Step:
-        def again(before: Step, key: jax.Array) -> tuple[Step, None]:
-            state, seen, total, terminated, truncated = before
+    def step_with_success(self, key: jax.Array, state: EnvState, action: jax.Array) -> tuple[Step, Any]:
+        def again(before: tuple[Step, Any], key: jax.Array) -> tuple[tuple[Step, Any], None]:
+            state, seen, total, terminated, truncated = before[0]
             over = terminated | truncated | ~_is_valid(self.action_space, seen, action)
-            state, obs, reward, *ends = self.env.step(key, state, action)
-            after = (state, obs, total + reward, *ends)
+            (state, obs, reward, *ends), success = self.env.step_with_success(key, state, action)
+            after = (state, obs, total + reward, *ends), success
             return jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after), None
 
         first, *others = jax.random.split(key, self.times)
-        reached: Step = self.env.step(first, state, action)
+        reached: tuple[Step, Any] = self.env.step_with_success(first, state, action)
         return jax.lax.scan(again, reached, jnp.stack(others))[0] if others else reached
 
 
@@ -120,10 +125,10 @@ class FrameStack(Wrapper):
     def begin_anew(self, key: jax.Array, state: Stacked) -> tuple[Stacked, Observation]:
         return self._begin(*self.env.begin_anew(key, state.inner))
 
-    def step(self, key: jax.Array, state: Stacked, action: jax.Array) -> Step:
-        inner, seen, *rest = self.env.step(key, state.inner, action)
+    def step_with_success(self, key: jax.Array, state: Stacked, action: jax.Array) -> tuple[Step, Any]:
+        (inner, seen, *rest), success = self.env.step_with_success(key, state.inner, action)
         obs = self.push(state.obs, seen)
-        return Stacked(inner, obs), obs, *rest
+        return (Stacked(inner, obs), obs, *rest), success
 
     def fill(self, seen: Observation) -> Observation:
         """The stack after an episode's first observation."""
