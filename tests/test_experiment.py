@@ -170,24 +170,26 @@ def test_a_mesh_is_parsed():
 
 
 def test_what_to_do_about_a_file_that_could_not_be_written(tmp_path):
+    again = f"purejaxppo run --resume {tmp_path}"
+
     def way_out(error, directory=tmp_path, keep=True, logged=True, saved=3):
-        runs = SimpleNamespace(resume_flags=f"--resume {tmp_path}", directory=tmp_path)
+        runs = SimpleNamespace(resume_command=again, directory=tmp_path)
         one = SimpleNamespace(runs=runs, saved=saved, keep=keep, logged=logged)
         return loop.Loop.way_out(one, file_remedy(error, directory))
 
     full, cut = OSError("[Errno 28] No space left on device"), OSError("[Errno 27] File too large")
     wrapped = OSError("checkpoint cannot be written")
     wrapped.__cause__ = full
-    assert way_out(full) == f"the last checkpoint is whole: make room, then --resume {tmp_path}"
-    assert way_out(wrapped, saved=0) == f"no checkpoint was saved yet: make room, then --resume {tmp_path}"
+    assert way_out(full) == f"the last checkpoint is whole: make room, then {again}"
+    assert way_out(wrapped, saved=0) == f"no checkpoint was saved yet: make room, then {again}"
     assert way_out(wrapped, saved=0, logged=False) == "nothing was saved yet: make room, then begin anew"
     assert "make room" in way_out(OSError("[Errno 122] Disk quota exceeded"))
-    assert way_out(cut) == f"the last checkpoint is whole: --resume {tmp_path}"
+    assert way_out(cut) == f"the last checkpoint is whole: {again}"
     moved = tmp_path / "moved"
-    assert way_out(cut, moved).endswith(f"{moved} is not there any more; move it back, then --resume {tmp_path}")
+    assert way_out(cut, moved).endswith(f"{moved} is not there any more; move it back, then {again}")
     assert way_out(cut, keep=False) == "begin anew: without out=DIR, nothing is kept"
     (tmp_path / "checkpoints" / "640").mkdir(parents=True)  # saved by another process
-    assert way_out(full, saved=0) == f"the last checkpoint is whole: make room, then --resume {tmp_path}"
+    assert way_out(full, saved=0) == f"the last checkpoint is whole: make room, then {again}"
 
 
 def test_public_names_are_what_they_are_whatever_is_imported():

@@ -457,7 +457,7 @@ def test_when_one_is_killed_the_others_end_and_name_it_and_a_resumed_run_goes_on
     assert line.startswith(f"error: process {victim} of 2 (")
     assert " is lost" in line
     assert len(line.splitlines()) == 1
-    assert f"the last checkpoint is whole: --resume {out}" in line
+    assert f"the last checkpoint is whole: purejaxppo run --resume {out}" in line
     steps = int(steps_saved(out / "checkpoints")[-1].name)
     assert codes([start(["--resume", out, "--total-steps", str(steps + 32 * 400), "--quiet"], devices=2)]) == [0]
 

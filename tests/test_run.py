@@ -352,7 +352,7 @@ def test_a_signal_while_it_evaluates_at_an_interval_saves_and_the_log_goes_on_as
     monkeypatch.setattr(loop.Loop, "_evaluate", interrupted)
     flags = [*FLAGS, "--algo", "trpo", "--seed", "5", "--log-interval", "3", "--eval-interval", "4"]
     assert main([*flags, "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
-    assert f"saved at update 4; --resume {tmp_path / 'run'} goes on" in capsys.readouterr().err
+    assert f"saved at update 4; purejaxppo run --resume {tmp_path / 'run'} goes on" in capsys.readouterr().err
     assert main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
 

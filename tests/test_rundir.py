@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from purejaxppo.rundir.checkpoint import read, save
 from purejaxppo.rundir.files import refuse_links, replacing, write_json
 from purejaxppo.rundir.lock import check_claim, lock, lock_free, new_directory
 from purejaxppo.rundir.metrics import MetricsFile, read_metrics
-from purejaxppo.rundir.record import env_again, read_record, versions, write_record
+from purejaxppo.rundir.record import env_again, read_record, resume_command, versions, write_record
 from purejaxppo.rundir.summary import read_summary, write_summary
 
 ROW = {"episode_return": np.array([1.0, 2.0]), "kl": np.array([np.nan, 0.5])}
@@ -152,6 +153,8 @@ def test_a_claim_that_is_only_looked_at_is_nobody_elses(tmp_path, monkeypatch):
 def test_who_goes_on_is_told_to_name_an_environment_that_is_code():
     assert env_again("my_module:Env,size=3") == " --env my_module:Env,size=3"
     assert env_again("gymnasium/my module:Env-v0") == " --env 'gymnasium/my module:Env-v0'"
+    again = "purejaxppo run --resume 'my runs/a' --env 'gymnasium/my module:Env-v0'"
+    assert resume_command("run", Path("my runs/a"), "gymnasium/my module:Env-v0") == again
     assert env_again("CartPole-v1") == env_again(object()) == ""
 
 

@@ -277,7 +277,7 @@ def test_a_setting_that_fails_ends_no_other_and_is_tried_again(tmp_path, monkeyp
     monkeypatch.setattr(execution.Loop, "run", run_or_fail)
     assert main([*FLAGS, "--grid", "gamma=0.9,0.5,0.99", "--out", str(out)]) == 1
     error = capsys.readouterr().err
-    assert "1 of 3 settings have failed, gamma=0.5 first (the spring is broken); --resume" in error
+    assert "1 of 3 settings have failed, gamma=0.5 first (the spring is broken); purejaxppo sweep --resume" in error
     rows = read(out / "results.csv")
     assert [row["iqm"] == "" for row in rows] == [False, True, False]
     assert [row["failed_seeds"] for row in rows] == ["0", "2", "0"]

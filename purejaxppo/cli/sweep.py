@@ -34,7 +34,7 @@ from purejaxppo.parallel.devices import choose_devices
 from purejaxppo.parallel.places import find_place
 from purejaxppo.rundir.files import SWEEP, to_json
 from purejaxppo.rundir.lock import lock, lock_shared, new_directory
-from purejaxppo.rundir.record import env_again
+from purejaxppo.rundir.record import resume_command
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.axes import Settings, grid, parse_axis, parse_sampler
 from purejaxppo.sweeps.execution import Sweep, begin_sweep, plan_sweep, read_sweep, run_sweep
@@ -252,5 +252,5 @@ def _tell(sweep: Sweep, summaries: list[Summary], failed: dict[int, Exception], 
         first = min(failed)
         raise FailedSettingsError(
             f"{len(failed)} of {plural(len(sweep.settings), 'setting')} have failed, {sweep.names[first]} "
-            f"first ({failed[first]}); --resume {out}{env_again(sweep.record.config.env)} tries them again."
+            f"first ({failed[first]}); {resume_command('sweep', out, sweep.record.config.env)} tries them again."
         )

@@ -110,7 +110,7 @@ class Loop:
         if not self.logged and not saved and group().count == 1:  # several leave config.json behind
             return f"nothing was saved yet: {remedy}begin anew"
         what = "the last checkpoint is whole" if saved else "no checkpoint was saved yet"
-        return f"{what}: {remedy}{self.runs.resume_flags}"
+        return f"{what}: {remedy}{self.runs.resume_command}"
 
     def _start(self, snapshot: Snapshot | None, program: Program | None) -> None:
         """Compile, if that was not done before, and make or restore the state."""
@@ -228,7 +228,7 @@ class Loop:
 
     def _kept(self) -> str:
         """What a signal leaves, in words."""
-        saved = f"saved at update {self.done:,}; {self.runs.resume_flags} goes on from there"
+        saved = f"saved at update {self.done:,}; {self.runs.resume_command} goes on from there"
         return saved if self.keep else "nothing is kept without out=DIR"
 
     def _evaluate(self, now: bool) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from purejaxppo.rundir.learnt import learnt_shapes, read_learnt
 from purejaxppo.rundir.lock import check_claim
 from purejaxppo.rundir.logs import log_name
 from purejaxppo.rundir.metrics import MetricsTable, Row, read_metrics
-from purejaxppo.rundir.record import RunRecord, env_again
+from purejaxppo.rundir.record import RunRecord, resume_command
 from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
 from purejaxppo.statistics import iqm
@@ -42,7 +42,7 @@ class RunBatch:
     differing: tuple[str, ...] = ()
     size: int = 0  # runs that the program is made for; 0: as few as these members need
     out: Path | None = None  # where checkpoints of all of them are kept until the end; None: the run directory
-    resumed_as: Path | None = None  # what `--resume` takes; None: the run directory
+    sweep: Path | None = None  # the directory of the sweep that they are part of; None: a run by itself
     claimed: Path | None = None  # what must be this process's where it saves; None: the run directory
     source: Learnt | None = None  # what `init_from` has learnt, if it was read already
 
@@ -65,9 +65,10 @@ class RunBatch:
         return self.out or self.records[0].directory
 
     @property
-    def resume_flags(self) -> str:
-        """What to pass to go on."""
-        return f"--resume {self.resumed_as or self.records[0].directory}{env_again(self.config.env)}"
+    def resume_command(self) -> str:
+        """What to type to go on."""
+        command = "sweep" if self.sweep else "run"
+        return resume_command(command, self.sweep or self.records[0].directory, self.config.env)
 
     @cached_property
     def members(self) -> list[tuple[RunRecord, int]]:

@@ -52,7 +52,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if path.name == "config.json" and not path.exists() and path.with_name("tune.json").exists():
         best = path.parent / "best"
-        way_out = f"pass {best}" if best.is_dir() else f"it has none yet; tune --resume {path.parent} goes on"
+        again = resume_command("tune", path.parent, None)
+        way_out = f"pass {best}" if best.is_dir() else f"it has none yet; {again} goes on"
         raise UsageError(f"{path.parent} is the directory of a study, whose run is in best: {way_out}.")
     content = read_json(path)
     with refusing(path):
@@ -81,6 +82,11 @@ def refuse_code(path: Path, env: str) -> None:
             f"{path}: env = {env!r:.80} is code, and a config.json, which may come from others, may not say what is "
             f"run; give it again: --env {env:.80}"
         )
+
+
+def resume_command(command: str, directory: Path, env: Any) -> str:
+    """What to type, so that a run, a sweep or a study (`tune`) goes on."""
+    return f"purejaxppo {command} --resume {shlex.quote(str(directory))}{env_again(env)}"
 
 
 def env_again(env: Any) -> str:

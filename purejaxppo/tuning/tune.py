@@ -19,7 +19,7 @@ from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.lock import lock, new_directory
-from purejaxppo.rundir.record import env_again
+from purejaxppo.rundir.record import resume_command
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import return_text
 from purejaxppo.sweeps.axes import Settings, traced
@@ -152,7 +152,7 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
     if journal.entries:
         progress.say(f"going on after lot {len(journal.entries):,}, {search.env_steps:,} steps")
     file = StudyFile(record.directory, f"{record.config.algo_name} on {record.config.env_name}")
-    again = f"--resume {record.directory}{env_again(record.config.env)}"
+    again = resume_command("tune", record.directory, record.config.env)
     seeds = study.options.search_seeds(record.seeds)
     numbers = tuple(name for name in study.space if traced(record.config, name))  # in which trials differ
     # the file is written while the next lot trains: some 0.4 s of database for each
