@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from purejaxppo import PPO, A2CTrustRegion, Config, run_experiment, tune
+from purejaxppo import CEM, PPO, A2CTrustRegion, Config, run_experiment, tune
 from purejaxppo.cli.run import main
 from purejaxppo.errors import UsageError
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.policy.load import load
+from purejaxppo.rundir import learnt
 from purejaxppo.sweeps.execution import begin_sweep
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 64, "hidden_sizes": (8,), "num_minibatches": 1}
@@ -56,6 +57,8 @@ def test_networks_and_statistics_are_the_others(source, tmp_path):
         ({"activation": "relu"}, "activation = 'tanh', and here it is 'relu'"),
         ({"env": "MountainCarContinuous-v0"}, r"is float32\[3, 8\] there and float32\[2, 8\] here"),
         ({"log_std_init": -1.0}, "log_std_init = -1.0 would do nothing: log σ is that of init_from"),
+        ({"recurrent": "gru"}, "recurrent = 'none', and here it is 'gru'"),
+        ({"layer_norm": True}, "layer_norm = False, and here it is True"),
     ],
 )
 def test_what_does_not_fit_is_named(source, tmp_path, changes, message):
@@ -67,6 +70,23 @@ def test_what_does_not_fit_is_named(source, tmp_path, changes, message):
             options=OPTIONS | {"init_from": str(source.out)},
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("network", ["policy", "critic"])
+def test_a_layer_that_only_the_other_has_is_named(source, monkeypatch, network):
+    read = learnt.newest_in_all
+
+    def with_another_layer(*arguments):
+        snapshot = read(*arguments)
+        layer = {f"state.{network}.params.Torso_0.Dense_1.kernel": np.zeros((2, 8, 8), np.float32)}
+        return snapshot._replace(arrays=snapshot.arrays | layer)
+
+    monkeypatch.setattr(learnt, "newest_in_all", with_another_layer)
+    told = rf"{network}.params.Torso_0.Dense_1.kernel is float32\[8, 8\] there and missing here"
+    with pytest.raises(UsageError, match=told):
+        learnt.read_learnt(source.out, source.config)
+    if network == "critic":  # of which these have none
+        learnt.read_learnt(source.out, source.config.replace(algo=CEM(), normalize_rewards=False))
 
 
 @pytest.mark.parametrize(

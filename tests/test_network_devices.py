@@ -35,7 +35,8 @@ def assert_close(actual, expected):
 def test_what_is_handed_over_is_not_changed():
     """Counts beyond 2²⁴, signs of zero, NaN's payload: as each device made them."""
     numbers = np.asarray([0x80000000, 0x7FC12345, 1, 0x3F800000], np.uint32).view(np.float32)
-    first = {"moments": numbers, "count": np.int32(2**24 + 1)}
+    first = {"moments": numbers, "count": np.int32(2**24 + 1), "ended": np.asarray([True, False])}
+    first |= {"small": numbers.astype(jnp.bfloat16), "pixels": np.uint8([0, 255]), "offsets": np.int8([-128, 127])}
     second = (np.int32([-1, 2**31 - 1]), numbers[::-1].reshape(2, 2))
     mesh = Mesh(np.asarray(jax.devices()), (NET_AXIS,), axis_types=(AxisType.Auto,))
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -23,16 +24,17 @@ from matplotlib import pyplot
 from PIL import Image
 from support import by_cost
 
-from purejaxppo import init, load, preset
+from purejaxppo import Config, init, load, preset
 from purejaxppo.__main__ import front
 from purejaxppo.cli.run import main as run
 from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.gymnax import CLASSIC_CONTROL, DRAWN, GymnaxEnv
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import UsageError
+from purejaxppo.policy import frames as frames_module
 from purejaxppo.policy import video
 from purejaxppo.policy.acting import actor
-from purejaxppo.policy.frames import compiled_frames, gymnasium_frames, in_gymnasium, player
+from purejaxppo.policy.frames import Frame, compiled_frames, gymnasium_frames, in_gymnasium, player
 from purejaxppo.policy.video import captioned, write_film
 
 FLAGS = "--algo a2c --num-envs 2 --num-steps 16 --total-steps 64 --hidden-sizes 8".split()
@@ -237,6 +239,37 @@ def test_masks_that_gymnasium_tells_beside_the_observation_count_in_a_film(mask)
     pictures, _, totals, _ = zip(*frames, strict=True)
     assert np.diff(totals).tolist() == [1, 0, 1, 0, 1, 0]
     assert [int(picture.max()) for picture in pictures] == [20 * step for step in range(7)]
+    [frames] = gymnasium_frames(config.replace(action_repeat=2), state, jax.random.split(jax.random.key(1), 1), 3)
+    pictures, _, totals, _ = zip(*frames, strict=True)
+    assert np.diff(totals).tolist() == [1, 0, 0]  # the second time it would not be valid
+    assert [int(picture.max()) // 20 for picture in pictures] == [0, 1, 3, 5]
+
+
+def test_what_an_environment_draws_from_global_generators_is_the_same_in_each_film(monkeypatch):
+    config, seen = preset("a2c", "gymnasium/host_environments:Dice-v0,mask=none", num_envs=2, num_steps=4), []
+
+    def step(obs, *_):
+        seen.append(obs)
+        return 0, None
+
+    monkeypatch.setattr(frames_module, "stepper", lambda *_: step)
+    before = np.random.get_state()[1].tolist()
+    for _ in range(2):
+        [frames] = gymnasium_frames(config, None, jax.random.split(jax.random.key(1), 1), 3)
+        assert len([*frames]) == 4
+    assert np.random.get_state()[1].tolist() == before  # this process's own
+    np.testing.assert_array_equal(seen[:3], seen[3:])
+    assert len(np.unique(seen)) == 9
+
+
+def test_pictures_of_several_sizes_are_no_film(tmp_path, monkeypatch):
+    trained = SimpleNamespace(config=Config(), seed=0, env_steps=8, state=None)
+    sizes = [(4, 6), (4, 6), (5, 6)]
+    drawn = [Frame(np.zeros((*size, 3), np.uint8), step, 0.0, step == 2) for step, size in enumerate(sizes)]
+    monkeypatch.setattr(video, "compiled_frames", lambda *_: [drawn])
+    with pytest.raises(UsageError, match="pictures of 4×6 and 5×6; make all of one size"):
+        video.render(trained, tmp_path / "x.gif")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.thorough

@@ -332,7 +332,14 @@ def test_runs_that_share_seeds_are_named(tmp_path):
         make_run(tmp_path / "e", "a2c", seeds=range(8)),
         make_run(tmp_path / "f", env="X", seeds=range(8)),
     ]
-    [first, second] = shared_seeds(entries(*runs))
+    for name, mesh in (("g", "env=2"), ("h", "run=2")):  # other episodes; the same
+        runs.append(make_run(tmp_path / name, env="Y", seeds=range(8)))
+        config = runs[-1] / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"options": {"mesh": mesh}}))
+    runs.append(make_run(tmp_path / "i", env="Y", seeds=range(8)))
+    [first, second, third] = shared_seeds(entries(*runs))
+    assert re.match("ppo.* and ppo.* on Y are trained alike", third)
+    assert "env=2" not in third
     assert re.match("ppo.* and ppo.* on CartPole-v1 are trained alike and share seeds 1–7. These", first)
     assert re.match("ppo.* and ppo.* seeds 8–15 on CartPole-v1 are trained alike and share seed 8. These", second)
     with pytest.warns(UserWarning, match="share seeds 1–7"):

@@ -374,6 +374,7 @@ def test_resume_or_start(tmp_path, monkeypatch, capsys):
     for more, said in (
         (["--gamma", "0.5"], "holds a run with gamma = 0.99, not 0.5; choose another --out"),
         (["--seed", "1"], "holds a run of other seeds"),
+        (["--init-from", "nowhere"], "holds a run with init_from = '', not 'nowhere'; choose another --out"),
     ):
         assert main([*again, *more]) == 2
         assert said in capsys.readouterr().err

@@ -17,6 +17,7 @@ from purejaxppo.cli.sweep import SweepOptions, main
 from purejaxppo.errors import HostEnvironmentError
 from purejaxppo.experiment import loop
 from purejaxppo.experiment.options import HostOptions
+from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.parallel.runs import padded_count
 from purejaxppo.policy.load import load
 from purejaxppo.presets import with_settings
@@ -30,6 +31,7 @@ from purejaxppo.sweeps.table import _tidy, sweep
 
 TINY = {"num_envs": 2, "num_steps": 16, "num_epochs": 1, "num_minibatches": 1, "hidden_sizes": (8,)}
 CONFIG = Config(env="CartPole-v1", algo=TRPO(), total_steps=3 * 32, **TINY)
+QUIET = ProgressLine(plain_console(), quiet=True)
 FLAGS = (
     "--algo a2c --env CartPole-v1 --num-seeds 2 --total-steps 96 --num-envs 2 --num-steps 16 --num-epochs 1 "
     "--num-minibatches 1 --hidden-sizes 8 --final-episodes 2 --log-interval 1 --quiet"
@@ -49,6 +51,9 @@ def test_axes_take_the_types_of_their_fields():
     assert parse_axis(CONFIG, "max_grad_norm=0.5,inf") == ("max_grad_norm", [0.5, np.inf])
     assert parse_axis(CONFIG, "minibatch_size=none,64") == ("minibatch_size", [None, 64])
     assert parse_axis(CONFIG, "critic_hidden_sizes=64 64,32") == ("critic_hidden_sizes", [(64, 64), (32,)])
+    assert parse_axis(CONFIG, "hidden_sizes=64x64,,32") == ("hidden_sizes", [(64, 64), (), (32,)])
+    assert parse_axis(Config(), "anneal=,clip_eps") == ("anneal", [(), ("clip_eps",)])
+    assert parse_axis(CONFIG, "stages=,0 gamma=0.9") == ("stages", [(), ("0 gamma=0.9",)])
     assert parse_sampler(CONFIG, "minibatch_size=randint:8,8")[1](np.random.default_rng(0)) == 8
     settings = grid({"max_kl": [0.01, 0.02], "gamma": [0.9, 0.99, 1.0]})
     assert [tuple(own.values()) for own in settings] == [*itertools.product([0.01, 0.02], [0.9, 0.99, 1.0])]
@@ -68,6 +73,12 @@ def test_samples_follow_their_distributions():
         assert x.std() == pytest.approx((high - low) / np.sqrt(12), rel=0.05)
     assert np.bincount(epochs)[1:] == pytest.approx(count / 4, rel=0.1)
     assert {parse_sampler(CONFIG, "num_envs=choice:2,8")[1](rng) for _ in range(64)} == {2, 8}
+    for kind in ("uniform", "loguniform"):  # near 1, where 4 digits are few values, or none within
+        drawn = [parse_sampler(CONFIG, f"gamma={kind}:0.99991,0.99999")[1](rng) for _ in range(100)]
+        assert len({*drawn}) > 75
+        assert 0.99991 <= min(drawn) < max(drawn) <= 0.99999
+    with pytest.warns(UserWarning, match="of 20 draws 3 differ, and each is trained once"):
+        assert len(SweepOptions(random=20, sample=("num_epochs=randint:2,4",)).settings(CONFIG, 0)) == 3
 
 
 def test_a_file_says_the_same_as_flags(tmp_path):
@@ -79,6 +90,10 @@ def test_a_file_says_the_same_as_flags(tmp_path):
     expected = [*expected.split(), "hidden_sizes=64 64,32", "--sample", "max_kl=loguniform:0.001,0.1"]
     file = ["--config", str(tmp_path / "sweep.toml"), "--algo", "ppo"]
     assert with_file(file, ("grid", "sample")) == [*expected, *file]
+    for axis in (["--grid", "gamma=0.9"], ["--sample=gamma=uniform:0.9,1"]):  # the command line wins
+        there = expected.index("gamma=0.98,0.99")
+        given = [*file, *axis]
+        assert with_file(given, ("grid", "sample")) == [*expected[: there - 1], *expected[there + 1 :], *given]
     options = SweepOptions(grid=("gamma=0.98,0.99",), random=3, sample=("max_kl=loguniform:0.001,0.1",))
     settings = options.settings(CONFIG, seed=5)
     assert settings == options.settings(CONFIG, seed=5)  # drawn with the seed
@@ -240,7 +255,7 @@ def test_the_command_and_its_resumption(tmp_path, monkeypatch, capsys, compiled_
         ([{"gama": 0.1}], "did you mean gamma?"),
         ([{"gamma": 2.0}], "gamma = 2.0"),
         ([{"gamma": 10**400}], "larger than can be"),
-        ([{"env": "canary:Env"}], "'env' is no setting of"),
+        ([{"env": "canary:Env"}], "env is the same for a whole sweep"),
         ([{"__class__": 1}], "'__class__' is no setting of"),
         ([{"action_repeat": 2**30}], "action_repeat = 1073741824"),
         ([], "a sweep needs an axis"),
@@ -300,6 +315,51 @@ def test_a_setting_that_fails_ends_no_other_and_is_tried_again(tmp_path, monkeyp
     assert after[1]["iqm"] != ""
 
 
+def test_what_failed_keeps_its_checkpoint_and_is_not_joined_again(tmp_path, monkeypatch):
+    settings = [{"gamma": 0.9}, {"gamma": 0.5}]
+    begun, devices = begin_sweep(CONFIG, settings, [0, 1], tmp_path / "it", jax.devices(), HostOptions())
+    (tmp_path / "it").mkdir()
+    trained = []
+
+    def run_or_fail(self, snapshot, program):
+        trained.append([record.directory.name for record in self.runs.records])
+        (self.runs.directory / "checkpoints" / "32").mkdir(parents=True, exist_ok=True)
+        if "gamma=0.5" in trained[-1]:
+            raise HostEnvironmentError("the spring is broken")
+        (self.runs.records[0].directory / "summary.json").touch()
+
+    monkeypatch.setattr(execution.Loop, "run", run_or_fail)
+    monkeypatch.setattr(execution.RunBatch, "newest_checkpoint", lambda *_: None)
+    monkeypatch.setattr(execution, "summaries_of", lambda *_: [])
+    for _ in range(2):
+        _, failed = execution.run_sweep(begun, unplanned(begun, devices, None), devices, QUIET)
+        assert {*failed} == {1}
+        assert [begun.batch_directory(own).joinpath("checkpoints", "32").exists() for own in ([0, 1], [0], [1])] == [
+            *(False, False, True)
+        ]
+    assert trained == [["gamma=0.9", "gamma=0.5"], ["gamma=0.9"], ["gamma=0.5"], ["gamma=0.5"]]
+
+
+def test_batches_are_the_same_when_a_sweep_goes_on_with_more_memory(tmp_path, monkeypatch):
+    settings = [{"gamma": x, "num_steps": y} for x in (0.9, 0.95, 0.99) for y in (16, 32)]
+    begun, devices = begin_sweep(CONFIG, settings, [0, 1], tmp_path / "it", jax.devices(), HostOptions())
+    (tmp_path / "it").mkdir()
+    begun.write()
+    steps = [step._replace(at_once=size) for step, size in zip(unplanned(begun, 0, 0), (2, 3), strict=True)]
+    execution.keep_sizes(begun, steps)
+    again, _ = execution.read_sweep(tmp_path / "it", QUIET)
+    assert again.sizes == (2, 3)
+    asked = []
+    monkeypatch.setattr(execution, "fit", lambda *given: (asked.append(given[-1]), (None, given[-1]))[1])
+    execution.plan_sweep(again, devices, QUIET)
+    assert asked == [2, 3]
+    path = tmp_path / "it" / "sweep.json"
+    for sizes in ([0, 3], [2], "all"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"sizes": sizes}))
+        with pytest.raises(UsageError, match="sizes = "):
+            execution.read_sweep(tmp_path / "it", QUIET)
+
+
 def test_where_all_settings_fail_the_sweep_does(tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise HostEnvironmentError("the spring is broken")
@@ -338,7 +398,10 @@ BAD = {
     "--grid max_kl=0.01,-1": ["max_kl = -1.0", "(0, inf)"],
     "--grid max_kl=0.01,0.01": ["max_kl=0.01 is there twice"],
     "--grid num_envs=1.5,2": ["'1.5'", "a whole number"],
-    "--grid env=CartPole-v1,Acrobot-v1": ["'env' is no setting of"],
+    "--grid max_kl=0.01,": ["max_kl = '' must be a number"],
+    "--grid env=CartPole-v1,Acrobot-v1": ["env is the same for a whole sweep", "make one sweep of each"],
+    "--grid seed=0,1": ["seed is the same for a whole sweep", "pass --seed and --num-seeds"],
+    "--grid hidden_sizes=64,64": ["hidden_sizes=64 is there twice", "joined by x: hidden_sizes=64x64,32"],
     "--random 4 --sample num_envs=uniform:1,8": ["num_envs is static", "randint"],
     "--random 4 --sample max_kl=loguniform:0,1": ["0 < low"],
     "--random 4 --sample max_kl=uniform:-1e308,1e308": ["low ≤ high, within ±1e+18"],
@@ -365,6 +428,9 @@ BAD = {
     ],
     "--grid max_kl=0.01,0.02 --config nowhere.toml": ["nowhere.toml", "cannot be read"],
     "--resume nowhere": ["nowhere", "is this a run directory?"],
+    "--resume nowhere --total-steps 9": [
+        "--total-steps cannot be changed on --resume of a sweep; what can: --debug, --devices, --distributed, --env,"
+    ],
 }
 
 

@@ -14,6 +14,7 @@ import optuna
 import pytest
 from rich.console import Console
 from support import by_cost
+from test_run import RewardTurnsNaN
 
 from purejaxppo import A2C, PPO, Config, PPOPenalty, UsageError, init, make_train, tune, update_step
 from purejaxppo.algorithms import ALGORITHMS
@@ -395,6 +396,18 @@ def test_a_trial_learns_what_a_run_of_its_settings_learns():
             alone = flatten(jax.jit(make_train(config))(jax.random.key(seed))[0])
             for path in (path for path in alone if path.startswith(("policy", "critic."))):
                 np.testing.assert_allclose(own[path][i], alone[path], rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.thorough
+def test_a_trial_whose_numbers_are_not_finite_any_more_has_no_score():
+    """Its policy is frozen as it last was, and plays on: that is what no run would have."""
+    config = CONFIG.replace(env=RewardTurnsNaN())
+    with Signals() as signals:
+        record = start_record(config, [0], Path("nowhere"), jax.devices()[:1], HostOptions())
+        made = Trainer([5, 6], ("learning_rate",), 2, jax.devices()[:1], record, quiet(), signals)
+        healthy, sick = (made.train("", [config] * 2, 0, until, None) for until in (2, 3))
+    assert np.all(np.isfinite(healthy.returns))
+    assert np.all(np.isnan(sick.returns))
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def print_evaluation(options: EvaluateOptions) -> None:
     """Evaluate, and print the figures; write them to a file if one is given. Raises: UsageError."""
     if options.greedy and options.sample:
         raise UsageError("greedy and sample exclude each other; pass one of them.")
-    if options.json and not Path(options.json).parent.is_dir():
-        raise UsageError(f"json = {options.json!r} is in no directory that exists; make it first.")
+    if options.json and (Path(options.json).is_dir() or not Path(options.json).parent.is_dir()):
+        raise UsageError(f"json = {options.json!r} must be a file in a directory that exists; choose another --json.")
     start_jax()
     result = evaluate_run(options)
     console, rows = plain_console(), results_table(result)

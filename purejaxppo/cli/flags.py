@@ -60,15 +60,18 @@ class Command(NamedTuple):
         return exit_code(lambda: self.act(parse_flags(self.options, argv, prog, self.about)))
 
 
-def parse_flags(kind: type[Options], argv: Sequence[str], prog: str, about: str) -> Options:
-    """One dataclass from its flags.
+def parse_flags(
+    kind: type[Options], argv: Sequence[str], prog: str, about: str, without: Collection[str] = ()
+) -> Options:
+    """One dataclass from its flags, `without` some.
 
     Raises:
         UsageError: an unknown flag, a value that its field does not allow, or one that is missing.
         SystemExit: after `--help`.
     """
-    refuse_unknown(argv, flags_of([Group(kind)]), prog)
-    options = kind(**vars(_parse(flags_class(Group(kind)), argv, prog, about)))
+    group = Group(kind, without)
+    refuse_unknown(argv, flags_of([group]), prog)
+    options = kind(**vars(_parse(flags_class(group), argv, prog, about)))
     check_fields(options)
     return options
 
@@ -162,11 +165,15 @@ def flag_name(token: str) -> str:
 
 def value_of(argv: Sequence[str], flag: str, default: str = "") -> str:
     """The value of one flag, the last if it is repeated; needed before the others can be known."""
-    value = default
-    for this, following in zip(argv, [*argv[1:], default], strict=False):
-        if flag_name(this) == flag:
-            value = this.partition("=")[2] if "=" in this else following
-    return value
+    return [default, *values_of(argv, flag, default)][-1]
+
+
+def values_of(argv: Sequence[str], flag: str, default: str = "") -> list[str]:
+    """All values of one flag that may be repeated; the `default` where the last has none."""
+    pairs = zip(argv, [*argv[1:], default], strict=False)
+    return [
+        this.partition("=")[2] if "=" in this else following for this, following in pairs if flag_name(this) == flag
+    ]
 
 
 def refuse_unknown(
@@ -194,6 +201,7 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
     overruled = {other for name, other in itertools.permutations(_EITHER) if name in named}
     if path.suffix == ".json":
         return [*_flags_of_run(path, value_of(argv, "env"), overruled), *argv]
+    axes = {axis.partition("=")[0].strip().replace("-", "_") for table in tables for axis in values_of(argv, table)}
     flags = []
     for key, value in read_toml(path).items():
         if key.replace("-", "_") in overruled:
@@ -203,7 +211,8 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
         if not isinstance(value, dict):
             flags += _flag(path, key, value)
         elif key in tables:
-            flags += [x for field, axis in value.items() for x in (f"--{key}", f"{field}={_axis(path, field, axis)}")]
+            new = {field: axis for field, axis in value.items() if field.replace("-", "_") not in axes}
+            flags += [x for field, axis in new.items() for x in (f"--{key}", f"{field}={_axis(path, field, axis)}")]
         else:
             known = f"there are {' and '.join(f'[{table}]' for table in tables)}" if tables else "there are none"
             raise UsageError(f"{path}: [{key:.40}] is none of its tables; {known}: write flags as keys.")

@@ -153,12 +153,13 @@ def read_schedule(path: Path) -> tuple[str, ...]:
     return tuple(map(str, stages))
 
 
-def parse_resume(argv: list[str], prog: str, without: tuple[str, ...] = ()) -> ResumeOptions:
-    """Raises: UsageError, a flag that a run cannot change; SystemExit after `--help`."""
+def parse_resume(argv: list[str], prog: str, what: str = "run", without: tuple[str, ...] = ()) -> ResumeOptions:
+    """What is said of a run, or what else it is, `without` some. Raises: UsageError, SystemExit after `--help`."""
     known = flags_of([Group(ResumeOptions, without)])
     for token in argv:
         if (name := flag_name(token)) and f"--{name}" not in {*known, "--help"}:
             raise UsageError(
-                f"--{name} cannot be changed on --resume; what can: {', '.join(sorted({*known} - {'--resume'}))}."
+                f"--{name} cannot be changed on --resume of a {what}; what can: "
+                f"{', '.join(sorted({*known} - {'--resume'}))}."
             )
-    return parse_flags(ResumeOptions, argv, prog, "Go on exactly where a run was.")
+    return parse_flags(ResumeOptions, argv, prog, f"Go on exactly where a {what} was.", without)

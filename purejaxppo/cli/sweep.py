@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -37,7 +38,7 @@ from purejaxppo.rundir.lock import lock, lock_shared, new_directory
 from purejaxppo.rundir.record import resume_command
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.axes import Settings, grid, parse_axis, parse_sampler
-from purejaxppo.sweeps.execution import Sweep, begin_sweep, plan_sweep, read_sweep, run_sweep
+from purejaxppo.sweeps.execution import Sweep, begin_sweep, keep_sizes, plan_sweep, read_sweep, run_sweep
 from purejaxppo.sweeps.results import best_first, command_of, plan_table, results_table, write_results
 from purejaxppo.sweeps.workers import Worker, divided, write_plan
 
@@ -50,7 +51,9 @@ _ABOUT = "Train one algorithm on many settings × many seeds; those that differ 
 class SweepOptions:
     """What is swept. All combinations of the grids' values, with each draw of the samples."""
 
-    grid: tuple[str, ...] = static((), "a setting and its values; may be repeated", metavar="FIELD=A,B,C", append=True)
+    grid: tuple[str, ...] = static(
+        (), "a setting and its values, sizes as 64x64; may be repeated", metavar="FIELD=A,B,C", append=True
+    )
     random: int = static(0, "so many settings are drawn, each --sample field anew, from --seed", interval="[0, 100000]")
     sample: tuple[str, ...] = static(
         (),
@@ -83,7 +86,10 @@ class SweepOptions:
         rng = np.random.default_rng(seed)
         draws = [{name: draw(rng) for name, draw in samplers} for _ in range(self.random)] or [{}]
         once = list({repr(drawn): drawn for drawn in draws}.values())
-        return [own | drawn for own in grid(dict(axes), len(once)) for drawn in once]
+        found = [own | drawn for own in grid(dict(axes), len(once)) for drawn in once]
+        if len(once) < len(draws):
+            warnings.warn(f"of {self.random:,} draws {len(once):,} differ, and each is trained once", stacklevel=2)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +138,7 @@ def main(argv: list[str]) -> int:
             else:
                 found = (_resumed if value_of(argv, "resume") else _begun)(argv, stack)
                 steps = plan_sweep(found.sweep, found.devices, found.progress)
+                keep_sizes(found.sweep, steps)
                 found.progress.show(plan_table(found.sweep, steps, len(found.devices)))
                 summaries, failed = run_sweep(found.sweep, steps, found.devices, found.progress, found.debug)
                 write_results(found.sweep, summaries)
@@ -160,7 +167,7 @@ def _begun(argv: list[str], stack: ExitStack) -> Command:
     progress = ProgressLine(plain_console(), options.quiet)
     if options.resume_or_start and (out / SWEEP).exists():
         sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
-        _same_sweep(sweep, config, options, settings, chosen.at_once)
+        _same_sweep(sweep, config, options, host, settings, chosen.at_once)
         stack.enter_context(lock(out))
     else:
         devices = choose_devices(options.devices)
@@ -215,15 +222,12 @@ def _joined(argv: list[str], out: Path) -> Command:
     sweep, devices = divided(begun[0]), begun[1]
     if not write_plan(sweep):
         sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
-        _same_sweep(sweep, config, options, settings, chosen.at_once)
+        _same_sweep(sweep, config, options, host, settings, chosen.at_once)
     return Command(divided(sweep), devices, progress, options.debug)
 
 
 def _parsed_resume(argv: list[str]) -> ResumeOptions:
-    again = parse_resume(argv, _PROG)
-    if again.total_steps is not None:
-        raise UsageError("--total-steps cannot be changed on --resume of a sweep; resume single runs.")
-    return again
+    return parse_resume(argv, _PROG, "sweep", ("total_steps",))
 
 
 def _parsed(argv: list[str]) -> tuple[Config, RunOptions, HostOptions, SweepOptions]:
@@ -231,10 +235,10 @@ def _parsed(argv: list[str]) -> tuple[Config, RunOptions, HostOptions, SweepOpti
 
 
 def _same_sweep(
-    sweep: Sweep, config: Config, options: RunOptions, settings: list[Settings], at_once: int | None
+    sweep: Sweep, config: Config, options: RunOptions, host: HostOptions, settings: list[Settings], at_once: int | None
 ) -> None:
     """Raises: UsageError: a directory holds another sweep than this."""
-    same_run(sweep.record, config, options.seeds)
+    same_run(sweep.record, config, options.seeds, host)
     out = str(sweep.record.directory)
     if to_json(sweep.settings) != to_json(settings):
         raise UsageError(f"out = {out!r} holds a sweep of other settings; choose another --out.")

@@ -9,7 +9,6 @@ from typing import Any
 from purejaxppo.cli.command import exit_code, start_jax
 from purejaxppo.cli.flags import value_of, with_file
 from purejaxppo.cli.settings import GO_ON, NEW_DIRECTORY, RunOptions, parse_resume, parse_settings
-from purejaxppo.errors import UsageError
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.fields import static
 from purejaxppo.rundir.files import read_toml
@@ -51,11 +50,7 @@ def main(argv: list[str]) -> int:
 
     def command() -> None:
         if value_of(argv, "resume"):
-            again = parse_resume(argv, _PROG, WITHOUT)
-            for name in ("total_steps", "mesh"):
-                if getattr(again, name) is not None:
-                    flag = name.replace("_", "-")
-                    raise UsageError(f"--{flag} cannot be changed on --resume of a study; leave it out.")
+            again = parse_resume(argv, _PROG, "study", (*WITHOUT, "total_steps", "mesh"))
             start_jax()
             progress, out = ProgressLine(plain_console(), again.quiet), Path(again.resume)
             study, devices = read_study(out, progress, again.devices, again.env)

@@ -12,6 +12,7 @@ from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.envs.base import host_failures
 from purejaxppo.networks.torso import are_bytes
+from purejaxppo.precision import single_precision
 from purejaxppo.rollout import begin_episodes, environment_action, rollout, step_envs
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete
 from purejaxppo.train import init
@@ -90,6 +91,7 @@ def _act(agent: Agent, state: TrainState, steps: int, envs: int) -> tuple[Rollou
     return ended, jax.device_get(transitions)
 
 
+@single_precision
 def _step_again(agent: Agent, state: TrainState, begun: RolloutState) -> tuple[bool, bool]:
     """Whether the same key, state and action give the same step, and whether other actions give another."""
 
@@ -111,6 +113,7 @@ def _step_again(agent: Agent, state: TrainState, begun: RolloutState) -> tuple[b
     return equal(first, again), not all(equal(first, other) for other in others)
 
 
+@single_precision
 def effect_of_actions(agent: Agent, state: TrainState, begun: RolloutState) -> float:
     """The standard deviation of returns that is due to the actions, as a share of all of it; 0 if returns never vary.
 

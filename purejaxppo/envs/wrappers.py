@@ -73,7 +73,7 @@ class ActionRepeat(Wrapper):
     def step_with_success(self, key: jax.Array, state: EnvState, action: jax.Array) -> tuple[Step, Any]:
         def again(before: tuple[Step, Any], key: jax.Array) -> tuple[tuple[Step, Any], None]:
             state, seen, total, terminated, truncated = before[0]
-            over = terminated | truncated | ~_is_valid(self.action_space, seen, action)
+            over = terminated | truncated | ~is_valid(self.action_space, seen, action)
             (state, obs, reward, *ends), success = self.env.step_with_success(key, state, action)
             after = (state, obs, total + reward, *ends), success
             return jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after), None
@@ -83,7 +83,7 @@ class ActionRepeat(Wrapper):
         return jax.lax.scan(again, reached, jnp.stack(others))[0] if others else reached
 
 
-def _is_valid(space: Space, obs: Observation, action: jax.Array) -> jax.Array:
+def is_valid(space: Space, obs: Observation, action: jax.Array) -> jax.Array:
     """Whether the mask of an observation, if it has one, allows an action, [] bool."""
     if not isinstance(obs, Mapping) or ACTION_MASK not in obs or not isinstance(space, Discrete | MultiDiscrete):
         return jnp.ones((), bool)

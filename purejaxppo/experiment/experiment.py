@@ -97,8 +97,9 @@ def run_experiment(
             An exception in it ends the run once a checkpoint is saved, and reaches the caller.
         debug: stop once a seed's numbers turn non-finite, and name the operation.
         quiet: print warnings only. Otherwise the progress goes to stdout, or to `progress`.
-        resume_or_start: if `out` holds this run already, go on with it, with the `options` that it began with. So a job
-            that is stopped and queued again need not know whether it is the first.
+        resume_or_start: if `out` holds this run already, go on with it, with the `options` that it began with, of which
+            `init_from` must be the same. So a job that is stopped and queued again need not know whether it is the
+            first.
 
     Raises:
         UsageError: the run cannot work; or with `debug` a seed has failed; or all seeds have.
@@ -113,7 +114,7 @@ def run_experiment(
         if group().by_leader((Path(out) / "config.json").exists):
             own = config.policy_network, config.critic_network, config.optimizer
             record = read_record(Path(out), config.env, *own)
-            same_run(record, config, seeds)
+            same_run(record, config, seeds, HostOptions.of(options))
             return _go_on(record, devices, None, on_chunk, debug, progress)
     config.check()
     options = HostOptions.of(options)
@@ -206,9 +207,10 @@ def _go_on(
         return _result(loop, loop.run(snapshot))
 
 
-def same_run(record: RunRecord, config: Config, seeds: list[int]) -> None:
+def same_run(record: RunRecord, config: Config, seeds: list[int], options: HostOptions) -> None:
     """Raises: UsageError: a directory holds another run than this."""
     theirs, ours = to_json(settings_of(record.config)), to_json(settings_of(config))
+    theirs["init_from"], ours["init_from"] = record.options.get("init_from", ""), options.init_from
     for name in ours:
         if ours[name] != theirs[name]:
             raise UsageError(

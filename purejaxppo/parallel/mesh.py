@@ -53,7 +53,7 @@ def key_of_shard(key: jax.Array) -> jax.Array:
 def on_net_axis(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
     """The results of both: one made after the other, or on `NET_AXIS` each by a device, which hands it over as it is.
 
-    All numbers in them must be of 4 or 8 bytes, and real.
+    All numbers in them must be real.
     """
     if shards(NET_AXIS) == 1:
         return first(), second()
@@ -61,10 +61,23 @@ def on_net_axis(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[An
     no_first, no_second = (jax.tree.map(jnp.zeros_like, jax.eval_shape(fn)) for fn in (first, second))
     made = jax.lax.cond(jax.lax.axis_index(NET_AXIS) == 0, lambda: (first(), no_second), lambda: (no_first, second()))
     # in one collective, all bits taken for those of float32: whole numbers stay exact, and floats need no kernel
-    words, unravel = ravel_pytree(jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.float32), made))
+    words, unravel = ravel_pytree(jax.tree.map(_as_words, made))
     from_first, from_second = (unravel(x) for x in jax.lax.all_gather(words, NET_AXIS))
     both = from_first[0], from_second[1]
-    return jax.tree.map(lambda x, like: jax.lax.bitcast_convert_type(x, like.dtype), both, made)
+    return jax.tree.map(_of_words, both, made)
+
+
+def _wider(dtype: Any) -> Any:
+    """A type of at least 4 bytes that holds all numbers of another exactly."""
+    return dtype if dtype.itemsize >= 4 else jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
+
+
+def _as_words(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x.astype(_wider(x.dtype)), jnp.float32)
+
+
+def _of_words(words: jax.Array, like: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(words, _wider(like.dtype)).astype(like.dtype)
 
 
 def moments(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,7 @@
 """Episodes of a policy, picture by picture: in the environment it was trained in, or in one of Gymnasium's."""
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from purejaxppo.agent import Agent
 from purejaxppo.config import Config
 from purejaxppo.envs.registry import make_env
-from purejaxppo.envs.wrappers import FrameStack
+from purejaxppo.envs.wrappers import FrameStack, is_valid
 from purejaxppo.errors import HostEnvironmentError, UsageError, reason
 from purejaxppo.keys import ACTIONS
 from purejaxppo.networks.gsde import step_of_noise
@@ -128,10 +129,11 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
             shown = make(env.name, {**env.params, "render_mode": "rgb_array"})
         except Exception as error:  # whatever the environment's code raises
             raise UsageError(f"env = 'gymnasium/{env.name}' cannot be drawn ({reason(error):.200}).") from error
-        with contextlib.closing(shown):
+        seed = int(jax.random.bits(key) >> 1)
+        with contextlib.closing(shown), _seeded(seed):
             own_masks = shown.has_wrapper_attr("action_masks")
             masks = action_masks(shown) if own_masks else lambda info: flat_mask(info.get("action_mask"))
-            found, info = shown.reset(seed=int(jax.random.bits(key) >> 1))
+            found, info = shown.reset(seed=seed)
             obs = env.from_gymnasium(found, masks(info))
             obs, steps, total, over, hidden = stack.fill(obs) if stack else obs, 0, 0.0, False, None
             yield Frame(_checked(shown.render()), steps, total, over)
@@ -143,9 +145,9 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
                 for _ in range(config.action_repeat):
                     found, reward, terminated, truncated, info = shown.step(env.to_gymnasium(action))
                     total, over = total + float(reward), bool(terminated or truncated)
-                    if over:
+                    seen = env.from_gymnasium(found, masks(info))
+                    if over or not is_valid(env.action_space, seen, action):
                         break
-                seen = env.from_gymnasium(found, masks(info))
                 obs, steps = stack.push(obs, seen) if stack else seen, steps + 1
                 yield Frame(_checked(shown.render()), steps, total, over)
 
@@ -161,6 +163,20 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
             raise HostEnvironmentError(how) from error
 
     return map(told, keys)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """As a worker seeds an episode; then the generators of this process are as they were."""
+    from purejaxppo.envs.host.worker import seed_everything
+
+    before = random.getstate(), np.random.get_state()
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def _checked(picture: Any) -> np.ndarray:

@@ -64,9 +64,13 @@ def render(
     keys, lasts = jax.random.split(tagged, episodes), []
 
     def pictures() -> Iterator[np.ndarray]:
+        sizes: dict[str, None] = {}
         for i, frames in enumerate(draw(config, trained.state, keys, max_steps), 1):
             which = f"episode {i} of {episodes}, " if episodes > 1 else ""
             for frame in frames:
+                sizes["×".join(map(str, frame.picture.shape[:2]))] = None
+                if len(sizes) > 1:
+                    raise UsageError(f"the renderer gave pictures of {' and '.join(sizes)}; make all of one size.")
                 yield captioned(frame.picture, title, f"{which}step {frame.step}, return {return_text(frame.total)}")
             lasts.append(frame)
 

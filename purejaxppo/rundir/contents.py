@@ -44,9 +44,11 @@ def read_contents(directory: Path) -> RunContents:
     """Read a run's files; its environment need not be installed. Raises: UsageError: one is missing, or malformed."""
     content = read_config(directory / "config.json")
     settings, seeds = content["settings"], content["seeds"]
-    begun_from = (content.get("options") or {}).get("init_from")
-    if begun_from:  # an option of the command, and decides what is learnt
-        settings = {**settings, "init_from": begun_from}
+    options = content.get("options") or {}
+    given = {name: options[name] for name in ("init_from", "mesh") if options.get(name)}
+    if "env" not in str(given.get("mesh", "")):  # others give the same runs, up to the last digits
+        given.pop("mesh", None)
+    settings = {**settings, **given}  # options of the command that decide what is learnt
     surroundings = content["versions"] | {"PRNG": content["prng_implementation"]}
     metrics, summary = read_log(directory, seeds), read_summary(directory, seeds)
     if summary and metrics.env_steps.size and 0 < summary["env_steps"] < metrics.env_steps[-1]:

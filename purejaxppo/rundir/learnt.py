@@ -23,7 +23,7 @@ from purejaxppo.types import Learnt, TrainState
 # Settings that change what a network computes from the same parameters.
 _SAME = (
     *("normalize_observations", "observation_clip", "activation", "convolutions", "action_distribution"),
-    *("policy_obs", "critic_obs"),
+    *("policy_obs", "critic_obs", "layer_norm", "recurrent"),
 )
 _SAVED_AS = {"reward_statistics": "reward_normalizer.statistics"}  # where a checkpoint has a field of `Learnt`
 
@@ -67,16 +67,20 @@ def read_learnt(directory: Path, config: Config, others: Sequence[Config] = ()) 
         _check_same(directory, theirs, settings)
     shapes, count, arrays = learnt_shapes(config), len(snapshot.about["seeds"]), {}
     leaves = leaves_by_path(shapes)
-    for name, wanted in sorted(leaves.items()):
+    networks = {name.partition(".")[0] for name in leaves} & {"policy", "critic"}  # not each method has a critic
+    saved = (path.removeprefix("state.") for path in snapshot.arrays)
+    idle = (path for path in saved if path.partition(".")[0] in networks and path not in leaves)  # layers, say
+    for name in (*sorted(leaves), *sorted(idle)):
         field, _, rest = name.partition(".")
         path = f"{_SAVED_AS.get(field, field)}.{rest}"
-        found = snapshot.arrays.get(f"state.{path}")
-        if found is None or (found.shape[1:], found.dtype) != (wanted.shape, wanted.dtype):
+        found, wanted = snapshot.arrays.get(f"state.{path}"), leaves.get(name)
+        there = "missing" if found is None else f"{found.dtype}{list(found.shape[1:])}"
+        here = "missing" if wanted is None else f"{wanted.dtype}{list(wanted.shape)}"
+        if there != here:
             elsewhere = "" if theirs.get("env") == ours["env"] else f"; there env = {theirs.get('env')!s:.80}"
-            what = "missing" if found is None else f"{found.dtype}{list(found.shape[1:])}"
             raise UsageError(
-                f"init_from = {str(directory)!r}: {path} is {what} there and {wanted.dtype}{list(wanted.shape)} here; "
-                f"observations, actions and networks must be the same{elsewhere}."
+                f"init_from = {str(directory)!r}: {path} is {there} there and {here} here; observations, actions and "
+                f"networks must be the same{elsewhere}."
             )
         arrays[name] = found
     learnt: Learnt = jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in leaves])

@@ -65,7 +65,7 @@ def write_summary(
     returns = played["eval_return"]
     middle, low, high = map(float, iqm_over_seeds(returns))
     known = returns[~np.isnan(returns)]
-    mean, scores = float(known.mean()) if known.size else np.nan, returns.astype(float).tolist()
+    mean, scores = float(known.mean(dtype=np.float64)) if known.size else np.nan, returns.astype(float).tolist()
     took = {**seconds, "training": seconds["run"] - seconds["evaluation"] - seconds["saving"]}
     summary: Any = {
         "algo": record.config.algo_name,

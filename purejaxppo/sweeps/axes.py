@@ -17,7 +17,8 @@ from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.stages import parse_stages
 
 Settings = dict[str, Any]  # the fields of one setting that are swept
-_WHOLE = ("env", "algo", "policy_network", "critic_network")  # another is another sweep
+_OTHER_SWEEPS = dict.fromkeys(("env", "algo", "policy_network", "critic_network"), "make one sweep of each")
+_OTHER_SWEEPS |= dict.fromkeys(("seed", "num_seeds"), "all settings have the same: pass --seed and --num-seeds")
 _MOST = 100_000  # settings
 _LARGEST = 1e18  # ends of what is drawn: int64 holds them, and no float overflows
 
@@ -43,7 +44,7 @@ def grid(axes: Mapping[str, Sequence[Any]], times: int = 1) -> list[Settings]:
 
 
 def parse_axis(config: Config, text: str) -> tuple[str, list[Any]]:
-    """`field=a,b,c` → the field and its values. The items of a tuple are separated by spaces: `hidden_sizes=64 64,32`.
+    """`field=a,b,c` → the field and its values. Items of a tuple: `hidden_sizes=64x64,32`, or by spaces, `64 64,32`.
 
     Raises:
         UsageError: it is not of that form, there is no such field, or a value is not of its type.
@@ -53,11 +54,13 @@ def parse_axis(config: Config, text: str) -> tuple[str, list[Any]]:
         raise UsageError(f"grid = {text!r} must be field=value,value; pass --grid max_kl=0.01,0.02, say.")
     name = name.strip().replace("-", "_")
     setting_field(config, name)
-    return name, [parse_value(config, name, value) for value in values.split(",") if value.strip()]
+    return name, [parse_value(config, name, value) for value in values.split(",")] if values.strip() else []
 
 
 def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.Generator], Any]]:
     """`field=DISTRIBUTION:a,b` → the field and what draws a value of it, to 4 significant digits.
+
+    To more where the range is narrow: γ from 0.9995 to 0.9999 to 6.
 
     `uniform:low,high` and `loguniform:low,high` are for numbers that may be traced, `randint:low,high`, both ends
     included, for whole ones, `choice:a,b,c` for all.
@@ -91,9 +94,14 @@ def parse_sampler(config: Config, text: str) -> tuple[str, Callable[[np.random.G
     low, high = ends
     if kind == "randint":
         return name, lambda rng: int(rng.integers(low, high, endpoint=True))
-    if kind == "uniform":
-        return name, lambda rng: float(f"{rng.uniform(low, high):.4g}")
-    return name, lambda rng: float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.4g}")
+    alike = math.log10(max(abs(low), abs(high)) / (high - low)) if high > low else 0.0  # first digits of all draws
+    digits = max(4, min(math.ceil(alike) + 2, 15))
+
+    def draw(rng: np.random.Generator) -> float:
+        x = rng.uniform(low, high) if kind == "uniform" else math.exp(rng.uniform(math.log(low), math.log(high)))
+        return min(max(float(f"{x:.{digits}g}"), low), high)
+
+    return name, draw
 
 
 def parse_value(config: Config, name: str, text: str) -> Any:
@@ -108,11 +116,11 @@ def parse_value(config: Config, name: str, text: str) -> Any:
         if kind in (int, float):
             return whole_number(text) if kind is int else float(text)
         if kind == tuple[int, ...]:
-            return tuple(map(whole_number, text.split()))
+            return tuple(map(whole_number, text.replace("x", " ").split()))
     except (KeyError, ValueError) as error:
         wanted = "true or false" if kind is bool else "a number" if kind is float else "a whole number"
         raise UsageError(f"{name} = {text!r} must be {wanted}; the default: {settings_of(config)[name]!r}.") from error
-    return text if kind is str else (text,) if name == "stages" else tuple(text.split())
+    return text if kind is str else (text,) * bool(text) if name == "stages" else tuple(text.split())
 
 
 def _kind(field: "dataclasses.Field[Any]") -> tuple[Any, bool]:
@@ -127,7 +135,8 @@ def checked(config: Config, settings: Sequence[Settings]) -> list[Config]:
         raise UsageError("a sweep needs an axis; pass --grid FIELD=A,B, or --random N with --sample FIELD=uniform:A,B.")
     twice = next((a for a, b in itertools.pairwise(sorted(settings, key=repr)) if a == b), None)
     if twice is not None:
-        raise UsageError(f"{label(twice)} is there twice; pass each value once.")
+        sizes = " A list's items are joined by x: hidden_sizes=64x64,32." if "hidden_sizes" in label(twice) else ""
+        raise UsageError(f"{label(twice)} is there twice; pass each value once.{sizes}")
     configs = [with_settings(config, own) for own in settings]
     for one in configs:
         one.check()
@@ -177,7 +186,9 @@ def show(value: Any) -> str:
 def setting_field(config: Config, name: str) -> "dataclasses.Field[Any]":
     """The field of a setting that may be varied, of the config or of its algorithm. Raises: UsageError: no setting."""
     fields = {field.name: field for owner in (config, config.algo) for field in dataclasses.fields(owner)}
-    known = sorted(fields.keys() - {*_WHOLE})
+    known = sorted(fields.keys() - {*_OTHER_SWEEPS})
+    if name in _OTHER_SWEEPS:
+        raise UsageError(f"{name} is the same for a whole sweep or study; {_OTHER_SWEEPS[name]}.")
     if name not in known:
         owners = hyperparameters()
         other = meant(name, owners)

@@ -49,6 +49,7 @@ class Sweep:
     settings: list[Settings]
     at_once: int | None = None  # settings that one program trains at most; None: as many as fit into memory
     called: tuple[str, ...] = ()  # the run directories; (): as the settings are, see `names`
+    sizes: tuple[int, ...] = ()  # of each group, settings that its program trained at once when it began; (): all
 
     @cached_property
     def configs(self) -> list[Config]:
@@ -89,7 +90,8 @@ class Sweep:
         return all("summary.json" in file_names(self.directories[i]) for i in members)
 
     def write(self) -> None:
-        write_record(self.record, SWEEP, {"sweep": self.settings, "at_once": self.at_once})
+        about = {"sweep": self.settings, "at_once": self.at_once}
+        write_record(self.record, SWEEP, about | ({"sizes": self.sizes} if self.sizes else {}))
 
     def batch_directory(self, members: list[int]) -> Path:
         """Where checkpoints of settings that are trained together are kept until they are finished."""
@@ -137,7 +139,7 @@ def read_sweep(
     path = directory / SWEEP
     record = read_record(directory, env, name=SWEEP)
     content = read_json(path)
-    settings, at_once = content.get("sweep"), content.get("at_once")
+    settings, at_once, sizes = content.get("sweep"), content.get("at_once"), content.get("sizes", [])
     with refusing(path):
         if at_once is not None and (type(at_once) is not int or at_once < 1):
             raise malformed(path, f"at_once = {at_once!r:.80} is no number of settings")
@@ -146,6 +148,8 @@ def read_sweep(
         if any(own.keys() != settings[0].keys() for own in settings):
             raise malformed(path, "not all settings of the sweep have the same fields")
         settings = [from_json(own) for own in settings]
+        if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+            raise malformed(path, f"sizes = {sizes!r:.80} is no list of numbers of settings")
     for own in settings:
         refuse_huge(path, own)
     for name in {name for own in settings for name in own}:
@@ -157,7 +161,16 @@ def read_sweep(
         if own.is_symlink():
             raise UsageError(f"{own} is a link, which no run of a sweep is; put the directory itself there.")
         refuse_links(own)
-    return Sweep(record, settings, at_once), here
+    if sizes and len(sizes) != len(sweep.groups):
+        raise malformed(path, f"sizes = {sizes!r:.80} are not those of {plural(len(sweep.groups), 'group')}")
+    return Sweep(record, settings, at_once, sizes=tuple(sizes)), here
+
+
+def keep_sizes(sweep: Sweep, steps: Sequence[Step]) -> None:
+    """Where not all settings fit into memory at once: the batches are the same when the sweep goes on."""
+    sizes = tuple(step.at_once for step in steps)
+    if not sweep.sizes and sizes != tuple(len(step.group.members) for step in steps):
+        dataclasses.replace(sweep, sizes=sizes).write()
 
 
 def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) -> list[Step]:
@@ -175,6 +188,7 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
         compiled, count = partial(compile_group, sweep, group, devices, progress), len(group.members)
         try:
             at_most = min(sweep.at_once or count, max(1, most_open_files() // sweep.open_files))
+            at_most = min([at_most, *sweep.sizes[i : i + 1]])
             found = fit(compiled, lambda program: program.device_bytes, count, devices, at_most)
             steps.append(Step(group, *found))
         except UsageError as error:
@@ -218,7 +232,8 @@ def run_sweep(
                 failed |= train_batch(sweep, step, members, devices, progress, debug)
     if len(failed) == len(sweep.settings):
         raise failed[0]
-    shutil.rmtree(sweep.record.directory / UNFINISHED, ignore_errors=True)
+    if not failed:  # else their checkpoints are there to go on from
+        shutil.rmtree(sweep.record.directory / UNFINISHED, ignore_errors=True)
     return summaries_of(sweep, failed), failed
 
 
@@ -262,6 +277,7 @@ def train_batch(
             progress.warn(f"{sweep.names[members[0]]} has failed: {error}")
             return {members[0]: error}
         progress.warn(f"{plural(len(members), 'setting')} have failed together ({error}): each is trained by itself")
+        shutil.rmtree(runs.directory / "checkpoints", ignore_errors=True)  # they do not go on together
         alone = [train_batch(sweep, step, [i], devices, progress, debug, claimed) for i in members]
         return {i: why for failed in alone for i, why in failed.items()}
     shutil.rmtree(runs.directory, ignore_errors=True)  # another worker may look into it

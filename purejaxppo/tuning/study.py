@@ -113,7 +113,7 @@ def read_study(
 
 def same_study(there: Study, wanted: Study) -> None:
     """Raises: UsageError: the directory holds another study."""
-    same_run(there.record, wanted.record.config, wanted.record.seeds)
+    same_run(there.record, wanted.record.config, wanted.record.seeds, HostOptions.of(wanted.record.options))
     out = there.record.directory
     if plain(there.space) != plain(wanted.space):
         raise UsageError(f"out = {str(out)!r} holds a study of another space; choose another --out.")

@@ -32,7 +32,7 @@ _NEVER = 10**9  # updates
 class Trained(NamedTuple):
     """What came of some members that were trained together."""
 
-    returns: np.ndarray  # [members, S] mean returns of an evaluation
+    returns: np.ndarray  # [members, S] mean returns of an evaluation; NaN: the seed's numbers are not finite any more
     evaluation_steps: np.ndarray  # [members] int, of all seeds and episodes
     states: list[Arrays]  # of each member: its whole training state, arrays [S, ...] by path
 
@@ -82,10 +82,12 @@ class Trainer:
         played = self.signals.wait(
             lambda: jax.device_get(program.final(state, runs.swept)), patience=0.0, left=self.way_out
         )
+        sick = np.asarray(jax.device_get(state.failure.update))[:members] > 0  # frozen: what it last was is no result
+        returns = np.where(sick[:, None], np.nan, np.asarray(played.returns[:members], np.float64))
         arrays = flatten(state)
         kept = [{path: x[i * size : (i + 1) * size] for path, x in arrays.items()} for i in range(count)]
         return Trained(
-            np.asarray(played.returns[:members], np.float64).reshape(count, size, -1).mean(-1),
+            returns.reshape(count, size, -1).mean(-1),
             np.asarray(played.lengths[:members], np.int64).reshape(count, -1).sum(-1),
             kept,
         )
