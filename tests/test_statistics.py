@@ -177,6 +177,10 @@ def test_returns_are_shown_with_three_digits(tmp_path):
     assert "0: 1.000  1: 0.730  2: 0.500" in table
     sweep = types.SimpleNamespace(settings=[{"gamma": 0.9}])
     assert re.search(r"0\.9 │ *0\.734 │ *0\.610 … 1\.000 │ *0\.750 ", text(results_table(sweep, [summary])))
+    several = types.SimpleNamespace(settings=[{"learning_rate": 2.345e-4, "gamma": 0.98123, "num_epochs": 4}] * 9)
+    lines = text(results_table(several, [summary] * 9)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("0.0002345") == 3 for line in lines) == 1
 
 
 def test_the_table_of_a_run_says_how_to_look_at_its_tensorboard(tmp_path):

@@ -137,7 +137,7 @@ def test_every_algorithm_has_a_space_of_numbers_within_what_its_settings_may_be(
         ({"activation": ["tanh", "reluu"]}, "not one of"),
         ({"num_minibatches": [1, 7]}, "with num_minibatches=7: num_envs × num_steps = 16 is not divisible"),
         ({"total_steps": [100, 200]}, "measures a trial"),
-        ({"env": ["CartPole-v1"]}, "no setting of A2C"),
+        ({"env": ["CartPole-v1"]}, "is the same for a whole sweep or study"),
         ({"num_steps": [*range(1, 20)], "num_envs": [1, 2, 3, 4]}, "combine to 76 programs"),
     ],
 )
@@ -401,13 +401,35 @@ def test_a_trial_learns_what_a_run_of_its_settings_learns():
 @pytest.mark.thorough
 def test_a_trial_whose_numbers_are_not_finite_any_more_has_no_score():
     """Its policy is frozen as it last was, and plays on: that is what no run would have."""
-    config = CONFIG.replace(env=RewardTurnsNaN())
+    config = CONFIG.replace(env=RewardTurnsNaN(), eval_max_steps=10)  # within which it pays
     with Signals() as signals:
         record = start_record(config, [0], Path("nowhere"), jax.devices()[:1], HostOptions())
         made = Trainer([5, 6], ("learning_rate",), 2, jax.devices()[:1], record, quiet(), signals)
         healthy, sick = (made.train("", [config] * 2, 0, until, None) for until in (2, 3))
     assert np.all(np.isfinite(healthy.returns))
     assert np.all(np.isnan(sick.returns))
+
+
+def test_what_is_good_so_far_is_no_bad_trial_to_the_sampler():
+    """TPE counts trials under way as bad. Those that have come to a rung, and go on, are known, and the best."""
+    options = StudyOptions(**{"budget": 10**6, **STUDY, "trials": 12, "places": 4})
+    parsed = parse_space(CONFIG, SPACE)
+    under_way = Search(CONFIG, parsed, options, options.ladder(CONFIG, parsed, 0), 2, seed=0)
+    for _ in range(2):  # the first wave, of which the worse half ends
+        lot = under_way.next_lot()
+        under_way.tell(lot, np.array([by_rate(trial.settings, 0) for trial in lot.trials]), np.full(2, 10))
+    under_way.next_lot()
+    good = [trial for trial in under_way.trials if trial.status == RUNNING and trial.scores]
+    assert len(good) == 2
+    shown = under_way._scored.trials
+    for trial in good:
+        seen = shown[trial.number]
+        assert (seen.state.name, [*seen.intermediate_values.values()]) == ("PRUNED", [trial.score])
+        assert under_way.study.trials[trial.number].state.name == "RUNNING"
+    new = [trial for trial in under_way.trials if not trial.scores]
+    assert new
+    assert all(shown[trial.number].state.name == "RUNNING" for trial in new)
+    assert all(shown[trial.number].params == trial.asked.params for trial in under_way.trials)
 
 
 @pytest.mark.parametrize(

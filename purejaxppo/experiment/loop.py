@@ -274,7 +274,7 @@ class Loop:
             self.progress.say(f"{who}: {what}; frozen as it was before")
             here = i - self.runs.own.start
             if self.debug and self.runs.shared:
-                raise UsageError(f"{who}: {what}; where processes share a run, --debug cannot name the operation.")
+                raise UsageError(f"{who}: {what}; where others share a run, --debug cannot name the operation.")
             if self.debug and 0 <= here < self.runs.own_count:
                 alone = jax.tree.map(lambda x, here=here: x[here], on_host(self.state))
                 raise UsageError(self.signals.wait(partial(explain, record.config, alone, found), patience=0.0))

@@ -129,8 +129,10 @@ class RunBatch:
 
     @property
     def shared(self) -> bool:
-        """Whether several processes share a run."""
+        """Whether no process can make an update of a run alone: several share it, or devices share its environments."""
         size = self.options.mesh_shape.devices_per_run
+        if self.options.mesh_shape.env > 1:
+            return True
         return len({device.process_index for device in self.devices[:size]}) > 1
 
     @property

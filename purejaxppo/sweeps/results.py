@@ -39,17 +39,25 @@ def best_first(summaries: list[Summary]) -> list[int]:
 
 
 def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Table:
-    """The best settings, with the 95% bootstrap interval of each IQM."""
-    order = best_first(summaries)
-    rows = Table(title=f"best of {plural(len(order), 'setting')} by IQM of the final returns", title_justify="left")
-    for name in (*sweep.settings[0], "IQM", "95% interval", "mean", "failed seeds"):
-        rows.add_column(name, justify="right")
-    digits = decimals(*(summaries[i]["eval_return"]["per_seed"] for i in order[:most]))
-    for i in order[:most]:
+    """The best settings, with the 95% bootstrap interval of each IQM: a row each, or a column if that is too wide."""
+    names = [*sweep.settings[0]]
+    wide = len(names) > 2  # for 80 columns
+    order = best_first(summaries)[: 3 if wide else most]
+    title = f"best of {plural(len(summaries), 'setting')} by IQM of the final returns"
+    digits = decimals(*(summaries[i]["eval_return"]["per_seed"] for i in order))
+    lines = [[*names, "IQM", "95% interval", "mean", "failed seeds"]]
+    for i in order:
         final, failed = summaries[i]["eval_return"], str(len(summaries[i]["failed_seeds"]))
         iqm, mean = (return_text(x, digits) for x in (final["iqm"], final["mean"]))
         interval = interval_text(final["ci_low"], final["ci_high"], digits)
-        rows.add_row(*map(show, sweep.settings[i].values()), iqm, interval, mean, failed)
+        lines.append([*map(show, sweep.settings[i].values()), iqm, interval, mean, failed])
+    if wide:
+        lines = [["best", *(str(n + 1) for n in range(len(order)))], *map(list, zip(*lines, strict=True))]
+    rows = Table(title=title, title_justify="left")
+    for n, name in enumerate(lines[0]):
+        rows.add_column(name, justify="left" if wide and not n else "right", overflow="fold")
+    for line in lines[1:]:
+        rows.add_row(*line)
     return rows
 
 

@@ -69,6 +69,8 @@ class Search:
         self.lot_size, self.seed = lot_size, seed
         with quiet_optuna():
             self.study = optuna.create_study(direction="maximize", sampler=_sampler(options, seed))
+            self._tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+            self._scored: Any = None  # the study as TPE sees it, see `_as_scored`
         self.trials: list[Trial] = []
         self.env_steps = 0  # of all trials
         self._distributions = {x.parameter(name): _distribution(x) for name, x in space.items()}
@@ -148,6 +150,8 @@ class Search:
 
         So many of them as one program trains have the same static settings.
         """
+        if self.options.sampler == "tpe":
+            self._scored = self._as_scored()
         asked = 0
         while len(self.trials) < self.options.trials and self._place_is_free():
             fixed = {name: self.trials[-1].settings[name] for name in self._statics} if asked % self.lot_size else {}
@@ -168,15 +172,36 @@ class Search:
         return len(running) < places and self.env_steps + need <= self.options.budget
 
     def _ask(self, fixed: Settings) -> None:
+        drawn = {self.space[name].parameter(name): self.space[name].drawn(x) for name, x in fixed.items()}
         with quiet_optuna():
-            if fixed:
-                drawn = {self.space[name].parameter(name): self.space[name].drawn(x) for name, x in fixed.items()}
-                self.study.enqueue_trial(drawn)
-            asked = self.study.ask(self._distributions)
+            for study in (self._scored, self.study) if self._scored else (self.study,):
+                if drawn:
+                    study.enqueue_trial(drawn)
+                asked = study.ask(self._distributions)
+                drawn = asked.params
         settings = settings_at(self.space, asked.params)
         static = repr([settings[name] for name in self._statics])
         config = with_settings(self.config, settings)
         self.trials.append(Trial(asked.number, settings, config, static, asked))
+
+    def _as_scored(self) -> Any:
+        """The study, but trials under way that have come to a rung are there as if they had ended at it.
+
+        TPE takes all trials under way for bad ones, as it does not know them. Of these it would be the best so far.
+        """
+        import optuna
+        from optuna.trial import TrialState, create_trial
+
+        ended = {FINISHED: TrialState.COMPLETE, FAILED: TrialState.FAIL}
+        with quiet_optuna():
+            study = optuna.create_study(direction="maximize", sampler=self._tpe)
+            for trial in self.trials:
+                state = ended.get(trial.status, TrialState.PRUNED if trial.scores else TrialState.RUNNING)
+                known = {step: x for step, x in zip(self.rungs.steps, trial.scores, strict=False) if math.isfinite(x)}
+                about = {"params": trial.asked.params, "distributions": trial.asked.distributions}
+                about["value"] = trial.score if state == TrialState.COMPLETE else None
+                study.add_trial(create_trial(state=state, intermediate_values=known, **about))
+        return study
 
     def _lots(self, trials: list[Trial]) -> list[Lot]:
         together: dict[tuple[int, str], list[Trial]] = {}
@@ -240,9 +265,7 @@ def _distribution(dimension: Dimension) -> Any:
 def _sampler(options: StudyOptions, seed: int) -> Any:
     from optuna import samplers
 
-    if options.sampler == "tpe":
-        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-    if options.sampler == "random":
+    if options.sampler in ("tpe", "random"):  # what TPE has drawn is given
         return samplers.RandomSampler(seed=seed)
     if options.sampler == "cmaes":
         pruned = options.pruner != "none"

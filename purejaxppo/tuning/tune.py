@@ -124,7 +124,8 @@ def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine, d
     search = run_search(study, devices, progress)
     best = search.best
     if best is None:
-        raise UsageError(f"none of {plural(len(search.trials), 'trial')} got a finite score; check the environment.")
+        trials = plural(len(search.trials), "trial")
+        raise UsageError(f"none of {trials} got a finite score; check the environment, and lower the learning rates.")
     if best.rung < len(search.rungs.steps):
         progress.warn(
             f"the budget ended before any trial did: the best came to {search.rungs.steps[best.rung - 1]:,} steps"
