@@ -4,6 +4,7 @@
     python benchmarks/tuning.py --only throughput
     python benchmarks/tuning.py --only budget       # hours: TPE with halving against random search
     python benchmarks/tuning.py --only pbt          # hours, after budget: populations against constant settings
+    python benchmarks/tuning.py --only sampler      # a minute, nothing is trained: how well TPE draws
 
 Each row is written to `benchmarks/results/tuning.json` as soon as it is there, and not measured again.
 """
@@ -241,9 +242,56 @@ def pbt(studies: int) -> None:
     print({name: float(np.median(x)) for name, x in finals.items() if x})
 
 
+def sampler(studies: int) -> None:
+    """How well settings are drawn where the score is known: a quadratic function of them, plus the number of rungs.
+
+    The mean over studies of the score of a study's second 32 trials, the best being 0, and of the best trial.
+    """
+    from purejaxppo import preset
+    from purejaxppo.tuning.search import Search
+    from purejaxppo.tuning.space import Dimension, default_space, parse_space
+    from purejaxppo.tuning.study_options import StudyOptions
+
+    config = preset("ppo", "CartPole-v1", total_steps=BUDGET // 80)
+    space = parse_space(config, default_space(config))
+    weights = np.geomspace(1, 0.02, len(space))
+
+    def place(dimension: Dimension, value: Any) -> float:
+        """Where a value lies within its range, from 0 to 1."""
+        if dimension.choices:
+            return (dimension.choices.index(value) + 0.5) / len(dimension.choices)
+        ends = np.asarray([dimension.drawn(value), *dimension.bounds])
+        x, low, high = ends if dimension.scale == "linear" else np.log(ends)
+        return float((x - low) / (high - low))
+
+    def study(kind: str, places: int, seed: int) -> tuple[float, float]:
+        best = np.random.default_rng(seed).uniform(0.2, 0.8, len(space))
+        options = StudyOptions(budget=10**12, trials=64, places=places, sampler=kind)
+        search = Search(config, space, options, options.ladder(config, space, 0), 4, seed)
+
+        def score(settings: dict[str, Any]) -> float:
+            where = [place(dimension, settings[name]) for name, dimension in space.items()]
+            return -10 * float(np.sum(weights * (where - best) ** 2))
+
+        while lot := search.next_lot():
+            scores = np.asarray([score(trial.settings) + lot.rung for trial in lot.trials])
+            search.tell(lot, scores, np.zeros(len(lot.trials), np.int64))
+        assert search.best
+        return float(np.mean([score(trial.settings) for trial in search.trials[32:]])), score(search.best.settings)
+
+    for places in (4, 16):
+        for kind in ("tpe", "random"):
+            found = measured(
+                f"quadratic: {kind}, {places} places, {studies} studies",
+                lambda kind=kind, places=places: [study(kind, places, seed) for seed in range(studies)],
+            )
+            later, best = np.mean(found, axis=0)
+            print(f"{kind}, {places} places: second half {later:.2f}, best {best:.2f}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("kills", "throughput", "budget", "pbt"), required=True)
+    parser.add_argument("--only", choices=("kills", "throughput", "budget", "pbt", "sampler"), required=True)
     parser.add_argument("--count", type=int, default=20, help="kills")
     parser.add_argument("--studies", type=int, default=5, help="of each kind and environment")
     options = parser.parse_args()
@@ -252,4 +300,4 @@ if __name__ == "__main__":
     elif options.only == "throughput":
         throughput()
     else:
-        {"budget": budget, "pbt": pbt}[options.only](options.studies)
+        {"budget": budget, "pbt": pbt, "sampler": sampler}[options.only](options.studies)
