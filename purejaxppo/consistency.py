@@ -120,7 +120,8 @@ def fixed_numbers(algo: Any) -> tuple[str, ...]:
 def _check_method(config: Any) -> None:
     """Refuse settings that do not fit the method. Raises: UsageError."""
     fields = [field for field in dataclasses.fields(config.algo) if field.metadata.get("type") is float]
-    annealable = [field.name for field in fields if field.name not in fixed_numbers(config.algo)]
+    free = [field for field in fields if field.name not in fixed_numbers(config.algo)]
+    annealable = [field.name for field in free if float(field.metadata["interval"][1:-1].split(",")[0]) <= 0]  # to 0
     if not isinstance(config.anneal, tuple) or not {*config.anneal} <= {*annealable}:
         names = ", ".join(annealable) or "it has none"
         raise UsageError(f"anneal = {config.anneal!r} must name numbers of {type(config.algo).__name__}: {names}.")

@@ -255,7 +255,8 @@ def staged(config: Config, update: jax.Array) -> Config:
     stages = parse_stages(config.stages)
     if not stages:
         return config
-    begun = jnp.sum(update >= jnp.asarray([-(-stage.step // config.steps_per_update) for stage in stages]))
+    first = [min(-(-stage.step // config.steps_per_update), 2**31 - 1) for stage in stages]
+    begun = jnp.sum(update >= jnp.asarray(first, jnp.int32))
     numbers = {}
     for name in dict.fromkeys(name for stage in stages for name in stage.numbers):
         values = [settings_of(config)[name]]

@@ -524,6 +524,7 @@ BAD = [  # (settings, what the message must contain)
     ({"algo": PPOPenalty(adaptive="yes")}, ["adaptive = 'yes'"]),
     ({"algo": TRPO(max_kl=-0.01)}, ["max_kl = -0.01"]),
     ({"algo": PPO(), "anneal": ("clip",)}, ["anneal = ('clip',)", "PPO", "clip_eps"]),
+    ({"algo": PPO(dual_clip=3.0), "anneal": ("dual_clip",)}, ["anneal = ('dual_clip',)", "PPO: clip_eps"]),  # 1 or more
     ({"algo": PPOPenalty(), "anneal": ("kl_coef",)}, ["anneal = ('kl_coef',)", "PPOPenalty: kl_target, entropy_coef"]),
     ({"algo": TRPO(), "anneal": ("max_backtracks",)}, ["max_backtracks", "TRPO", "max_kl, damping, backtrack_factor"]),
     ({"algo": TRPO(), "desired_kl": 0.01}, ["desired_kl = 0.01", "first-order", "max_kl"]),

@@ -347,7 +347,7 @@ def test_bounds_that_a_gaussian_hardly_ever_meets_are_told(bounds, warned):
     config.replace(action_distribution="beta").check()
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Acrobot-v1", "DeepSea-bsuite"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "Acrobot-v1", "DeepSea-bsuite", "environments:WithGoal"])
 def test_environment_first_made_under_a_trace_can_be_used_later(name):
     """`make_train` may be called while tracing: nothing of that trace stays behind in the environment."""
     make_env.cache_clear()

@@ -22,7 +22,7 @@ from purejaxppo import evaluate, init, make_train, over_runs, preset, update_ste
 from purejaxppo.cli.evaluate import EvaluateOptions, play_episodes, print_evaluation
 from purejaxppo.cli.run import main
 from purejaxppo.envs.check import check_env
-from purejaxppo.envs.gymnasium import GymnasiumEnv, _parts
+from purejaxppo.envs.gymnasium import GymnasiumEnv, Part, _converted, _parts
 from purejaxppo.envs.host import env as host_env
 from purejaxppo.envs.host import pool
 from purejaxppo.envs.host.env import _seed
@@ -461,6 +461,13 @@ def test_an_integer_outside_its_space_is_named():
     env = make_env("gymnasium/host_environments:Raw-v0,place=5,workers=1")
     with pytest.raises(EnvironmentBrokenError, match="gave an observation place 5, not one of 3 from 0 on"):
         opened(env, [1, 2])
+
+
+def test_large_integers_are_the_floats_that_workers_send():
+    number = 5_000_000_000  # beyond 2³¹
+    part = Part([], None, "float32")
+    given = np.asarray([number, -number], np.int64)
+    np.testing.assert_array_equal(_converted(given, part), given.astype(np.float32))
 
 
 @pytest.mark.parametrize("actions", ["discrete", "multi", "binary", "box", "narrow", "whole"])

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optuna
 import pytest
@@ -33,6 +34,7 @@ from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.snapshot import flatten
 from purejaxppo.sweeps import execution
+from purejaxppo.train import staged
 from purejaxppo.tuning import study_results
 from purejaxppo.tuning import trainer as trainer_module
 from purejaxppo.tuning.final import Judged, judge
@@ -713,6 +715,12 @@ def test_stages_are_numbers_that_change_at_their_steps():
     assert last["learning_rate"] == metrics["learning_rate"] == np.float32(1e-4)
     for a, b in zip(jax.tree.leaves(whole.policy), jax.tree.leaves(state.policy), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stage_beyond_all_updates_never_begins():
+    config = CONFIG.replace(stages=("64 gamma=0.5", "3e12 gamma=0.6"))
+    config.check()
+    assert [float(staged(config, jnp.asarray(x)).gamma) for x in (3, 4, 2**31 - 2)] == pytest.approx([0.99, 0.5, 0.5])
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from purejaxppo.agent import Agent
 from purejaxppo.envs.base import adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
-from purejaxppo.envs.wrappers import FrameStack, wrapped
+from purejaxppo.envs.wrappers import FrameStack, is_valid, wrapped
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from purejaxppo.train import learning_batch
 from purejaxppo.types import Transition
+
+PAIRS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 class Alternating:
@@ -51,6 +53,34 @@ def test_an_action_is_repeated_only_while_its_mask_allows_it(factors, action, st
     state, _ = env.reset(jax.random.key(0))
     state, _, reward, *_ = env.step(jax.random.key(1), state, jnp.asarray(action))
     assert (int(state), float(reward)) == (steps, steps * (1.0 + np.sum(action)))
+
+
+def test_a_mask_that_allows_nothing_allows_all_as_the_policy_takes_it():
+    space, masks = MultiDiscrete((2, 2)), {"some": [1, 1, 0, 0], "one": [1, 0, 0, 0], "none": [0, 0, 0, 0]}
+    allowed = {
+        name: [bool(is_valid(space, {"action_mask": np.asarray(mask, bool)}, np.asarray(action))) for action in PAIRS]
+        for name, mask in masks.items()
+    }
+    assert allowed == {"some": [True] * 4, "one": [True, True, False, False], "none": [True] * 4}
+    assert is_valid(Discrete(2), {"action_mask": np.zeros(2, bool)}, np.asarray(1))
+
+
+def test_what_a_mask_forbids_no_environment_on_the_host_is_told():
+    """Action 1 is valid in even steps: in the second half of a repetition it is not, and then nothing happens."""
+    with make_env("gymnasium/host_environments:Dice-v0,mask=info") as dice:
+        env = wrapped(dice, 1, 2)
+
+        @jax.jit
+        def played(key):
+            state, seen = jax.vmap(env.reset)(key[None])
+            masks = [seen["action_mask"]]
+            for action in (1, 0, 0):
+                state, seen, *_ = jax.vmap(env.step)(key[None], state, jnp.asarray([action]))
+                masks.append(seen["action_mask"])
+            return jnp.stack(masks)
+
+        masks = played(jax.random.key(0))
+    assert masks[:, 0, 1].tolist() == [True, False, False, False]  # after steps 0, 1, 3 and 5
 
 
 class Line(NamedTuple):

@@ -52,6 +52,10 @@ class BaseEnv(contextlib.AbstractContextManager["BaseEnv"]):
         """The start of an episode that depends on `key` alone, whether the one in `state` has ended or not."""
         return self.reset(key)
 
+    def at_rest(self, state: EnvState, rests: jax.Array) -> EnvState:
+        """`state` for a `step` of which nothing is used where it `rests`: there, no environment need make it."""
+        return state
+
     def release(self, state: EnvState) -> Any:
         """Compiled: nothing more will be asked of `state`."""
 

@@ -61,8 +61,10 @@ class Part(NamedTuple):
 
 
 class GymnasiumEnv(HostEnv):
-    """One environment. Each episode is reset with a seed of its own, of Python's and NumPy's global generators, too;
-    ends are those that the environment tells.
+    """One environment. Each episode is reset with a seed of its own; ends are those that the environment tells.
+
+    Python's and NumPy's global generators are seeded, too. Environments of one worker share them, so what they draw
+    from these depends on how many are in it.
 
     Tuples and nested dictionaries of observations become one dictionary. Its entry `action_mask` are the valid actions,
     whether Gymnasium's observation has it, sb3-contrib's method `action_masks()`, or `info`; what else is observed is
@@ -192,6 +194,8 @@ def _converted(given: Any, part: Part) -> jax.Array:
             held = numbers.astype(part.dtype) == numbers
         if not np.all(held):
             raise UsageError(f"{numbers[~held].flat[0]} is no {part.dtype}")
+    elif not isinstance(x, jax.Array):
+        x = x.astype(part.dtype)  # as a worker does: JAX would cut int64 first
     return (jnp.asarray(x) - part.start).astype(part.dtype)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from mujoco_playground import registry
 
 from purejaxppo.envs.common import PhysicsEnv, Timed, mujoco_frames, quiet
+from purejaxppo.errors import UsageError
 
 
 def names() -> list[str]:
@@ -25,6 +26,9 @@ class PlaygroundEnv(PhysicsEnv):
     """
 
     def __init__(self, name: str, **params: Any) -> None:
+        """Raises: UsageError: a parameter that Playground's own training reads, and no environment."""
+        if (times := params.get("action_repeat", 1)) != 1:
+            raise UsageError(f"action_repeat = {times} of {name} would do nothing; pass --action-repeat {times}.")
         with quiet():
             config = registry.get_default_config(name)
             given = {"impl": "jax", **params} if "impl" in config else params

@@ -149,8 +149,9 @@ def _user_env(name: str, path: str, params: dict[str, Any]) -> Env:
         dotted = module.removesuffix(".py").replace("/", ".").lstrip(".")
         raise UsageError(f"env = {name!r:.80} names a file; name the module: {dotted:.80}:{attribute:.80}")
     try:
-        kind = getattr(importlib.import_module(module), attribute)
-        return kind(**params)
+        with jax.ensure_compile_time_eval():  # this may be under a trace
+            kind = getattr(importlib.import_module(module), attribute)
+            return kind(**params)
     except OTHERS_ERRORS as error:
         registered = re.fullmatch(r".+-v\d+", attribute)
         way_out = f"if {module} registers it with Gymnasium: --env gymnasium/{path}." if registered else ""

@@ -74,7 +74,8 @@ class ActionRepeat(Wrapper):
         def again(before: tuple[Step, Any], key: jax.Array) -> tuple[tuple[Step, Any], None]:
             state, seen, total, terminated, truncated = before[0]
             over = terminated | truncated | ~is_valid(self.action_space, seen, action)
-            (state, obs, reward, *ends), success = self.env.step_with_success(key, state, action)
+            still = self.env.at_rest(state, over)
+            (state, obs, reward, *ends), success = self.env.step_with_success(key, still, action)
             after = (state, obs, total + reward, *ends), success
             return jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after), None
 
@@ -84,11 +85,12 @@ class ActionRepeat(Wrapper):
 
 
 def is_valid(space: Space, obs: Observation, action: jax.Array) -> jax.Array:
-    """Whether the mask of an observation, if it has one, allows an action, [] bool."""
+    """Whether the mask of an observation, if it has one, allows an action, [] bool; where it allows none, it does."""
     if not isinstance(obs, Mapping) or ACTION_MASK not in obs or not isinstance(space, Discrete | MultiDiscrete):
         return jnp.ones((), bool)
-    first = np.cumsum((0, *space.nvec[:-1])) if isinstance(space, MultiDiscrete) else 0  # of each factor, in the mask
-    return jnp.all(obs[ACTION_MASK][action + first])
+    ends = np.cumsum(space.nvec[:-1]) if isinstance(space, MultiDiscrete) else ()
+    factors = zip(jnp.split(jnp.asarray(obs[ACTION_MASK]), ends), jnp.ravel(action), strict=True)
+    return jnp.all(jnp.stack([mask[taken] | ~jnp.any(mask) for mask, taken in factors]))
 
 
 class Stacked(NamedTuple):

@@ -107,6 +107,9 @@ class HostEnv(BaseEnv):
         start = _as_one_batch(self._begin_anew)(where, _seed(key))
         return state._replace(ended=jnp.zeros_like(state.ended), start=start), start
 
+    def at_rest(self, state: HostState, rests: jax.Array) -> HostState:
+        return state._replace(ended=state.ended | rests)
+
     def release(self, state: HostState) -> jax.Array:
         """Nothing more will be asked of these environments: others may have their processes."""
         return _as_one_batch(self._release)((state.pool, state.slot, state.ended))
