@@ -11,6 +11,7 @@ from purejaxppo.fields import check_field, did_you_mean, whole_number
 # read before the first update, or part of the policy; and of the algorithms, which others than ours may read later
 FIXED_OF_CONFIG = ("observation_clip", "desired_kl", "log_std_init")
 FIXED = (*FIXED_OF_CONFIG, "kl_coef", "initial_std", "initial_sigma")
+MOST_STAGES = 1000
 
 
 class Stage(NamedTuple):
@@ -42,6 +43,8 @@ def check_stages(texts: Any, owners: Sequence[Any], fixed: Collection[str]) -> N
     """
     if not isinstance(texts, tuple):
         raise UsageError(f"stages = {texts!r:.80} must be a tuple of texts, 'STEP field=value …' each.")
+    if len(texts) > MOST_STAGES:
+        raise UsageError(f"stages: {len(texts):,} are more than {MOST_STAGES:,}; leave some out.")
     stages = parse_stages(texts)
     fields = {field.name: (field, owner) for owner in owners for field in dataclasses.fields(owner)}
     numbers = [name for name, (field, _) in fields.items() if field.metadata.get("type") is float and name not in fixed]

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 RESAMPLES = 2000
 LEVEL = 0.95
 FEWEST = 3  # an interval from fewer seeds than that says nothing of other seeds
+MANY = 1000  # seeds beyond which the IQM's interval is that of the normal distribution: there both are the same
 
 
 class Estimate(NamedTuple):
@@ -49,8 +50,9 @@ def bootstrap(statistic: Callable[..., np.ndarray], *groups: np.ndarray) -> Esti
 def iqm_over_seeds(values: ArrayLike) -> Estimate:
     """The IQM of scores [seeds], or of each point of a curve [seeds, points], over the seeds that are not NaN there.
 
-    With its 95% bootstrap interval, which is NaN from fewer than three seeds.
-    Points that know the same seeds share their resamples; those that know none are NaN.
+    With its 95% bootstrap interval, which is NaN from fewer than three seeds. From more than 1,000 it is that of the
+    normal distribution, by the Winsorised variance (Tukey and McLaughlin, 1963). Points that know the same seeds share
+    their resamples; those that know none are NaN.
     """
     values = np.asarray(values, np.float64)
     columns = values.reshape(len(values), -1)
@@ -58,8 +60,21 @@ def iqm_over_seeds(values: ArrayLike) -> Estimate:
     result = np.full((3, columns.shape[1]), np.nan)
     for seeds in map(np.array, {tuple(column) for column in mask.T if column.any()}):
         same = (mask == seeds[:, None]).all(axis=0)
-        result[:, same] = bootstrap(lambda x: _middle_mean(np.sort(x, axis=1), axis=1), columns[seeds][:, same])
+        found = columns[seeds][:, same]
+        few = len(found) <= MANY
+        result[:, same] = bootstrap(_iqm_of_resamples, found) if few else _iqm_of_many(found)
     return Estimate(*(x.reshape(values.shape[1:])[()] for x in result))
+
+
+def _iqm_of_resamples(x: np.ndarray) -> np.ndarray:
+    return _middle_mean(np.sort(x, axis=1), axis=1)
+
+
+def _iqm_of_many(scores: np.ndarray) -> Estimate:
+    ordered, quarter = np.sort(scores, axis=0), len(scores) // 4
+    spread = np.clip(ordered, ordered[quarter], ordered[-1 - quarter]).std(axis=0, ddof=1)
+    point, error = _middle_mean(ordered), 1.96 * spread / (0.5 * math.sqrt(len(scores)))
+    return Estimate(point, point - error, point + error)
 
 
 def mean_over_seeds(values: np.ndarray) -> Estimate:

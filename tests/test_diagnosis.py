@@ -275,6 +275,7 @@ def test_words_and_the_two_lines_at_the_end_of_a_run():
     assert "try: lower --learning-rate" in text
     assert len(in_short(findings(run), run.directory)) == 2
     assert in_short(findings(run), run.directory, "m:Env")[1].endswith("--probe --env m:Env")
+    assert "purejaxppo diagnose 'my runs/a' --probe" in in_short(findings(run), Path("my runs/a"))[1]
     assert in_short([], run.directory) == []
     settings = {**run.settings, "init_from": "runs/other"}  # it may have nothing left to learn
     assert "no-progress" not in [found.name for found in findings(run._replace(settings=settings))]

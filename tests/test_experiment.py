@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_written_ends_the_run_in_one_line_and_it_can_go_on
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = capsys.readouterr().err
     assert error.startswith("error: checkpoint ")
-    assert error.endswith(f"no checkpoint was saved yet: --resume {out}\n")
+    assert error.endswith(f"no checkpoint was saved yet: purejaxppo run --resume {out}\n")
     assert error.count("\n") == 1
     assert not (out / "summary.json").exists()
     assert [path for path in out.rglob("*") if ".saving" in path.name] == []

@@ -1,5 +1,6 @@
 """Run directories: how files are replaced, locked and read, and what is said where one is missing or damaged."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -27,14 +28,15 @@ from purejaxppo.experiment.experiment import devices_again, resume_experiment, s
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.parallel.machine import fingerprint
-from purejaxppo.presets import preset
+from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir import lock as lock_module
 from purejaxppo.rundir.checkpoint import read, save
-from purejaxppo.rundir.files import refuse_links, replacing, write_json
+from purejaxppo.rundir.files import may_be_replaced, refuse_links, replacing, to_json, write_json
 from purejaxppo.rundir.lock import check_claim, lock, lock_free, new_directory
 from purejaxppo.rundir.metrics import MetricsFile, read_metrics
 from purejaxppo.rundir.record import env_again, read_record, resume_command, versions, write_record
+from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import read_summary, write_summary
 
 ROW = {"episode_return": np.array([1.0, 2.0]), "kl": np.array([np.nan, 0.5])}
@@ -82,6 +84,12 @@ def test_a_directory_is_held_by_one_and_a_sweeps_runs_are_held_with_it(tmp_path)
         pass
     with lock(tmp_path):
         pass
+    batch = tmp_path / ".unfinished" / "0123"
+    batch.mkdir(parents=True)
+    with lock_free(batch, {}) as mine, pytest.raises(UsageError, match="being written by another process"), lock(one):
+        assert mine  # a worker of the sweep, which may be training just this run
+    with lock(one), lock_free(one, {}) as mine:
+        assert not mine
 
 
 def test_what_cannot_begin_in_a_linked_directory_leaves_it_empty(tmp_path):
@@ -99,6 +107,34 @@ def test_what_cannot_begin_in_a_linked_directory_leaves_it_empty(tmp_path):
         pass
     assert (tmp_path / "link").is_symlink()
     assert [*(tmp_path / "real").iterdir()] == []
+
+
+def test_a_directory_that_was_there_is_left_as_it_was(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir(mode=0o700)
+    before = own.stat()
+
+    def begin_and_fail():
+        with new_directory(own) as out:
+            (out / "config.json").write_text("{}")
+            (out / "checkpoints").mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin_and_fail()
+    assert [*own.iterdir()] == []
+    assert (own.stat().st_ino, own.stat().st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_what_may_be_replaced(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert may_be_replaced(tmp_path / "file")
+    assert may_be_replaced(tmp_path / "new")
+    for path in (tmp_path, tmp_path / "link", tmp_path / "dangling", tmp_path / "no" / "new"):
+        assert not may_be_replaced(path)
+    assert not may_be_replaced(Path("/dev/null"))
 
 
 def test_of_several_that_wait_for_a_dead_process_one_takes_over(tmp_path, monkeypatch):
@@ -322,6 +358,28 @@ def test_what_older_versions_annealed_to_no_effect_is_left_out(tmp_path):
     content["settings"]["anneal"] = ["kl_coef", "entropy_coef"]
     path.write_text(json.dumps(content))
     assert read_record(tmp_path).config.anneal == ("entropy_coef",)
+
+
+def test_what_older_versions_annealed_to_no_effect_is_left_out_of_their_checkpoints(tmp_path, monkeypatch):
+    config = preset("ppo-penalty", "CartPole-v1", anneal=("entropy_coef",))
+    settings = to_json(settings_of(config))
+    monkeypatch.setattr(Snapshot, "_check_progress", lambda *_: None)
+    monkeypatch.setattr(Snapshot, "state", lambda *_: None)
+    for names, refused in ((["kl_coef", "entropy_coef"], False), (["kl_target"], True)):
+        about = {"settings": settings | {"anneal": names}, "seeds": [0]}
+        with pytest.raises(UsageError, match="anneal") if refused else contextlib.nullcontext():
+            Snapshot({}, {}, about, tmp_path).check(config, [0], None)
+
+
+def test_what_a_run_may_have_can_be_read_again(tmp_path):
+    stages = tuple(f"{1000 * i} gamma=0.9" for i in range(99))  # as many as a population makes in 100 rungs
+    config = Config(stages=stages, reward_clip=10**10)
+    config.check()
+    write_record(start_record(config, [0], tmp_path, jax.devices(), HostOptions()))
+    again = read_record(tmp_path).config
+    assert (again.stages, again.reward_clip) == (stages, 10**10)
+    with pytest.raises(UsageError, match="stages: 1,001 are more than 1,000"):
+        Config(stages=stages[:1] * 1001).check()
 
 
 def test_a_log_is_no_longer_than_can_be_read_again(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
+from purejaxppo import statistics
 from purejaxppo.cli import evaluate, run
 from purejaxppo.statistics import (
     bootstrap,
@@ -35,6 +36,19 @@ def test_iqm_is_the_mean_of_the_middle_half():
     assert iqm([0, 1, 2, 3, 4, 5, 6, 700]) == 3.5
     assert iqm([1.0, math.nan, 3.0]) == 2.0
     assert math.isnan(iqm([math.nan]))
+
+
+def test_the_interval_from_many_seeds_is_that_of_the_bootstrap(monkeypatch):
+    """On both sides of the number beyond which no resamples are drawn; of a skewed distribution with an outlier."""
+    curve = np.random.default_rng(0).lognormal(size=(1001, 3))
+    curve[0] = 1e6
+    found = iqm_over_seeds(curve)
+    monkeypatch.setattr(statistics, "MANY", 1001)
+    drawn = iqm_over_seeds(curve)
+    np.testing.assert_allclose(found.point, drawn.point)
+    width = drawn.high - drawn.low
+    for ours, theirs in ((found.low, drawn.low), (found.high, drawn.high)):
+        assert np.max(np.abs(ours - theirs) / width) < 0.05
 
 
 def test_aggregates_and_intervals_are_those_of_rliable():

@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from support import assert_same_bits
 
 from purejaxppo import PPO, TRPO, Config, UsageError, evaluate, make_train, preset
@@ -22,7 +23,8 @@ from purejaxppo.parallel.runs import padded_count
 from purejaxppo.policy.load import load
 from purejaxppo.presets import with_settings
 from purejaxppo.rundir.checkpoint import read as read_checkpoint
-from purejaxppo.sweeps import execution, plan
+from purejaxppo.rundir.summary import EvalReturn
+from purejaxppo.sweeps import execution, plan, results_figure
 from purejaxppo.sweeps import table as tables
 from purejaxppo.sweeps.axes import checked, grid, parse_axis, parse_sampler
 from purejaxppo.sweeps.execution import begin_sweep
@@ -338,6 +340,29 @@ def test_what_failed_keeps_its_checkpoint_and_is_not_joined_again(tmp_path, monk
             *(False, False, True)
         ]
     assert trained == [["gamma=0.9", "gamma=0.5"], ["gamma=0.9"], ["gamma=0.5"], ["gamma=0.5"]]
+
+
+def test_settings_that_had_failed_together_go_on_apart(tmp_path, monkeypatch):
+    settings = [{"gamma": 0.9}, {"gamma": 0.95}, {"gamma": 0.5}]
+    begun, devices = begin_sweep(CONFIG, settings, [0, 1], tmp_path / "it", jax.devices(), HostOptions())
+    (tmp_path / "it").mkdir()
+    trained = []
+    begun.batch_directory([1]).joinpath("checkpoints", "32").mkdir(parents=True)  # it was stopped then
+    monkeypatch.setattr(execution.RunBatch, "newest_checkpoint", lambda *_: None)
+    monkeypatch.setattr(execution, "summaries_of", lambda *_: [])
+    monkeypatch.setattr(
+        execution.Loop, "run", lambda self, *_: trained.append([record.directory.name for record in self.runs.records])
+    )
+    execution.run_sweep(begun, unplanned(begun, devices, None), devices, QUIET)
+    assert trained == [["gamma=0.9"], ["gamma=0.95"], ["gamma=0.5"]]
+
+
+def test_a_figure_of_many_settings_has_a_page_s_size(tmp_path):
+    final = EvalReturn(mean=1.0, iqm=1.0, ci_low=0.5, ci_high=1.5, per_seed=[1.0, 1.0])
+    settings = [{"num_epochs": y, "learning_rate": (x + 1) * 1e-5} for x in range(200) for y in (2, 4)]
+    results_figure.draw(tmp_path / "x.png", "many", settings, [{"eval_return": final}] * 400)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert max(picture.size) < 3000
 
 
 def test_batches_are_the_same_when_a_sweep_goes_on_with_more_memory(tmp_path, monkeypatch):

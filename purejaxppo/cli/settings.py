@@ -1,6 +1,7 @@
 """What `run` and `sweep` take: the settings of a run and its options, as flags."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,7 +142,7 @@ def _check_default_env(begun_from: Path, env: str) -> None:
     if theirs != env:
         raise UsageError(
             f"init_from = {str(begun_from)!r} was trained on {theirs:.80}, and without --env a run is on {env}; "
-            f"add --env {theirs:.80}, or --env {env} if you mean that."
+            f"add --env {shlex.quote(theirs)}, or --env {env} if you mean that."
         )
 
 

@@ -1,5 +1,6 @@
 """Rules applied to a run, worst first, and what they say in words."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +100,8 @@ def in_short(found: list[Finding], directory: Path, env: str = "") -> list[str]:
     if not found:
         return []
     titles = "; ".join(f"{finding.title.lower()} ({finding.evidence})" for finding in found[:2])
-    return [f"diagnosis: {titles}", f"what to try: purejaxppo diagnose {directory} {probe_flags(env)}"]
+    command = f"purejaxppo diagnose {shlex.quote(str(directory))} {probe_flags(env)}"
+    return [f"diagnosis: {titles}", f"what to try: {command}"]
 
 
 def probe_flags(env: str) -> str:

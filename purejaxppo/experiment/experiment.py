@@ -1,6 +1,7 @@
 """Experiments from Python and from the command line: begun anew, or gone on with where they were interrupted."""
 
 import dataclasses
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -189,9 +190,10 @@ def _go_on(
     record, here = devices_again(record, [(record.config, len(record.seeds))], devices, mesh, progress)
     config, options = record.config, HostOptions.of(record.options)
     if (options.log_interval or 1) < least_rows_every(config, len(record.seeds)):
+        own = shlex.quote(str(record.directory))
         raise UsageError(
             f"total_steps = {config.total_steps:,} makes more rows of metrics.csv than the {most_rows():,} that can be "
-            f"read again; go on with more processes, or in a run of its own, with --init-from {record.directory}."
+            f"read again; go on with more processes, or in a run of its own, with --init-from {own}."
         )
     check_memory(config, len(record.seeds), here, options)
     with held_for_all(record.directory, lock):

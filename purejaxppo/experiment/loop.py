@@ -146,13 +146,14 @@ class Loop:
         """Make all updates, or as many as it takes until all members have failed."""
         runs, members, pace = self.runs, len(self.runs.members), 1
         self.saved_at = time.monotonic()
+        rows: list[tuple[int, dict[str, np.ndarray]]] = []
         if self.due.row_ends(self.done) and self.totals[0, -1]:  # it was interrupted while it evaluated
-            self._end_row(self.done, self.totals)
+            rows = [(self.done, self._end_row(self.done, self.totals))]
             self.totals = np.zeros_like(self.totals)
         ended = group().told(len(self.failed) == members)
         while self.done < self.config.num_updates and not ended:
             began, before = time.monotonic(), self.done
-            new_rows = self._advance(pace)
+            rows += self._advance(pace)
             self._find_failed()
             own = time.monotonic() - began, self.signals.received
             pace, due, signum, ended = group().decided(own, partial(self._decide, self.done - before))
@@ -161,9 +162,12 @@ class Loop:
             if due:
                 self.save()
             if self.on_chunk:
-                self._report(self.on_chunk, new_rows)
+                self._report(self.on_chunk, rows)
+            rows = []
             if signum:
                 raise Stopped(signum, self._kept())
+        if rows and self.on_chunk:  # of a run that was interrupted at its end
+            self._report(self.on_chunk, rows)
         if ended and not runs.out:  # in a sweep, others may be better
             group().by_leader(self._tell_all_failed)
 

@@ -67,8 +67,10 @@ class RunBatch:
     @property
     def resume_command(self) -> str:
         """What to type to go on."""
-        command = "sweep" if self.sweep else "run"
-        return resume_command(command, self.sweep or self.records[0].directory, self.config.env)
+        if self.sweep is None:
+            return resume_command("run", self.records[0].directory, self.config.env)
+        by_worker = self.claimed not in (None, self.sweep)
+        return resume_command("sweep", self.sweep, self.config.env, "--join" if by_worker else "--resume")
 
     @cached_property
     def members(self) -> list[tuple[RunRecord, int]]:
@@ -280,10 +282,10 @@ class RunBatch:
         share = {name: x / len(self.records) for name, x in seconds.items()}
         here = [found for member, found in failed.items() if own.start <= member < own.stop]
         steps = done * self.config.steps_per_update
-        summary = write_summary(record, {name: x[own] for name, x in played.items()}, here, share, self.devices, steps)
-        title, returns = f"{summary['algo']} on {summary['env']}", log.metric("episode_return")
+        title, returns = f"{record.config.algo_name} on {record.config.env_name}", log.metric("episode_return")
         learning_curve(record.directory / "learning_curve.png", title, log.env_steps, returns)
-        return summary
+        mine = {name: x[own] for name, x in played.items()}
+        return write_summary(record, mine, here, share, self.devices, steps)  # last: with it, a run is finished
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Snapshot | None:
         """The last checkpoint that is whole, None if none was saved: the same in all processes. Raises: UsageError."""

@@ -51,6 +51,12 @@ def check_out(path: Path, suffixes: Iterable[str]) -> None:
         raise UsageError(f"out = {str(path)!r} must be a file in a directory that exists; choose another --out.")
 
 
+def may_be_replaced(path: Path) -> bool:
+    """Whether a file can stand there, or a plain one does: no directory, link or device such as /dev/stdout."""
+    free = not path.exists() and not path.is_symlink()
+    return path.parent.is_dir() and (free or (path.is_file() and not path.is_symlink()))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """An empty file to write to, which takes the place of `path` if the block succeeds and is deleted if it fails.

@@ -58,9 +58,11 @@ def new_directory(out: Path) -> Iterator[Path]:
         except BaseException:
             logged = any(path.stat().st_size for path in out.rglob("metrics*.csv"))
             if not logged and not any(out.glob("**/checkpoints/[0-9]*")) and not (out / SCORES).exists():
-                shutil.rmtree(place, ignore_errors=True)
-                if existed:
-                    place.mkdir(exist_ok=True)
+                for path in [*place.iterdir()] if existed else [place]:  # who made it may stand in it
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
             raise
 
 
@@ -78,6 +80,9 @@ def lock(out: Path) -> Iterator[None]:
         held.enter_context(_renewed(out / CLAIM, me))
         if (sweep := out.resolve().parent).joinpath(SWEEP).exists():
             _watch(sweep, _flock(held, sweep, shared=True))  # other runs of it may go on, too
+            for claim in sweep.glob(f"{UNFINISHED}/*/{CLAIM}"):  # of workers
+                with suppress(FileNotFoundError):  # deleted by who has finished it
+                    _watch(claim.parent, _flock(held, claim.parent, shared=True))
         for claim in (*out.glob(f"*/{CLAIM}"), *out.glob(f"{UNFINISHED}/*/{CLAIM}")):
             _watch(claim.parent, here)
         yield

@@ -18,7 +18,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.optimize.optimizers import OPTIMIZERS
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir.files import malformed, read_json, refuse_links, refusing, shown, write_json
-from purejaxppo.stages import FIXED
+from purejaxppo.stages import FIXED, MOST_STAGES
 
 _PRNGS = ("threefry2x32", "rbg", "unsafe_rbg")
 
@@ -80,13 +80,13 @@ def refuse_code(path: Path, env: str) -> None:
     if is_code(env):
         raise UsageError(
             f"{path}: env = {env!r:.80} is code, and a config.json, which may come from others, may not say what is "
-            f"run; give it again: --env {env:.80}"
+            f"run; give it again:{env_again(env)}"
         )
 
 
-def resume_command(command: str, directory: Path, env: Any) -> str:
+def resume_command(command: str, directory: Path, env: Any, flag: str = "--resume") -> str:
     """What to type, so that a run, a sweep or a study (`tune`) goes on."""
-    return f"purejaxppo {command} --resume {shlex.quote(str(directory))}{env_again(env)}"
+    return f"purejaxppo {command} {flag} {shlex.quote(str(directory))}{env_again(env)}"
 
 
 def env_again(env: Any) -> str:
@@ -175,10 +175,13 @@ def _optimizer_again(path: Path, written: Any, given: Any) -> Any:
 
 def refuse_huge(path: Path, values: Mapping[str, Any]) -> None:
     """Raises: UsageError: a number that JAX cannot count to, or a longer list or text than any of ours."""
+    owners: tuple[Any, ...] = (Config, *ALGORITHMS.values())
+    real = {x.name for owner in owners for x in dataclasses.fields(owner) if x.metadata.get("type") is float}
     for name, value in values.items():
         items = value if isinstance(value, list) else [value]
-        limit = 2**53 if name == "total_steps" else 2**31
-        if len(items) > 64 or any(isinstance(x, int) and abs(x) >= limit for x in items):
+        limit = 2**1000 if name in real else 2**53 if name == "total_steps" else 2**31
+        most = MOST_STAGES if name == "stages" else 64
+        if len(items) > most or any(isinstance(x, int) and abs(x) >= limit for x in items):
             raise UsageError(f"{path}: {name:.40} = {value!r:.80} is larger than can be; restore the file.")
         if isinstance(value, str) and len(value) > 1000:
             raise UsageError(f"{path}: {name:.40} = {value[:40]!r}… is longer than can be; restore the file.")

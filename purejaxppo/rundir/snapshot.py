@@ -14,6 +14,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.keys import as_data, is_key
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import refusing, to_json
+from purejaxppo.rundir.record import usual_settings
 
 Arrays = dict[str, np.ndarray]  # by path in the tree: "state.policy.params.Dense_0.kernel"
 
@@ -36,7 +37,8 @@ class Snapshot(NamedTuple):
             self._check_progress(config.steps_per_update, len(seeds))
             fields = (*dataclasses.fields(config), *dataclasses.fields(config.algo))
             usual = {field.name: to_json(field.default) for field in fields}  # for what an older version did not have
-            theirs = usual | self.about["settings"] | {"seeds": self.about["seeds"]}
+            written = usual_settings(config.algo_name, self.about["settings"])
+            theirs = usual | written | {"seeds": self.about["seeds"]}
         ours = to_json(settings_of(config) | {"seeds": seeds})
         falls = config.anneal_learning_rate or config.anneal
         mine_to_change = set() if falls else {"total_steps"}  # which a resumed run may raise

@@ -263,6 +263,9 @@ def train_batch(
         members = [i for i in members if not sweep.finished([i])]
     if not members:
         return {}
+    apart = [i for i in members if checkpoint.steps_saved(sweep.batch_directory([i]) / "checkpoints")]
+    if apart and members[1:] and not checkpoint.steps_saved(sweep.batch_directory(members) / "checkpoints"):
+        return _each_by_itself(sweep, step, members, devices, progress, debug, claimed)  # they had failed together
     runs = _batch(sweep, step.group, members, step.at_once, devices, claimed or sweep.record.directory)
     runs.directory.mkdir(parents=True, exist_ok=True)
     for record in runs.records:
@@ -278,10 +281,16 @@ def train_batch(
             return {members[0]: error}
         progress.warn(f"{plural(len(members), 'setting')} have failed together ({error}): each is trained by itself")
         shutil.rmtree(runs.directory / "checkpoints", ignore_errors=True)  # they do not go on together
-        alone = [train_batch(sweep, step, [i], devices, progress, debug, claimed) for i in members]
-        return {i: why for failed in alone for i, why in failed.items()}
+        return _each_by_itself(sweep, step, members, devices, progress, debug, claimed)
     shutil.rmtree(runs.directory, ignore_errors=True)  # another worker may look into it
     return {}
+
+
+def _each_by_itself(sweep: Sweep, step: Step, members: list[int], *how: Any) -> dict[int, Exception]:
+    failed: dict[int, Exception] = {}
+    for i in members:
+        failed |= train_batch(sweep, step, [i], *how)
+    return failed
 
 
 def _batch(

@@ -76,11 +76,11 @@ def write_results(sweep: Sweep, summaries: list[Summary]) -> None:
     """results.png and results.csv, unless that is there already."""
     out, text = sweep.record.directory, results_csv(sweep, summaries)
     path = out / "results.csv"
-    if path.is_file() and path.read_bytes() == text.encode():
+    if path.is_file() and path.read_bytes() == text.encode() and (out / "results.png").exists():
         return
     title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {plural(len(sweep.record.seeds), 'seed')}"
-    draw(out / "results.png", title, sweep.settings, summaries)
     write_text(path, text)
+    draw(out / "results.png", title, sweep.settings, summaries)
 
 
 def command_of(sweep: Sweep, i: int) -> str:

@@ -10,6 +10,8 @@ from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import Estimate, decimals, interval_text, return_text
 from purejaxppo.sweeps.axes import Settings, show
 
+_MOST_CELLS = 30  # of a row or column of a heat map, each of which has its numbers
+
 
 def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summary]) -> None:
     """results.png."""
@@ -20,7 +22,8 @@ def draw(path: Path, title: str, settings: list[Settings], summaries: list[Summa
     different = {name: {own[name] for own in settings} for name in settings[0]}
     values = {name: sorted(x, key=lambda x: (x is not None, isinstance(x, str), x)) for name, x in different.items()}
     varying = [name for name, x in values.items() if len(x) > 1] or list(values)[:1]
-    full = len(varying) == 2 and len(settings) == len(values[varying[0]]) * len(values[varying[1]])
+    shape = [len(values[name]) for name in varying]
+    full = len(varying) == 2 and len(settings) == shape[0] * shape[1] and max(shape) <= _MOST_CELLS
     if full:
         rows, columns = (values[name] for name in varying)
         size = 2.6 + 1.1 * len(columns), 1.8 + 0.7 * len(rows)

@@ -16,6 +16,7 @@ from purejaxppo.experiment.signals import Stopped
 from purejaxppo.parallel.devices import most_open_files
 from purejaxppo.rundir.files import SWEEP, UNFINISHED, malformed, read_json, refusing, shown, write_json
 from purejaxppo.rundir.lock import CLAIM, lock_free, new_directory, owner_of
+from purejaxppo.rundir.record import resume_command
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.execution import Step, Sweep, compile_group, file_names, summaries_of, train_batch
 from purejaxppo.sweeps.plan import batch_size, batches
@@ -126,7 +127,7 @@ class Worker:
         """Train a batch, if it is free. False: it is not, or another worker has settled it meanwhile."""
         batch.directory.mkdir(parents=True, exist_ok=True)
         with lock_free(batch.directory, self._seen) as mine:
-            if not mine or self._settled(batch):
+            if not mine or self._settled(batch) or any(map(self._resumed, batch.members)):
                 return False
             step, number = self._step(batch), self.batches.index(batch) + 1
             what = f"{step.group.name}, {plural(len(batch.members), 'setting')}"
@@ -136,11 +137,21 @@ class Worker:
                     self.sweep, step, batch.members, self.devices, self.progress, self.debug, batch.directory
                 )
             except Stopped as stop:
-                way_on = f"other workers, or --join {self.sweep.record.directory}, go on with it"
+                record = self.sweep.record
+                again = resume_command("sweep", record.directory, record.config.env, "--join")
+                way_on = f"other workers, or {again}, go on with it"
                 raise Stopped(stop.code - 128, f"batch {number} is given back: {way_on}") from stop
             if failed:
                 write_json(batch.directory / FAILED, {str(i): str(why) for i, why in failed.items()})
         return True
+
+    def _resumed(self, i: int) -> bool:
+        """Whether somebody goes on with a setting as with a run of its own."""
+        directory = self.sweep.directories[i]
+        if CLAIM not in file_names(directory):
+            return False
+        with lock_free(directory, self._seen) as mine:
+            return not mine
 
     def _settled(self, batch: Batch) -> bool:
         return self.sweep.finished(batch.members) or FAILED in file_names(batch.directory)
