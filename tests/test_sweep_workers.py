@@ -124,7 +124,7 @@ def test_a_worker_that_is_stopped_gives_its_batch_back(tmp_path, trained, monkey
             raise Stopped(signal.SIGTERM, "saved")
 
     monkeypatch.setattr(execution.Loop, "save", stopped_once_it_has_saved)
-    with pytest.raises(Stopped, match="back: other workers, or purejaxppo sweep --join .*it, go on with it") as stop:
+    with pytest.raises(Stopped, match=r"back: other workers, or purejaxppo sweep --join .*it, go on with it") as stop:
         joined(out)
     assert stop.value.code == 128 + signal.SIGTERM
     assert [*out.glob(".unfinished/*/checkpoints/64")]
