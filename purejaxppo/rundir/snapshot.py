@@ -37,7 +37,7 @@ class Snapshot(NamedTuple):
             self._check_progress(config.steps_per_update, len(seeds))
             fields = (*dataclasses.fields(config), *dataclasses.fields(config.algo))
             usual = {field.name: to_json(field.default) for field in fields}  # for what an older version did not have
-            written = usual_settings(config.algo_name, self.about["settings"])
+            written = to_json(usual_settings(config.algo_name, self.about["settings"]))
             theirs = usual | written | {"seeds": self.about["seeds"]}
         ours = to_json(settings_of(config) | {"seeds": seeds})
         falls = config.anneal_learning_rate or config.anneal
