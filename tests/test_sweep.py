@@ -96,6 +96,8 @@ def test_a_file_says_the_same_as_flags(tmp_path):
         there = expected.index("gamma=0.98,0.99")
         given = [*file, *axis]
         assert with_file(given, ("grid", "sample")) == [*expected[: there - 1], *expected[there + 1 :], *given]
+    without = with_file([*file, "--grid", "max_kl=0.1,0.2"], ("grid", "sample"))
+    assert "--random" not in without  # nothing is drawn any more
     options = SweepOptions(grid=("gamma=0.98,0.99",), random=3, sample=("max_kl=loguniform:0.001,0.1",))
     settings = options.settings(CONFIG, seed=5)
     assert settings == options.settings(CONFIG, seed=5)  # drawn with the seed
@@ -336,10 +338,31 @@ def test_what_failed_keeps_its_checkpoint_and_is_not_joined_again(tmp_path, monk
     for _ in range(2):
         _, failed = execution.run_sweep(begun, unplanned(begun, devices, None), devices, QUIET)
         assert {*failed} == {1}
-        assert [begun.batch_directory(own).joinpath("checkpoints", "32").exists() for own in ([0, 1], [0], [1])] == [
-            *(False, False, True)
-        ]
+        assert begun.batch_directory([1]).joinpath("checkpoints", "32").exists()
+        assert not begun.batch_directory([0]).exists()
     assert trained == [["gamma=0.9", "gamma=0.5"], ["gamma=0.9"], ["gamma=0.5"], ["gamma=0.5"]]
+
+
+def test_what_failed_by_itself_from_the_first_goes_on_together(tmp_path, monkeypatch):
+    """A server that is down for a day, say: the checkpoint that they have together is still there, and is used."""
+    settings = [{"gamma": 0.9}, {"gamma": 0.5}]
+    begun, devices = begin_sweep(CONFIG, settings, [0, 1], tmp_path / "it", jax.devices(), HostOptions())
+    (tmp_path / "it").mkdir()
+    together = begun.batch_directory([0, 1]) / "checkpoints" / "32"
+    together.mkdir(parents=True)
+    trained = []
+
+    def fail(self, *_):
+        trained.append(len(self.runs.records))
+        raise HostEnvironmentError("the server is down")
+
+    monkeypatch.setattr(execution.Loop, "run", fail)
+    monkeypatch.setattr(execution.RunBatch, "newest_checkpoint", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(HostEnvironmentError):
+            execution.run_sweep(begun, unplanned(begun, devices, None), devices, QUIET)
+        assert together.exists()
+    assert trained == [2, 1, 1, 2, 1, 1]
 
 
 def test_settings_that_had_failed_together_go_on_apart(tmp_path, monkeypatch):

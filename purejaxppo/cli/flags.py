@@ -202,8 +202,12 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
     if path.suffix == ".json":
         return [*_flags_of_run(path, value_of(argv, "env"), overruled), *argv]
     axes = {axis.partition("=")[0].strip().replace("-", "_") for table in tables for axis in values_of(argv, table)}
-    flags = []
-    for key, value in read_toml(path).items():
+    content, flags = read_toml(path), []
+    samples = content.get("sample")
+    if isinstance(samples, dict) and samples and not values_of(argv, "sample"):
+        left = {name.replace("-", "_") for name in samples} - axes
+        content = content if left else {key: x for key, x in content.items() if key != "random"}  # nothing is drawn
+    for key, value in content.items():
         if key.replace("-", "_") in overruled:
             continue
         if key in ("config", "resume", "join"):

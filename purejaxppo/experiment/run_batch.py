@@ -44,6 +44,7 @@ class RunBatch:
     out: Path | None = None  # where checkpoints of all of them are kept until the end; None: the run directory
     sweep: Path | None = None  # the directory of the sweep that they are part of; None: a run by itself
     claimed: Path | None = None  # what must be this process's where it saves; None: the run directory
+    command: str = "sweep"  # what goes on with it, where `sweep` is given; `tune` for a study
     source: Learnt | None = None  # what `init_from` has learnt, if it was read already
 
     @property
@@ -70,7 +71,7 @@ class RunBatch:
         if self.sweep is None:
             return resume_command("run", self.records[0].directory, self.config.env)
         by_worker = self.claimed not in (None, self.sweep)
-        return resume_command("sweep", self.sweep, self.config.env, "--join" if by_worker else "--resume")
+        return resume_command(self.command, self.sweep, self.config.env, "--join" if by_worker else "--resume")
 
     @cached_property
     def members(self) -> list[tuple[RunRecord, int]]:

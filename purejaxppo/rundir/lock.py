@@ -58,11 +58,12 @@ def new_directory(out: Path) -> Iterator[Path]:
         except BaseException:
             logged = any(path.stat().st_size for path in out.rglob("metrics*.csv"))
             if not logged and not any(out.glob("**/checkpoints/[0-9]*")) and not (out / SCORES).exists():
-                for path in [*place.iterdir()] if existed else [place]:  # who made it may stand in it
-                    if path.is_dir() and not path.is_symlink():
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    for path in [*place.iterdir()] if existed else [place]:  # who made it may stand in it
+                        if path.is_dir() and not path.is_symlink():
+                            shutil.rmtree(path, ignore_errors=True)
+                        else:
+                            path.unlink(missing_ok=True)
             raise
 
 
@@ -80,12 +81,29 @@ def lock(out: Path) -> Iterator[None]:
         held.enter_context(_renewed(out / CLAIM, me))
         if (sweep := out.resolve().parent).joinpath(SWEEP).exists():
             _watch(sweep, _flock(held, sweep, shared=True))  # other runs of it may go on, too
-            for claim in sweep.glob(f"{UNFINISHED}/*/{CLAIM}"):  # of workers
-                with suppress(FileNotFoundError):  # deleted by who has finished it
-                    _watch(claim.parent, _flock(held, claim.parent, shared=True))
+            _refuse_workers(sweep)
         for claim in (*out.glob(f"*/{CLAIM}"), *out.glob(f"{UNFINISHED}/*/{CLAIM}")):
             _watch(claim.parent, here)
         yield
+
+
+def _refuse_workers(sweep: Path) -> None:
+    """Raises: UsageError: a worker trains a batch of it, which it holds here; on another machine it renews its claim."""
+    seen: dict[Path, dict[str, object]] = {}
+    for path in sweep.glob(f"{UNFINISHED}/*/{CLAIM}"):
+        with ExitStack() as held, suppress(FileNotFoundError):  # deleted by who has finished it
+            here, claim = _flock(held, path.parent, shared=True), _read(path)
+            if claim and not (here and claim.get("host") == socket.gethostname()):
+                seen[path] = claim
+    if seen:
+        whom = ", ".join(sorted({_owner(claim) for claim in seen.values()}))
+        warnings.warn(f"{sweep} was trained by {whom:.300}; looking for {DEAD_SECONDS:g} s if they live", stacklevel=5)
+    ends = time.monotonic() + DEAD_SECONDS
+    while seen and time.monotonic() < ends:
+        time.sleep(RENEW_SECONDS / 5)
+        for path, before in seen.items():
+            if _read(path) not in (before, {}):
+                raise _taken(path.parent)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def usual_settings(algo: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {x.name: x.default for x in fields if x.name != "env" and isinstance(x.default, bool | int | float | str)}
     anneal = settings.get("anneal")
     if str(algo) in ALGORITHMS and isinstance(anneal, list):  # older versions took names that did nothing
-        settings = {**settings, "anneal": [name for name in anneal if name not in FIXED]}
+        settings = {**settings, "anneal": [name for name in anneal if name not in (*FIXED, "dual_clip")]}
     return known | dict(settings)
 
 

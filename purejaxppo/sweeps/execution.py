@@ -40,6 +40,8 @@ from purejaxppo.rundir.summary import Summary, failed_summary, read_summary
 from purejaxppo.sweeps.axes import Settings, checked, label, refuse_overruled, traced
 from purejaxppo.sweeps.plan import SettingsGroup, batches, fit, group_settings
 
+APART = "apart"  # in a batch's directory: its settings have failed together
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -167,9 +169,9 @@ def read_sweep(
 
 
 def keep_sizes(sweep: Sweep, steps: Sequence[Step]) -> None:
-    """Where not all settings fit into memory at once: the batches are the same when the sweep goes on."""
-    sizes = tuple(step.at_once for step in steps)
-    if not sweep.sizes and sizes != tuple(len(step.group.members) for step in steps):
+    """Of a sweep that begins, where not all settings are trained at once: its batches are the same when it goes on."""
+    sizes, begun = tuple(step.at_once for step in steps), (sweep.record.directory / UNFINISHED).exists()
+    if not begun and all(step.program for step in steps) and sizes != tuple(len(step.group.members) for step in steps):
         dataclasses.replace(sweep, sizes=sizes).write()
 
 
@@ -259,13 +261,15 @@ def train_batch(
 
     The directory `claimed` is this process's as long as it may save; None: the sweep's.
     """
-    if not checkpoint.steps_saved(sweep.batch_directory(members) / "checkpoints"):  # they do not go on together
-        members = [i for i in members if not sweep.finished([i])]
+    directory, left = sweep.batch_directory(members), [i for i in members if not sweep.finished([i])]
+    begun = [i for i in left if checkpoint.steps_saved(sweep.batch_directory([i]) / "checkpoints")]
+    parted = (directory / APART).exists() and (begun or len(left) < len(members))
+    if parted or not checkpoint.steps_saved(directory / "checkpoints"):  # they do not go on together
+        if begun and left[1:]:
+            return _each_by_itself(sweep, step, left, devices, progress, debug, claimed)
+        members = left
     if not members:
         return {}
-    apart = [i for i in members if checkpoint.steps_saved(sweep.batch_directory([i]) / "checkpoints")]
-    if apart and members[1:] and not checkpoint.steps_saved(sweep.batch_directory(members) / "checkpoints"):
-        return _each_by_itself(sweep, step, members, devices, progress, debug, claimed)  # they had failed together
     runs = _batch(sweep, step.group, members, step.at_once, devices, claimed or sweep.record.directory)
     runs.directory.mkdir(parents=True, exist_ok=True)
     for record in runs.records:
@@ -280,7 +284,9 @@ def train_batch(
             progress.warn(f"{sweep.names[members[0]]} has failed: {error}")
             return {members[0]: error}
         progress.warn(f"{plural(len(members), 'setting')} have failed together ({error}): each is trained by itself")
-        shutil.rmtree(runs.directory / "checkpoints", ignore_errors=True)  # they do not go on together
+        (
+            runs.directory / APART
+        ).touch()  # what one of them reaches by itself counts, and no longer their own checkpoint
         return _each_by_itself(sweep, step, members, devices, progress, debug, claimed)
     shutil.rmtree(runs.directory, ignore_errors=True)  # another worker may look into it
     return {}
@@ -305,7 +311,8 @@ def _batch(
     record = sweep.record
     records = [record._replace(directory=sweep.directories[i], config=sweep.configs[i]) for i in members]
     size = HostOptions.of(record.options).padded(records[0].config, count * len(record.seeds), devices)
-    return RunBatch(records, devices, group.swept, size, sweep.batch_directory(members), record.directory, claimed)
+    where, command = sweep.batch_directory(members), "tune" if sweep.called else "sweep"
+    return RunBatch(records, devices, group.swept, size, where, record.directory, claimed, command)
 
 
 def file_names(directory: Path) -> set[str]:

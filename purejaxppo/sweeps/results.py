@@ -79,6 +79,7 @@ def write_results(sweep: Sweep, summaries: list[Summary]) -> None:
     if path.is_file() and path.read_bytes() == text.encode() and (out / "results.png").exists():
         return
     title = f"{summaries[0]['algo']} on {summaries[0]['env']}, {plural(len(sweep.record.seeds), 'seed')}"
+    (out / "results.png").unlink(missing_ok=True)  # which would be that of other results
     write_text(path, text)
     draw(out / "results.png", title, sweep.settings, summaries)
 

@@ -4,6 +4,7 @@ import dataclasses
 import random
 import shutil
 import time
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +93,7 @@ class Worker:
                 raise next(step.failed for step in self._steps.values() if step.failed)
             if not trained:
                 if not waits:
-                    whom = ", ".join(sorted({owner_of(batch.directory) for batch in able}))
+                    whom = ", ".join(sorted(self._owners(able)))
                     what = f"waiting for {plural(len(left), 'batch')} of others"
                     self.progress.say(f"nothing is left to take: {what} ({whom:.300})")
                 waits = True
@@ -144,6 +145,15 @@ class Worker:
             if failed:
                 write_json(batch.directory / FAILED, {str(i): str(why) for i, why in failed.items()})
         return True
+
+    def _owners(self, batches: Iterable[Batch]) -> set[str]:
+        """Who holds them, or runs of them."""
+        places = (
+            place
+            for batch in batches
+            for place in (batch.directory, *(self.sweep.directories[i] for i in batch.members))
+        )
+        return {owner_of(place) for place in places if CLAIM in file_names(place)}
 
     def _resumed(self, i: int) -> bool:
         """Whether somebody goes on with a setting as with a run of its own."""

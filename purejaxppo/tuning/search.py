@@ -71,6 +71,7 @@ class Search:
             self.study = optuna.create_study(direction="maximize", sampler=_sampler(options, seed))
             self._tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
             self._scored: Any = None  # the study as TPE sees it, see `_as_scored`
+            self._over: dict[int, Any] = {}  # trials in it that have ended
         self.trials: list[Trial] = []
         self.env_steps = 0  # of all trials
         self._distributions = {x.parameter(name): _distribution(x) for name, x in space.items()}
@@ -196,11 +197,17 @@ class Search:
         with quiet_optuna():
             study = optuna.create_study(direction="maximize", sampler=self._tpe)
             for trial in self.trials:
+                if trial.number in self._over:
+                    study.add_trial(self._over[trial.number])
+                    continue
                 state = ended.get(trial.status, TrialState.PRUNED if trial.scores else TrialState.RUNNING)
                 known = {step: x for step, x in zip(self.rungs.steps, trial.scores, strict=False) if math.isfinite(x)}
                 about = {"params": trial.asked.params, "distributions": trial.asked.distributions}
                 about["value"] = trial.score if state == TrialState.COMPLETE else None
-                study.add_trial(create_trial(state=state, intermediate_values=known, **about))
+                shown = create_trial(state=state, intermediate_values=known, **about)
+                study.add_trial(shown)
+                if trial.status != RUNNING:
+                    self._over[trial.number] = shown
         return study
 
     def _lots(self, trials: list[Trial]) -> list[Lot]:
@@ -265,7 +272,7 @@ def _distribution(dimension: Dimension) -> Any:
 def _sampler(options: StudyOptions, seed: int) -> Any:
     from optuna import samplers
 
-    if options.sampler in ("tpe", "random"):  # what TPE has drawn is given
+    if options.sampler in ("tpe", "random"):  # what TPE has drawn is given; a population begins at random
         return samplers.RandomSampler(seed=seed)
     if options.sampler == "cmaes":
         pruned = options.pruner != "none"
