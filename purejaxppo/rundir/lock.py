@@ -88,7 +88,7 @@ def lock(out: Path) -> Iterator[None]:
 
 
 def _refuse_workers(sweep: Path) -> None:
-    """Raises: UsageError: a worker trains a batch of it, which it holds here; on another machine it renews its claim."""
+    """Raises: UsageError: a worker trains a batch of it, which it holds here; elsewhere it renews its claim."""
     seen: dict[Path, dict[str, object]] = {}
     for path in sweep.glob(f"{UNFINISHED}/*/{CLAIM}"):
         with ExitStack() as held, suppress(FileNotFoundError):  # deleted by who has finished it

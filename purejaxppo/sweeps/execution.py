@@ -284,9 +284,8 @@ def train_batch(
             progress.warn(f"{sweep.names[members[0]]} has failed: {error}")
             return {members[0]: error}
         progress.warn(f"{plural(len(members), 'setting')} have failed together ({error}): each is trained by itself")
-        (
-            runs.directory / APART
-        ).touch()  # what one of them reaches by itself counts, and no longer their own checkpoint
+        # what one of them reaches by itself counts, and their checkpoint not any more
+        (runs.directory / APART).touch()
         return _each_by_itself(sweep, step, members, devices, progress, debug, claimed)
     shutil.rmtree(runs.directory, ignore_errors=True)  # another worker may look into it
     return {}

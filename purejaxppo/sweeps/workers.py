@@ -148,11 +148,8 @@ class Worker:
 
     def _owners(self, batches: Iterable[Batch]) -> set[str]:
         """Who holds them, or runs of them."""
-        places = (
-            place
-            for batch in batches
-            for place in (batch.directory, *(self.sweep.directories[i] for i in batch.members))
-        )
+        runs = (self.sweep.directories[i] for batch in batches for i in batch.members)
+        places = (*(batch.directory for batch in batches), *runs)
         return {owner_of(place) for place in places if CLAIM in file_names(place)}
 
     def _resumed(self, i: int) -> bool:
