@@ -343,6 +343,18 @@ def test_what_failed_keeps_its_checkpoint_and_is_not_joined_again(tmp_path, monk
     assert trained == [["gamma=0.9", "gamma=0.5"], ["gamma=0.9"], ["gamma=0.5"], ["gamma=0.5"]]
 
 
+def test_each_is_told_its_own_way_to_go_on(tmp_path):
+    begun, devices = begin_sweep(CONFIG, [{"gamma": 0.9}], [0, 1], tmp_path / "it", jax.devices(), HostOptions())
+    study, out = dataclasses.replace(begun, called=("best",)), begun.record.directory
+
+    def told(of, claimed):
+        return execution._batch(of, of.groups[0], [0], 1, devices, claimed).resume_command
+
+    assert told(begun, out) == f"purejaxppo sweep --resume {out}"
+    assert told(begun, out / ".unfinished" / "0123") == f"purejaxppo sweep --join {out}"  # a worker
+    assert told(study, out) == f"purejaxppo tune --resume {out}"
+
+
 def test_what_failed_by_itself_from_the_first_goes_on_together(tmp_path, monkeypatch):
     """A server that is down for a day, say: the checkpoint that they have together is still there, and is used."""
     settings = [{"gamma": 0.9}, {"gamma": 0.5}]
