@@ -13,6 +13,7 @@ from purejaxppo.algorithms.members import check_members_mesh
 from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.check import warn_of_bounds
 from purejaxppo.errors import UsageError
+from purejaxppo.fields import ends_of
 from purejaxppo.networks.heads import LOG_STD_RANGE, check_network, num_parameters, visible
 from purejaxppo.networks.torso import select
 from purejaxppo.spaces import Box, channels_first
@@ -121,7 +122,7 @@ def _check_method(config: Any) -> None:
     """Refuse settings that do not fit the method. Raises: UsageError."""
     fields = [field for field in dataclasses.fields(config.algo) if field.metadata.get("type") is float]
     free = [field for field in fields if field.name not in fixed_numbers(config.algo)]
-    annealable = [field.name for field in free if float(field.metadata["interval"][1:-1].split(",")[0]) <= 0]  # to 0
+    annealable = [field.name for field in free if ends_of(field.metadata["interval"])[0] <= 0]  # that may come to 0
     if not isinstance(config.anneal, tuple) or not {*config.anneal} <= {*annealable}:
         names = ", ".join(annealable) or "it has none"
         raise UsageError(f"anneal = {config.anneal!r} must name numbers of {type(config.algo).__name__}: {names}.")

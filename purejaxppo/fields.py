@@ -127,8 +127,14 @@ def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None
             raise UsageError(f"{field.name} = {x!r:.80} must be {kind} in {interval}; {way_out}")
 
 
+def ends_of(interval: str) -> tuple[float, float]:
+    """The ends of an interval, written as fields declare it: `(0, inf]`."""
+    low, high = map(float, interval[1:-1].split(","))
+    return low, high
+
+
 def _within(x: float, interval: str) -> bool:
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    low, high = ends_of(interval)
     above = x >= low if interval[0] == "[" else x > low
     return above and (x <= high if interval[-1] == "]" else x < high)
 

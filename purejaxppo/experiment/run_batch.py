@@ -133,10 +133,8 @@ class RunBatch:
     @property
     def shared(self) -> bool:
         """Whether no process can make an update of a run alone: several share it, or devices share its environments."""
-        size = self.options.mesh_shape.devices_per_run
-        if self.options.mesh_shape.env > 1:
-            return True
-        return len({device.process_index for device in self.devices[:size]}) > 1
+        shape = self.options.mesh_shape
+        return shape.env > 1 or len({device.process_index for device in self.devices[: shape.devices_per_run]}) > 1
 
     @property
     def own_count(self) -> int:

@@ -45,10 +45,9 @@ def read_contents(directory: Path) -> RunContents:
     content = read_config(directory / "config.json")
     settings, seeds = content["settings"], content["seeds"]
     options = content.get("options") or {}
-    given = {name: options[name] for name in ("init_from", "mesh") if options.get(name)}
-    if "env" not in str(given.get("mesh", "")):  # others give the same runs, up to the last digits
-        given.pop("mesh", None)
-    settings = {**settings, **given}  # options of the command that decide what is learnt
+    mesh = str(options.get("mesh", ""))  # one without env gives the same runs, up to the last digits
+    decisive = {"init_from": options.get("init_from"), "mesh": mesh if "env" in mesh else ""}
+    settings = {**settings, **{name: x for name, x in decisive.items() if x}}
     surroundings = content["versions"] | {"PRNG": content["prng_implementation"]}
     metrics, summary = read_log(directory, seeds), read_summary(directory, seeds)
     if summary and metrics.env_steps.size and 0 < summary["env_steps"] < metrics.env_steps[-1]:

@@ -53,8 +53,7 @@ def check_out(path: Path, suffixes: Iterable[str]) -> None:
 
 def may_be_replaced(path: Path) -> bool:
     """Whether a file can stand there, or a plain one does: no directory, link or device such as /dev/stdout."""
-    free = not path.exists() and not path.is_symlink()
-    return path.parent.is_dir() and (free or (path.is_file() and not path.is_symlink()))
+    return path.parent.is_dir() and (not os.path.lexists(path) or (path.is_file() and not path.is_symlink()))
 
 
 @contextmanager

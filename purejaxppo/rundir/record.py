@@ -175,16 +175,21 @@ def _optimizer_again(path: Path, written: Any, given: Any) -> Any:
 
 def refuse_huge(path: Path, values: Mapping[str, Any]) -> None:
     """Raises: UsageError: a number that JAX cannot count to, or a longer list or text than any of ours."""
-    owners: tuple[Any, ...] = (Config, *ALGORITHMS.values())
-    real = {x.name for owner in owners for x in dataclasses.fields(owner) if x.metadata.get("type") is float}
     for name, value in values.items():
         items = value if isinstance(value, list) else [value]
-        limit = 2**1000 if name in real else 2**53 if name == "total_steps" else 2**31
-        most = MOST_STAGES if name == "stages" else 64
-        if len(items) > most or any(isinstance(x, int) and abs(x) >= limit for x in items):
+        limit, most = 2**53 if name == "total_steps" else 2**31, MOST_STAGES if name == "stages" else 64
+        largest = max((abs(x) for x in items if isinstance(x, int)), default=0)
+        if len(items) > most or (largest >= limit and not (largest < 2**1000 and _is_real(name))):
             raise UsageError(f"{path}: {name:.40} = {value!r:.80} is larger than can be; restore the file.")
         if isinstance(value, str) and len(value) > 1000:
             raise UsageError(f"{path}: {name:.40} = {value[:40]!r}… is longer than can be; restore the file.")
+
+
+def _is_real(name: str) -> bool:
+    """Whether a setting of ours may be any number, not whole ones alone."""
+    owners: tuple[Any, ...] = (Config, *ALGORITHMS.values())
+    fields = (field for owner in owners for field in dataclasses.fields(owner))
+    return any(field.name == name and field.metadata.get("type") is float for field in fields)
 
 
 def refuse_newer(path: Path, version: Any) -> None:

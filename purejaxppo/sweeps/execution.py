@@ -189,8 +189,8 @@ def plan_sweep(sweep: Sweep, devices: list[jax.Device], progress: ProgressLine) 
         progress.say(f"group {i + 1} of {len(groups)}: {group.name}")
         compiled, count = partial(compile_group, sweep, group, devices, progress), len(group.members)
         try:
-            at_most = min(sweep.at_once or count, max(1, most_open_files() // sweep.open_files))
-            at_most = min([at_most, *sweep.sizes[i : i + 1]])
+            by_files = max(1, most_open_files() // sweep.open_files)
+            at_most = min(sweep.at_once or count, by_files, *sweep.sizes[i : i + 1])
             found = fit(compiled, lambda program: program.device_bytes, count, devices, at_most)
             steps.append(Step(group, *found))
         except UsageError as error:

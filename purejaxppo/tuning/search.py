@@ -68,10 +68,13 @@ class Search:
         self.config, self.space, self.options, self.rungs = config, space, options, rungs
         self.lot_size, self.seed = lot_size, seed
         with quiet_optuna():
-            self.study = optuna.create_study(direction="maximize", sampler=_sampler(options, seed))
-            self._tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-            self._scored: Any = None  # the study as TPE sees it, see `_as_scored`
-            self._over: dict[int, Any] = {}  # trials in it that have ended
+            sampler = _sampler(options, seed)
+            self._tpe = sampler if options.sampler == "tpe" else None
+            # it is given what TPE has drawn; a population begins at random
+            drawn_by = optuna.samplers.RandomSampler(seed=seed) if self._tpe else sampler
+            self.study = optuna.create_study(direction="maximize", sampler=drawn_by)
+        self._scored: Any = None  # the study as TPE sees it, see `_as_scored`
+        self._over: dict[int, Any] = {}  # trials in it that have ended
         self.trials: list[Trial] = []
         self.env_steps = 0  # of all trials
         self._distributions = {x.parameter(name): _distribution(x) for name, x in space.items()}
@@ -151,7 +154,7 @@ class Search:
 
         So many of them as one program trains have the same static settings.
         """
-        if self.options.sampler == "tpe":
+        if self._tpe:
             self._scored = self._as_scored()
         asked = 0
         while len(self.trials) < self.options.trials and self._place_is_free():
@@ -191,24 +194,25 @@ class Search:
         TPE takes all trials under way for bad ones, as it does not know them. Of these it would be the best so far.
         """
         import optuna
-        from optuna.trial import TrialState, create_trial
 
-        ended = {FINISHED: TrialState.COMPLETE, FAILED: TrialState.FAIL}
         with quiet_optuna():
             study = optuna.create_study(direction="maximize", sampler=self._tpe)
             for trial in self.trials:
-                if trial.number in self._over:
-                    study.add_trial(self._over[trial.number])
-                    continue
-                state = ended.get(trial.status, TrialState.PRUNED if trial.scores else TrialState.RUNNING)
-                known = {step: x for step, x in zip(self.rungs.steps, trial.scores, strict=False) if math.isfinite(x)}
-                about = {"params": trial.asked.params, "distributions": trial.asked.distributions}
-                about["value"] = trial.score if state == TrialState.COMPLETE else None
-                shown = create_trial(state=state, intermediate_values=known, **about)
-                study.add_trial(shown)
+                shown = self._over.get(trial.number) or self._shown(trial)
                 if trial.status != RUNNING:
                     self._over[trial.number] = shown
+                study.add_trial(shown)
         return study
+
+    def _shown(self, trial: Trial) -> Any:
+        from optuna.trial import TrialState, create_trial
+
+        ended = {FINISHED: TrialState.COMPLETE, FAILED: TrialState.FAIL}
+        state = ended.get(trial.status, TrialState.PRUNED if trial.scores else TrialState.RUNNING)
+        known = {step: x for step, x in zip(self.rungs.steps, trial.scores, strict=False) if math.isfinite(x)}
+        about = {"params": trial.asked.params, "distributions": trial.asked.distributions}
+        value = trial.score if state == TrialState.COMPLETE else None
+        return create_trial(state=state, value=value, intermediate_values=known, **about)
 
     def _lots(self, trials: list[Trial]) -> list[Lot]:
         together: dict[tuple[int, str], list[Trial]] = {}
@@ -272,7 +276,9 @@ def _distribution(dimension: Dimension) -> Any:
 def _sampler(options: StudyOptions, seed: int) -> Any:
     from optuna import samplers
 
-    if options.sampler in ("tpe", "random"):  # what TPE has drawn is given; a population begins at random
+    if options.sampler == "tpe":
+        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    if options.sampler == "random":
         return samplers.RandomSampler(seed=seed)
     if options.sampler == "cmaes":
         pruned = options.pruner != "none"
