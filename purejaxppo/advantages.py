@@ -92,7 +92,7 @@ def standardize_advantages(batch: Batch) -> Batch:
 def explained_variance(values: jax.Array, targets: jax.Array) -> jax.Array:
     """1 - Var(targets - values) / Var(targets): 1 is a perfect critic, 0 as good as a constant. Scalar.
 
-    NaN where all targets are equal.
+    NaN where all targets are equal. λ-returns contain V themselves: with a small λ any critic explains much of them.
     """
     variance = moments(targets)[1]
     return jnp.where(variance > 0, 1.0 - moments(targets - values)[1] / variance, jnp.nan)

@@ -11,7 +11,6 @@ from flax import struct
 from purejaxppo.parallel.mesh import moments, shards
 from purejaxppo.recurrence import linear_recurrence
 from purejaxppo.spaces import Box, ObservationSpace
-from purejaxppo.target import on_cpu
 from purejaxppo.types import Observation
 
 
@@ -92,21 +91,10 @@ class RewardNormalizer(struct.PyTreeNode):
 
     def update(self, rewards: jax.Array, done: jax.Array, gamma: jax.Array | float) -> "RewardNormalizer":
         """Take in one rollout: rewards and done [T, B]."""
-        if not on_cpu():  # where the loop below would launch T times
-            fresh = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
-            begun = rewards.at[0].add(gamma * self.discounted_return)
-            returns = linear_recurrence(begun, gamma * (1.0 - fresh))
-            return self._taken_in(jnp.where(done[-1], 0.0, returns[-1]), returns)
-
-        def step(carry: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            reward, ended = inputs
-            value = reward + gamma * carry
-            return jnp.where(ended, 0.0, value), value
-
-        last, returns = jax.lax.scan(step, self.discounted_return, (rewards, done))
-        return self._taken_in(last, returns)
-
-    def _taken_in(self, last: jax.Array, returns: jax.Array) -> "RewardNormalizer":
+        fresh = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
+        begun = rewards.at[0].add(gamma * self.discounted_return)
+        returns = linear_recurrence(begun, gamma * (1.0 - fresh))
+        last = jnp.where(done[-1], 0.0, returns[-1])
         return RewardNormalizer(jnp.where(jnp.isfinite(last), last, 0.0), self.statistics.update(returns))
 
     def normalize(self, rewards: jax.Array) -> jax.Array:

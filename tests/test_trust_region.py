@@ -360,7 +360,9 @@ def test_in_a_ball_the_full_step_goes_its_radius_along_the_gradient(kind):
     s = flatten(new).astype(np.float64) - flatten(params)
     np.testing.assert_allclose(np.linalg.norm(s, axis=-1)[full], radius[full], rtol=1e-5)
 
-    g, _ = gradient_and_fisher(*first(100, (params, batch)))
+    g, F = gradient_and_fisher(*first(100, (params, batch)))
+    predicted = 0.5 * np.einsum("np,npq,nq->n", s[:100], F, s[:100])
+    np.testing.assert_allclose(metrics["predicted_kl"][:100], predicted, rtol=1e-3, atol=1e-6)
     expected = radius[:100, None] * g / np.linalg.norm(g, axis=-1, keepdims=True)
     np.testing.assert_allclose(s[:100][full[:100]], expected[full[:100]], atol=1e-4)
     assert np.all(surrogate_gain(params, new, batch)[accepted] > -1e-7)  # it is 0 where all ratios vanish

@@ -11,6 +11,7 @@ from purejaxppo.algorithms.a2c import A2C
 from purejaxppo.fields import number
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.projection import project_to_half_space
+from purejaxppo.optimize.surrogate import mean_kl
 from purejaxppo.parallel.mesh import mean_over_shards
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
@@ -30,7 +31,7 @@ class A2CTrustRegion(A2C):
     the linearised KL by δ at most. One step of Adam along mean(∂φ/∂θ z). Then θₐ ← α θₐ + (1 - α) θ.
 
     The method comes from ACER, whose replay is left out here, as in figure 3 of the PPO paper (arXiv:1707.06347).
-    φ are logits; for a Gaussian, mean and log σ.
+    φ are the arrays of the distribution: logits; for a Gaussian, mean and log σ; for Beta, α and β.
     """
 
     kl_slope: float = number(1.0, "(0, inf)", "δ, the slope at which the KL to the averaged policy may rise")
@@ -50,22 +51,17 @@ class A2CTrustRegion(A2C):
     ) -> tuple[Params, A2CTrustRegionState, Metrics]:
         advantage = standardize(batch.advantage) if self.normalize_advantages else batch.advantage
         average = policy(state.average, batch.obs)
-        samples = advantage.shape  # [N], or [B, T] of sequences
 
         def objective(distribution: Any) -> jax.Array:
             gain = distribution.log_prob(batch.action) * advantage
             return jnp.sum(gain + self.entropy_coef * distribution.entropy())
 
-        def flat(tree: Any) -> Any:
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(samples) :]), tree)
-
         gradient = jax.grad(objective)(batch.distribution)
         normal = jax.grad(lambda new: jnp.sum(average.kl(new)))(batch.distribution)
-        direction, active = project_to_half_space(flat(gradient), flat(normal), self.kl_slope)
-        along = jax.tree.map(lambda z, x: z.reshape(x.shape), direction, gradient)
+        direction, active = project_to_half_space(gradient, normal, self.kl_slope, advantage.ndim)
 
         def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-            """Its gradient is -mean(∂φ/∂θ z); z stands where the old distribution does, which is not needed here."""
+            """Its gradient is -mean(∂φ/∂θ z)."""
             distribution = policy(params, batch.obs)
             products = jax.tree.map(lambda x, z: jnp.sum(x * z), distribution, batch.distribution)
             policy_loss = -jnp.mean(distribution.log_prob(batch.action) * batch.advantage)
@@ -73,11 +69,12 @@ class A2CTrustRegion(A2C):
             return -ascent / batch.advantage.size, {"policy_loss": policy_loss}
 
         one_pass = optimizer.replace(num_epochs=1, num_minibatches=1)
-        rows = batch._replace(advantage=advantage, distribution=along)
+        # z takes the place of the old distribution, which the loss does not need, so as to be cut with its samples
+        rows = batch._replace(advantage=advantage, distribution=direction)
         params, moments, metrics = one_pass.minimize(key, loss, params, state.moments, rows, by_sample=True)
         averaged = jax.tree.map(
             lambda a, x: self.average_decay * a + (1.0 - self.average_decay) * x, state.average, params
         )
-        metrics["kl"] = mean_over_shards(jnp.mean(batch.distribution.kl(policy(params, batch.obs))))
+        metrics["kl"] = mean_kl(policy, params, batch)
         metrics["projected"] = mean_over_shards(jnp.mean(active.astype(jnp.float32)))
         return params, A2CTrustRegionState(moments, averaged), metrics

@@ -23,8 +23,8 @@ class CEM(struct.PyTreeNode):
     """The cross-entropy method (Rubinstein, 1999) with decreasing noise (Szita and Lőrincz, 2006).
 
     Members are drawn from N(μ, σ²_g) with a diagonal covariance, σ²_g = σ² + ε² max(1 - g/G, 0) in generation g. The
-    fraction ρ of the members with the highest fitness, two at least, gives the next μ and σ, as its mean and population
-    variance.
+    fraction ρ of the members with the highest fitness, two at least, gives the next μ and σ: its mean and population
+    standard deviation.
 
     This is the variant of Duan et al. (2016, arXiv:1604.06778) and their rllab: noise is added to what members are
     drawn from, and falls linearly. rllab has ρ = 0.05, σ = ε = 1 and G = 100; our numbers suit networks of two layers.

@@ -49,7 +49,7 @@ class CMAES(struct.PyTreeNode):
     envs_per_member: int = static(1, "environments in which each member acts", interval="[1, 1e6]")
 
     evolves: ClassVar[bool] = True
-    published: ClassVar[Mapping[str, Any]] = {  # members: 4 + 3 ln D, rounded up; the length of a rollout is ours
+    published: ClassVar[Mapping[str, Any]] = {  # Hansen's 4 + 3 ln D members would be 29 for 64-64; the rest is ours
         "num_envs": 32,
         "num_steps": 500,
         "num_epochs": 1,
@@ -144,7 +144,7 @@ def _times_power(state: CMAESState, y: jax.Array, power: float) -> jax.Array:
 
 
 def _decomposed(covariance: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
-    """C, kept symmetric and positive, its eigenvectors and the roots of its eigenvalues."""
+    """C made symmetric, its eigenvectors, and the roots of its eigenvalues, which have a floor."""
     if covariance.ndim == 1:
         covariance = jnp.maximum(covariance, LEAST_VARIANCE)
         return covariance, (), jnp.sqrt(covariance)

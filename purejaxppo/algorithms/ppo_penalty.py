@@ -26,7 +26,7 @@ class PPOPenalty(struct.PyTreeNode):
 
     L = mean(r A - β KL(π_old ‖ π)) + c · H,   r = π(a|s) / π_old(a|s); Adam, K epochs × M minibatches. Then, if
     adaptive, with d the batch's mean KL: β ← β/2 where d < target/1.5, β ← 2β where d > 1.5 target. β is kept within
-    1e-6 … 1e6, so that it can always come back.
+    1e-6 … 1e6, so that it can always come back. The metric `kl_coef` is the β that an update used.
     """
 
     kl_coef: float = number(1.0, "[0, inf)", "β, at the start")

@@ -17,7 +17,8 @@ class REINFORCE(struct.PyTreeNode):
     """Monte-Carlo policy gradient (Williams, 1992; Sutton and Barto, 2018, eq. 13.11, without their pseudocode's γᵗ).
 
     One step of Adam per batch along mean ∇ log π(a|s) · (G - b(s)); b = V with the baseline, else 0. Where an episode
-    is cut off, by a limit or the end of the rollout, the return G goes on with V, with or without the baseline.
+    is cut off, by a limit or the end of the rollout, the return G goes on with V, with or without the baseline. With
+    `advantage_estimator="gae"` G is the λ-return.
     """
 
     baseline: bool = static(True, "subtract the critic's V(s) from the return")

@@ -10,6 +10,7 @@ from flax import struct
 
 from purejaxppo.advantages import standardize
 from purejaxppo.fields import number, static
+from purejaxppo.optimize.conjugate_gradient import inner
 from purejaxppo.optimize.line_search import backtrack
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.natural_gradient import natural_gradient_step
@@ -63,10 +64,16 @@ class TRPO(struct.PyTreeNode):
             model = local_model(
                 key, policy, params, batch, advantage, self.damping, self.fisher_subsample, optimizer.kernels
             )
-            product, bound, damping = model.product, self.max_kl, self.damping
             if self.region == "ball":
-                product, bound, damping = (lambda v: v), jnp.inf, 0.0
-            step, metrics = natural_gradient_step(model.gradient, product, self.max_kl, damping, self.cg_iterations)
+                bound = jnp.inf
+                step, metrics = natural_gradient_step(model.gradient, lambda v: v, self.max_kl, 0.0, self.cg_iterations)
+                curvature = inner(step, model.product(step)) - self.damping * inner(step, step)
+                metrics["predicted_kl"] = 0.5 * curvature
+            else:
+                bound = self.max_kl
+                step, metrics = natural_gradient_step(
+                    model.gradient, model.product, self.max_kl, self.damping, self.cg_iterations
+                )
             theta, found = backtrack(
                 model.evaluate, model.theta, step, bound, self.backtrack_factor, self.max_backtracks
             )

@@ -87,7 +87,7 @@ def cg_does_not_converge(case: Case, at: Limits) -> Symptom | None:
 def damping_dominates(case: Case, at: Limits) -> Symptom | None:
     """Most of sᵀ(F + λ)s is λ‖s‖²."""
     norm, kl, damping = case.metric("step_norm"), case.metric("predicted_kl"), case.number("damping")
-    if norm is None or kl is None:
+    if norm is None or kl is None or case.run.settings.get("region") == "ball":  # which is not damped
         return None
     damped, curved = damping * norm**2, 2 * np.maximum(kl, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -125,16 +125,15 @@ def _uniform(bound: float, key: jax.Array, shape: tuple[int, ...], dtype: Any = 
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def dense(x: jax.Array, features: int, gain: float, initialization: str = "orthogonal") -> jax.Array:
+def dense(
+    x: jax.Array, features: int, gain: float, initialization: str = "orthogonal", product: Any = matmul
+) -> jax.Array:
     """A hidden layer of x [..., I], before its activation."""
     begins = initializers(initialization, gain, x.shape[-1])
-    return nn.Dense(features, dot_general=matmul, **begins)(x)
+    return nn.Dense(features, dot_general=product, **begins)(x)
 
 
-def head(x: jax.Array, features: int, gain: float, initialization: str = "orthogonal") -> jax.Array:
-    """A last layer of x [..., I], of few outputs."""
-    begins = initializers(initialization, gain, x.shape[-1])
-    return nn.Dense(features, dot_general=narrow_matmul, **begins)(x)
+head = partial(dense, product=narrow_matmul)  # a last layer, of few outputs
 
 
 LAYERS = ("hidden_sizes", "activation", "layer_norm", "initialization", "convolutions")  # settings of a `Torso`

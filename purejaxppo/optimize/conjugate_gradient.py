@@ -43,7 +43,7 @@ def conjugate_gradient(
         x, r, p, rr, largest, active = carry
         ap = product(p)
         curvature, pp = inner(p, ap), inner(p, p)
-        active = active & (rr > target) & (curvature > 0) & (curvature > 1e-6 * largest * pp)
+        active = active & (rr > target) & (curvature > 1e-6 * largest * pp)
         alpha = rr / jnp.where(active, curvature, 1.0)
         new_x, new_r = x + alpha * p, r - alpha * ap
         new_rr = inner(new_r, new_r)

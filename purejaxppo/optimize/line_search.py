@@ -16,7 +16,7 @@ class Candidate(NamedTuple):
     gain: jax.Array  # [] surrogate(θ + fraction · step) - surrogate(θ)
     kl: jax.Array  # [] mean KL(π_θ ‖ π_θ + fraction · step)
     accepted: jax.Array  # [] bool
-    backtracks: jax.Array  # [] int32, points turned down before this one
+    backtracks: jax.Array  # [] int32, points turned down before this one, accepted or not
 
 
 @jax.named_scope("line_search")

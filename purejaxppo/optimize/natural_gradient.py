@@ -28,7 +28,7 @@ def natural_gradient_step(
 
     Returns:
         The step [P], 0 where g is 0 or not finite, and metrics; of them `predicted_kl` is ½ sᵀFs, without the
-        damping, `predicted_gain` is g·s, `step_norm` ‖s‖.
+        damping, `predicted_gain` is g·s, `step_norm` ‖s‖, and `xFx` is xᵀAx, with the damping.
     """
     norm = jnp.linalg.norm(gradient)
     gradient = jnp.where(jnp.isfinite(norm), gradient, 0.0)
@@ -36,6 +36,7 @@ def natural_gradient_step(
     metrics = solution_metrics(x, gradient, residual)
     curvature = metrics["xFx"]
     step = jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / jnp.where(curvature > 0, curvature, 1.0)), 0.0) * x
+    # ½ sᵀAs is δ, as s was made; ½ sᵀFs is what is left without the damping
     predicted_kl = jnp.where(curvature > 0, max_kl, 0.0) - 0.5 * damping * inner(step, step)
     return step, metrics | {
         "grad_norm": norm,
