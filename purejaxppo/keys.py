@@ -25,6 +25,12 @@ def is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
+def stay_apart(tree: Any) -> bool:
+    """Whether keys draw under `vmap` what each draws alone. RBG's do not: all numbers come from the first key."""
+    implementations = {str(jax.random.key_impl(x)) for x in jax.tree.leaves(tree) if is_key(x)}
+    return (implementations or {jax.config.jax_default_prng_impl}) == {"threefry2x32"}
+
+
 def as_data(x: Any) -> Any:
     """The integers that PRNG keys are; other arrays as they are."""
     return jax.random.key_data(x) if is_key(x) else x

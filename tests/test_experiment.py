@@ -290,6 +290,9 @@ def test_cores_that_come_too_late_are_a_warning(monkeypatch):
         purejaxppo.use_cpu_cores()
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)  # somebody has chosen
     purejaxppo.use_cpu_cores()
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    purejaxppo.use_cpu_cores()
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'\nfor a reason")])

@@ -279,6 +279,9 @@ def test_one_process_is_detected_as_such_and_several_as_jax_says(monkeypatch):
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert find_place(None) == Place("node007:61586", 2, 1, local_device=0)
     assert find_place("off") is None
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")  # which JAX reads itself
+    assert find_place(None).local_device is None
+    monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS")
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert find_place(None) is None
     assert find_place("coordinator=h:1,processes=1,process=0") is None

@@ -37,6 +37,7 @@ from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals
 from purejaxppo.health import CAUSES
+from purejaxppo.parallel.machine import jax_settings
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.rundir.checkpoint import read
 from purejaxppo.rundir.metrics import MetricsFile
@@ -582,6 +583,16 @@ def test_off_a_terminal_what_lasts_says_so_twice_a_minute(clock):
     with Signals(lambda: ticks.append(0)) as signals:
         signals.wait(lambda: time.sleep(0.2))
     assert ticks
+
+
+def test_what_is_waited_for_sees_jaxs_context_managers():
+    def settings():
+        return jax_settings(), jax.config.jax_debug_nans
+
+    with Signals() as signals:
+        with jax.default_matmul_precision("highest"), jax.threefry_partitionable(False), jax.debug_nans(True):
+            assert signals.wait(settings) == settings()
+        assert signals.wait(settings) == settings()
 
 
 def test_a_terminals_bar_begins_anew_with_each_batch_of_a_sweep(clock):

@@ -502,6 +502,24 @@ def test_other_devices_and_threads_than_before_are_said(devices, threads, said, 
     assert (now.devices, now.threads) == (len(here), 2)
 
 
+@pytest.mark.parametrize(
+    ("before", "devices", "now", "count"),
+    [
+        ("env=2", 2, "env=2", 2),  # four groups of two, and now one: it fits
+        ("run=2,env=2", 2, "env=2", 2),
+        ("run=2", 1, "", 1),
+        ("env=2", 1, "", 1),
+    ],
+)
+def test_on_fewer_devices_a_run_keeps_what_fits_of_its_mesh(before, devices, now, count, tmp_path):
+    warnings = []
+    config, options = preset("ppo", "CartPole-v1"), dataclasses.asdict(HostOptions(mesh=before))
+    record = RunRecord(tmp_path, config, [0, 1, 2, 3], options, "threefry2x32", 8, versions())
+    again, here = devices_again(record, [(config, 4)], devices, None, SimpleNamespace(warn=warnings.append))
+    assert (again.options["mesh"], len(here)) == (now, count)
+    assert warnings[0].startswith(f"mesh = {before!r} takes more than the {devices} devices") == (before != now)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 @pytest.mark.parametrize(
     ("alone", "chosen", "devices", "count"), by_cost([(True, "", 1, 1), (True, "3", 0, 3)], [(True, "", 1, 1)])

@@ -155,3 +155,16 @@ def test_over_runs_takes_functions_with_defaults():
     x = jnp.arange(4.0)
     for fn in (scaled, keyword):
         assert_same_bits(over_runs(fn)(x), 2.0 * x)
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_a_runs_numbers_do_not_depend_on_its_neighbours_whatever_the_keys_are(implementation):
+    """Vmapped, keys of RBG would draw from the first one."""
+    draw = over_runs(lambda key: jax.random.normal(key, (3,)), jax.devices()[:1])
+
+    def drawn(*seeds):
+        return np.asarray(draw(jnp.stack([jax.random.key(seed, impl=implementation) for seed in seeds])))
+
+    np.testing.assert_array_equal(drawn(0, 5), drawn(5, 0)[::-1])
+    assert not np.array_equal(drawn(0, 5)[1], drawn(0, 1)[1])
+    np.testing.assert_array_equal(drawn(5)[0], jax.random.normal(jax.random.key(5, impl=implementation), (3,)))

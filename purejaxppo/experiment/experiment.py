@@ -271,9 +271,10 @@ def devices_again(
     if mesh is not None:
         options = dataclasses.replace(options, mesh=mesh)
         options.check()
-    elif options.mesh and len(everything) < record.devices:
-        progress.warn(f"mesh = {options.mesh} is more than the {len(everything)} devices here: each run gets one")
-        options = dataclasses.replace(options, mesh="")
+    elif before.mesh_shape.needed > len(everything):
+        options = dataclasses.replace(options, mesh=before.mesh_shape.within(len(everything)))
+        fits = f"it is now {options.mesh!r}" if options.mesh else "each run gets one"
+        progress.warn(f"mesh = {before.mesh!r} takes more than the {len(everything)} devices here: {fits}")
     as_many = min(record.devices, len(everything))
     chosen = devices or mesh is not None or as_many % group().count  # not for fewer devices than processes
     here = everything if chosen else choose_devices(as_many)

@@ -33,6 +33,16 @@ class MeshShape(NamedTuple):
     def devices_per_run(self) -> int:
         return self.env * self.net
 
+    @property
+    def needed(self) -> int:
+        """Devices, at least."""
+        return (self.run or 1) * self.devices_per_run
+
+    def within(self, devices: int) -> str:
+        """The mesh without `run`; without anything if that does not fit so many devices either."""
+        shared = {name: size for name in ("env", "net") if (size := getattr(self, name)) > 1}
+        return ",".join(f"{name}={size}" for name, size in shared.items() if self.devices_per_run <= devices)
+
     @classmethod
     def parse(cls, text: str) -> "MeshShape":
         """Raises: UsageError."""

@@ -17,6 +17,7 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.kernels.choice import noted
 from purejaxppo.parallel.devices import process_bytes, require_memory
+from purejaxppo.parallel.machine import for_other_thread
 from purejaxppo.parallel.runs import abstract_args, over_runs
 from purejaxppo.precision import single_precision
 from purejaxppo.presets import with_settings
@@ -100,7 +101,7 @@ def compile_program(runs: RunBatch) -> Program:
     if config.eval_interval:
         jobs.append((lay(evaluation(config.eval_episodes)), (state, own)))
     with ThreadPoolExecutor() as pool:
-        compiled = [*pool.map(lambda job: job[0].lower(*job[1]).compile(), jobs)]
+        compiled = [*pool.map(for_other_thread(lambda job: job[0].lower(*job[1]).compile()), jobs)]
     step, first, final, *between = compiled
     evaluate_between = between[0] if between else final
     took, need = time.monotonic() - began, max(map(device_bytes, compiled))

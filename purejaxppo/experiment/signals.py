@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from purejaxppo.parallel.hosts import group
+from purejaxppo.parallel.machine import for_other_thread
 
 
 class Stopped(KeyboardInterrupt):
@@ -47,7 +48,7 @@ class Signals:
         Raises:
             Stopped: a signal came, and it took `patience` seconds more; `left` says what becomes of it.
         """
-        future = self._waiting.submit(work)
+        future = self._waiting.submit(for_other_thread(work))
         ends = math.inf
         while not wait([future], timeout=0.05).done:
             self._tick()

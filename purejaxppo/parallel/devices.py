@@ -25,10 +25,10 @@ def use_cpu_cores(alone: bool = False) -> None:
     XLA hands operations to threads that are idle, and a run alone wanders between cores: most small ones take 1.1 to
     1.4 times as long with a second thread. Last digits depend on the number of threads.
 
-    Has an effect only before JAX's first use, after which it warns that cores are not devices; and if XLA_FLAGS do not
-    say how many there are. Who sets NPROC or PJRT_NPROC has chosen the number of threads.
+    Has an effect only before JAX's first use, after which it warns that cores are not devices; and if neither XLA_FLAGS
+    nor JAX_NUM_CPU_DEVICES say how many there are. Who sets NPROC or PJRT_NPROC has chosen the number of threads.
     """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     accelerated = os.environ.get("JAX_PLATFORMS") != "cpu" and importlib.util.find_spec("jax_plugins") is not None
     alone, cores = alone and not accelerated and _chosen_threads() is None, cpu_cores()

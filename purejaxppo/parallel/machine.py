@@ -3,7 +3,10 @@
 import os
 import platform
 import re
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,7 +18,22 @@ _INSTRUCTION_SETS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "asimd")  #
 def jax_settings() -> dict[str, str]:
     """Those of JAX that numbers depend on."""
     names = ("jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision")
-    return {name: str(jax.config.values.get(name)) for name in names}
+    return {name: str(getattr(jax.config, name)) for name in names}
+
+
+def for_other_thread(work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work`, with what JAX's context managers say here, which JAX keeps for each thread apart."""
+    names = ("default_matmul_precision", "threefry_partitionable", "default_prng_impl", "default_device", "enable_x64")
+    here = {name: getattr(jax.config, f"jax_{name}") for name in (*names, "debug_nans", "numpy_rank_promotion")}
+
+    def within(*arguments: Any) -> Any:
+        with ExitStack() as stack:
+            for name, value in here.items():
+                if getattr(jax.config, f"jax_{name}") != value:
+                    stack.enter_context(getattr(jax, name)(value))
+            return work(*arguments)
+
+    return within
 
 
 def fingerprint(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:

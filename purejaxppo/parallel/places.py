@@ -93,7 +93,8 @@ def _detected(way_out: str) -> Place | None:
             return None
         port = os.environ.get("JAX_COORDINATOR_PORT")
         address = found.get_coordinator_address(timeout_secs=int(JOIN_SECONDS), override_coordinator_port=port)
-        local = None if cloud_tpu_init.running_in_cloud_tpu_vm else found.get_local_process_id()
+        told = cloud_tpu_init.running_in_cloud_tpu_vm or os.environ.get("JAX_LOCAL_DEVICE_IDS")
+        local = None if told else found.get_local_process_id()
         return Place(address, count, found.get_process_id(), local_device=local)
     except Exception as error:  # of a cluster's client library, or of ours
         raise UsageError(

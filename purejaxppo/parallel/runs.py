@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from purejaxppo.errors import UsageError, plural
-from purejaxppo.keys import as_data, is_key
+from purejaxppo.keys import as_data, is_key, stay_apart
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.mesh import ENV_AXIS, NET_AXIS, RUN_AXIS
 from purejaxppo.target import compiling_for
@@ -41,7 +41,8 @@ def over_runs(
 
     A device vmaps at most `vmap_size` of its runs at once, None being all, one such lot after the other. With 1 there
     is no `vmap`: each run consists of the very operations, and so has the bits, that it has alone with as many threads;
-    so does a device's only run. Otherwise its last digits depend on how many are vmapped together.
+    so does a device's only run; and so do runs whose keys are not Threefry's, which `vmap` would mix, whatever
+    `vmap_size` is. Otherwise its last digits depend on how many are vmapped together.
 
     Raises:
         UsageError: the devices cannot be shared out so; or when called, if the runs cannot, see `padded_count`.
@@ -58,7 +59,9 @@ def over_runs(
     def mapped(*arguments: Any) -> Any:
         own = len(arguments) - shared
         runs = len(jax.tree.leaves(arguments[:own])[0])
-        if vmap_size == 1 or runs == 1:  # vmapped alone, PPO takes 1.1×: XLA turns the first layer's gradient round
+        if (
+            vmap_size == 1 or runs == 1 or not stay_apart(arguments[:own])
+        ):  # vmapped alone, PPO takes 1.1×: XLA turns the first layer's gradient round
             return jax.lax.map(lambda run: fn(*run, *arguments[own:]), arguments[:own])
         lot = jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)
         lots = -(-runs // (vmap_size or runs))
