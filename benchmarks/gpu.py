@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from venvs import PeerError, told
 
 RESULTS = Path(__file__).parent / "results"
 # Loops as one launch, those of whose kernels none copies from where a loop's counter says: the rollout's and the
@@ -129,16 +130,9 @@ def in_a_process(arguments: list[str], flags: str, limit: float) -> dict[str, An
     """The line of JSON that this script, or a peer's, prints last; or why there is none."""
     env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
     try:
-        done = subprocess.run(
-            [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=limit, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"no result within {limit:.0f} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result
+        return told([sys.executable, *arguments], env, limit)
+    except PeerError as error:
+        return {"error": str(error)}
 
 
 def estimate(case: Case, device: str) -> list[float] | None:
@@ -154,6 +148,8 @@ def estimate(case: Case, device: str) -> list[float] | None:
 
 def survives(size: list[str], limit: float) -> dict[str, Any]:
     """Whether a run that is killed and resumed leaves the arrays and rows of one that nothing happened to."""
+    from survival import fingerprint
+
     deadline = time.monotonic() + limit
 
     def run(*arguments: str) -> subprocess.Popen[bytes]:
@@ -165,11 +161,6 @@ def survives(size: list[str], limit: float) -> dict[str, Any]:
         _, said = process.communicate(timeout=max(deadline - time.monotonic(), 1))
         if process.returncode:
             raise RuntimeError(said.decode().strip().splitlines()[-1][:300])
-
-    def left(out: Path) -> tuple[str, str]:
-        last = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name))
-        arrays = json.loads((last / "manifest.json").read_text())["content"]["arrays"]
-        return json.dumps(arrays, sort_keys=True), (out / "metrics.csv").read_text()
 
     with tempfile.TemporaryDirectory() as directory:
         whole, killed = Path(directory) / "whole", Path(directory) / "killed"
@@ -184,7 +175,7 @@ def survives(size: list[str], limit: float) -> dict[str, Any]:
             finish("--resume", str(killed))
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             return {"error": str(error)[:300]}
-        return {"same_bits": left(whole) == left(killed)}
+        return {"same_bits": fingerprint(whole) == fingerprint(killed)}
 
 
 def report(row: dict[str, Any], case: Case | None = None) -> str:

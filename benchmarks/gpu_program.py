@@ -20,7 +20,6 @@ import argparse
 import gzip
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -32,7 +31,7 @@ from typing import Any, NamedTuple
 from hlo_cost import Kernel, Loop, Program
 from peers.chip import CUDA, SETTINGS
 from sass_cost import Work, kernels_in, triton_kernels
-from venvs import PeerError, default_root, interpreter, last_line
+from venvs import PeerError, default_root, interpreter, told
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gpu_program.json"
@@ -100,10 +99,7 @@ def compiled(case: Case, chip: str, devices: int, by: str, args: argparse.Namesp
             command += ["--checkout", str(args.purejaxrl.resolve())]
         environment = os.environ | SETTINGS | ({"PYTHONPATH": str(HERE.parent)} if ours else {})
         environment["XLA_FLAGS"] += f" --xla_dump_to={directory}" if by == "ours-kernels" else ""
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise PeerError(last_line(done.stderr))
-        found = json.loads(done.stdout.strip().splitlines()[-1]) | {"hlo": gzip.decompress(hlo.read_bytes()).decode()}
+        found = told(command, environment) | {"hlo": gzip.decompress(hlo.read_bytes()).decode()}
         names, tools = triton_kernels(found["hlo"]), found.pop("tools", {})
         if names and len(tools) < 2:
             raise PeerError("our kernels are judged with ptxas and nvdisasm: nvidia-cuda-nvcc-cu12 and triton")

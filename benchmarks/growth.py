@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator
 
+from purejaxppo.config import Config
 from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
 from purejaxppo.parallel.runs import over_runs
 from purejaxppo.presets import preset
@@ -39,15 +40,8 @@ LABELS = {
 }
 
 
-def compiled(algo: str, env: str, axis: str, value: int) -> tuple[Any, Any]:
-    """One update of all seeds, and a state to begin with."""
-    fields: dict[str, Any] = {"num_envs": 4, "num_steps": 128}
-    seeds = value if axis == "num_seeds" else 2
-    if axis == "width":
-        fields["hidden_sizes"] = (value, value)
-    elif axis != "num_seeds":
-        fields[axis] = value
-    config = preset(algo, env, **fields)
+def prepared(config: Config, seeds: int) -> tuple[Any, Any]:
+    """One update of all seeds, compiled, and a state to begin with."""
     devices = choose_devices(None)
     devices = devices[: max(n for n in range(1, len(devices) + 1) if seeds % n == 0)]
     state = over_runs(functools.partial(init, config), devices)(jax.random.split(jax.random.key(0), seeds))
@@ -55,16 +49,32 @@ def compiled(algo: str, env: str, axis: str, value: int) -> tuple[Any, Any]:
     return update, jax.block_until_ready(update(state))
 
 
-def measure(algo: str, env: str, axis: str, rounds: int, least: float) -> list[dict[str, float]]:
-    programs = {value: compiled(algo, env, axis, value) for value in AXES[axis]}
-    times: dict[int, list[float]] = {value: [] for value in programs}
+def timed(programs: dict[Any, tuple[Any, Any]], rounds: int, least: float) -> dict[Any, list[float]]:
+    """Seconds of an update of each program, in rounds over all of them; each is repeated for `least` seconds."""
+    times: dict[Any, list[float]] = {name: [] for name in programs}
     for _ in range(rounds):
-        for value, (update, state) in programs.items():
+        for name, (update, state) in programs.items():
             count, began = 0, time.perf_counter()
             while time.perf_counter() - began < least:
                 jax.block_until_ready(update(state))
                 count += 1
-            times[value].append((time.perf_counter() - began) / count)
+            times[name].append((time.perf_counter() - began) / count)
+    return times
+
+
+def compiled(algo: str, env: str, axis: str, value: int) -> tuple[Any, Any]:
+    """The program of one value of an axis."""
+    fields: dict[str, Any] = {"num_envs": 4, "num_steps": 128}
+    seeds = value if axis == "num_seeds" else 2
+    if axis == "width":
+        fields["hidden_sizes"] = (value, value)
+    elif axis != "num_seeds":
+        fields[axis] = value
+    return prepared(preset(algo, env, **fields), seeds)
+
+
+def measure(algo: str, env: str, axis: str, rounds: int, least: float) -> list[dict[str, float]]:
+    times = timed({value: compiled(algo, env, axis, value) for value in AXES[axis]}, rounds, least)
     return [{"value": value, "seconds": float(np.median(x))} for value, x in times.items()]
 
 

@@ -25,14 +25,10 @@ from statistics import median
 from typing import Any
 
 import jax
-import matplotlib.backends.backend_agg  # noqa: F401 - imported here, these need not be in each fork
 import numpy as np
-import orbax.checkpoint  # noqa: F401
+import survival
 
-import purejaxppo.plotting  # noqa: F401
 from purejaxppo.algorithms import ALGORITHMS
-from purejaxppo.cli.command import run_process
-from purejaxppo.cli.run import main
 from purejaxppo.experiment.batch_log import SHOWN
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.joining import join
@@ -48,21 +44,14 @@ WAIT = 30  # seconds for all to come: one may be ended before it has
 
 
 def begin(arguments: list[str], devices: int, errors: Path, cores: set[int] | None = None) -> int:
-    """`purejaxppo run` in a fork of this process, which has everything imported and nothing of JAX in use."""
-    child = os.fork()
-    if child:
-        return child
-    if cores:
-        os.sched_setaffinity(0, cores)
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    try:
-        run_process(main, arguments)
-    except SystemExit as done:
-        os._exit(done.code if isinstance(done.code, int) else 99)
-    finally:
-        os._exit(99)
+    """`purejaxppo run` in a fork of this process."""
+
+    def prepare() -> None:
+        if cores:
+            os.sched_setaffinity(0, cores)
+        os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+    return survival.begin(arguments, prepare=prepare, errors=errors)
 
 
 def begin_two(arguments: list[str], work: Path, pinned: bool = False) -> list[int]:

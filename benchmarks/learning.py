@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from purejaxppo import plotting
 from purejaxppo.config import Config
 from purejaxppo.evaluation import evaluate
 from purejaxppo.parallel.devices import use_cpu_cores
@@ -187,12 +188,10 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
             if r["env"] != env:
                 continue
             x = r["curve"]["env_steps"]
-            y = np.array([[np.nan if v is None else v for v in seed] for seed in r["curve"]["episode_return"]])
             style = "--" if "fixed" in name else "-"
             label = name.removesuffix(" " + name.split()[-1])
-            axes.plot(x, [iqm(column) for column in y.T], style, color=colors[r["algo"]], label=label, linewidth=1.5)
-            low, high = np.transpose([iqm_over_seeds(column)[1:] for column in y.T])
-            axes.fill_between(x, low, high, color=colors[r["algo"]], alpha=0.15, linewidth=0)
+            look: Any = {"linestyle": style, "color": colors[r["algo"]], "linewidth": 1.5}
+            plotting.curve(axes, x, r["curve"]["episode_return"], label, **look)
         axes.set(title=env, xlabel="environment steps per seed", ylabel="episode return in training")
         axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:,.0f}k")
         axes.spines[["top", "right"]].set_visible(False)

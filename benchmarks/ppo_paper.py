@@ -235,7 +235,7 @@ def draw(rows: list[Row]) -> None:
             curves = [r["curve"] for r in rows if (r["task"], r["method"]) == (task, method)]
             if not curves:
                 continue
-            y = np.array([[np.nan if v is None else v for v in shape] for shape in curves])
+            y = np.array(curves, float)
             x = np.arange(1, y.shape[1] + 1) / y.shape[1]
             some = ~np.isnan(y).all(axis=0)
             lines[name] = axes.plot(x[some], np.nanmean(y[:, some], axis=0), color=color, linewidth=1.4)[0]

@@ -47,17 +47,22 @@ def flags(algo: str, out: Path, *more: str) -> list[str]:
     return ["--algo", algo, *RUN, "--total-steps", str(UPDATES[algo] * 128), "--out", str(out), *more]
 
 
-def begin(arguments: list[str], command: Callable[[list[str]], int] = main, prepare: Callable[[], Any] = int) -> int:
+def begin(
+    arguments: list[str],
+    command: Callable[[list[str]], int] = main,
+    prepare: Callable[[], Any] = int,
+    errors: Path = ERRORS,
+    output: Path = Path(os.devnull),
+) -> int:
     """Run a command in a fork of this process, which has everything imported and nothing of JAX in use.
 
-    `prepare` is called in the fork before.
+    `prepare` is called in the fork before. What it says goes to files, which may be one.
     """
     child = os.fork()
     if child:
         return child
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(os.open(ERRORS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    for path, handle in ((output, 1), (errors, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), handle)
     code = 99
     try:
         prepare()

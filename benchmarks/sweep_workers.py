@@ -24,11 +24,10 @@ from typing import Any
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 import jax
-from survival import wait
+from survival import begin, wait
 
 from purejaxppo.__main__ import front
 from purejaxppo.cli import sweep  # noqa: F401 - imported here, it need not be in each fork
-from purejaxppo.cli.command import run_process
 
 HERE = Path(__file__).parent
 WORKERS = 4
@@ -46,18 +45,7 @@ class Worker:
     def __init__(self, out: Path, log: Path) -> None:
         self.log, self.ended_by, self.code = log, 0, None
         log.touch()
-        self.pid = os.fork()
-        if not self.pid:
-            code = 99
-            try:
-                handle = os.open(log, os.O_WRONLY)
-                os.dup2(handle, 1)
-                os.dup2(handle, 2)
-                run_process(front, ["sweep", *FLAGS, "--join", str(out)])
-            except SystemExit as done:
-                code = done.code
-            finally:
-                os._exit(code)
+        self.pid = begin(["sweep", *FLAGS, "--join", str(out)], front, errors=log, output=log)
 
     def ended(self, seconds: float = 0.0) -> bool:
         """Whether it has ended, or does so within some time."""

@@ -11,7 +11,6 @@ own: import, compile, train, one line of JSON. A first measurement of ten update
 """
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from throughput_figures import write
-from venvs import PeerError, default_root, interpreter, last_line
+from venvs import PeerError, default_root, interpreter, told
 
 HERE = Path(__file__).parent
 
@@ -107,17 +106,7 @@ class Bench:
         if cache:
             command += ["--cache", str(cache)]
         own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" or peer.script == "ours.py"}
-        try:
-            done = subprocess.run(
-                command, env=own, capture_output=True, text=True, timeout=self.args.timeout, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise PeerError(f"no result within {self.args.timeout:g} s") from None
-        lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
-            raise PeerError(f"exit code {done.returncode}: {last_line(done.stderr)}")
-        result: dict[str, Any] = json.loads(lines[-1])
-        return result
+        return told(command, own, self.args.timeout)
 
     def calibrate(self, task: Task, name: str) -> None:
         """See whether it runs, and choose the steps. Of ours, also fill the persistent compilation cache."""

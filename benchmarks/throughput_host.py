@@ -11,13 +11,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from throughput import machine
-from venvs import default_root, interpreter
+from venvs import default_root, interpreter, told
 
 HERE = Path(__file__).parent
 TASKS = {("CartPole-v1", 4): 40_000, ("LunarLander-v3", 16): 60_000, ("Hopper-v5", 8): 40_000}  # steps of training
@@ -31,9 +30,7 @@ def measure(env: str, envs: int, steps: int, name: str) -> dict[str, Any]:
     named = f"gymnasium/{env}" if name == "ours" else env
     command = [str(python), str(script), "--env", named, "--envs", str(envs), "--steps", str(steps), *extra]
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" or name == "ours"}
-    done = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
-    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return row
+    return told(command, own)
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:

@@ -8,18 +8,14 @@ the critic) and those of OpenAI Baselines (10 iterations on one sample in 5, 5 e
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from growth import prepared, timed
 
-from purejaxppo.config import Config
-from purejaxppo.parallel.devices import choose_devices, use_cpu_cores
-from purejaxppo.parallel.runs import over_runs
+from purejaxppo.parallel.devices import use_cpu_cores
 from purejaxppo.presets import preset
-from purejaxppo.train import init, update_step
 
 BATCH = {"num_envs": 4, "num_steps": 256}
 BASELINES = {"cg_iterations": 10, "fisher_subsample": 5, "num_epochs": 5, "num_minibatches": 16}
@@ -28,14 +24,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "trpo, sb3-contrib": {"algo": "trpo", "num_epochs": 10, "num_minibatches": 8},
     "trpo, Baselines": {"algo": "trpo"} | BASELINES,
 }
-
-
-def prepared(config: Config, seeds: int) -> tuple[Any, Any]:
-    """One update of all seeds, compiled, and a state to begin with."""
-    devices = choose_devices(None)
-    state = over_runs(lambda key: init(config, key), devices)(jax.random.split(jax.random.key(0), seeds))
-    update = over_runs(lambda state: update_step(config, state)[0], devices).lower(state).compile()
-    return update, jax.block_until_ready(update(state))
 
 
 if __name__ == "__main__":
@@ -49,18 +37,11 @@ if __name__ == "__main__":
         name: prepared(preset(env="CartPole-v1", **BATCH, **fields), chosen.num_seeds)
         for name, fields in SETTINGS.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
     steps = chosen.num_seeds * BATCH["num_envs"] * BATCH["num_steps"]
-    for _ in range(chosen.rounds):
-        for name, (update, state) in programs.items():
-            count, began = 0, time.perf_counter()
-            while time.perf_counter() - began < 0.4:
-                jax.block_until_ready(update(state))
-                count += 1
-            seconds[name].append((time.perf_counter() - began) / count / steps)
-    first = np.asarray(next(iter(seconds.values())))
+    seconds = {name: np.divide(x, steps) for name, x in timed(programs, chosen.rounds, 0.4).items()}
+    first = next(iter(seconds.values()))
     found = {
-        name: {"steps_per_second": float(1 / np.median(x)), "cost_over_ppo": float(np.median(np.asarray(x) / first))}
+        name: {"steps_per_second": float(1 / np.median(x)), "cost_over_ppo": float(np.median(x / first))}
         for name, x in seconds.items()
     }
     for name, row in found.items():

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 BLOCK = re.compile(r"(?m)^# /// script\n((?:^#.*\n)+?)^# ///$")
 
@@ -56,6 +57,19 @@ def interpreter(script: Path, root: Path, cuda: bool, compilers: Sequence[str] =
             raise PeerError(f"not installed: {last_line(done.stderr)}")
     stamp.write_text(wanted)
     return python
+
+
+def told(command: Sequence[str], env: Mapping[str, str], limit: float | None = None) -> dict[str, Any]:
+    """The line of JSON that a process prints last. Raises: PeerError: it ended without one, or not within `limit`."""
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        raise PeerError(f"no result within {limit:g} s") from None
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise PeerError(f"exit code {done.returncode}: {last_line(done.stderr)}")
+    result: dict[str, Any] = json.loads(lines[-1])
+    return result
 
 
 def last_line(text: str) -> str:

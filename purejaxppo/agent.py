@@ -61,20 +61,16 @@ class Agent(NamedTuple):
         statistics = update_statistics(state.observation_statistics, self.clip(obs))
         return statistics, overflowed(state.observation_statistics, statistics)
 
-    def initial_hidden(self, obs: Observation) -> Any:
-        """The policy's hidden state [..., H] before the first of observations [..., O]; () if it has none."""
-        return self.policy.initial_hidden(obs)
-
     def make_policy(self, state: TrainState) -> Callable[..., tuple[Any, Any]]:
         """The policy of a state: (obs [..., O] as the environment gave it, hidden [..., H]) ↦ π(·|obs), hidden.
 
         The hidden state is () without memory. `start` [...] says where an episode begins, whatever the hidden state is;
-        before the first, `initial_hidden` gives one.
+        before the first, `policy.initial_hidden` gives one.
         """
 
         def act(obs: Observation, hidden: Any = (), start: jax.Array | None = None) -> tuple[Any, Any]:
             if start is not None:
-                hidden = restart(start, self.initial_hidden(obs), hidden)
+                hidden = restart(start, self.policy.initial_hidden(obs), hidden)
             return self.policy.apply(state.policy, self.normalize(state, obs), hidden, method="advance")
 
         return act

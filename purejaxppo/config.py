@@ -14,7 +14,7 @@ from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import check_fields, meant, number, static
+from purejaxppo.fields import check_fields, meant, number, static, without_address
 from purejaxppo.kernels.choice import KERNELS, check_kernels
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
@@ -169,7 +169,7 @@ class Config(struct.PyTreeNode):
     @property
     def env_name(self) -> str:
         """What the environment is called in files and figures."""
-        return self.env if isinstance(self.env, str) else repr(self.env)
+        return self.env if isinstance(self.env, str) else without_address(self.env)
 
     @property
     def algo_name(self) -> str:

@@ -16,7 +16,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.fields import ends_of
 from purejaxppo.networks.heads import LOG_STD_RANGE, check_network, num_parameters, visible
 from purejaxppo.networks.torso import select
-from purejaxppo.spaces import Box, channels_first
+from purejaxppo.spaces import ACTION_MASK, Box, channels_first
 from purejaxppo.stages import FIXED, FIXED_OF_CONFIG
 from purejaxppo.types import traits_of
 
@@ -90,7 +90,8 @@ def check_agent(config: Any, env: BaseEnv) -> None:
         ("policy_network", (num_parameters(acted, kind),), config.policy_obs),
         ("critic_network", (), config.critic_obs),
     ):
-        check_network(name, getattr(config, name), select(visible(seen, entries), obs), shape)
+        masked = name == "policy_network" and isinstance(seen, Mapping) and ACTION_MASK in seen
+        check_network(name, getattr(config, name), select(visible(seen, entries), obs), shape, masked)
     _check_images(config, seen)
 
 

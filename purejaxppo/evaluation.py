@@ -74,7 +74,7 @@ def _play(agent: Agent, state: TrainState, key: jax.Array, num_episodes: int) ->
     start_key, play_key = jax.random.split(key)
     held_key = jax.random.fold_in(play_key, ACTIONS)
     start = begin_episodes(start_key, env, num_episodes)
-    start = start._replace(hidden=agent.initial_hidden(start.obs))
+    start = start._replace(hidden=agent.policy.initial_hidden(start.obs))
 
     def step(carry: Playing) -> Playing:
         steps, episodes, playing, key, success = carry

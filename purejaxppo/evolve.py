@@ -60,7 +60,7 @@ def begin_generation(key: jax.Array, agent: Agent, before: RolloutState) -> Roll
     num_envs = len(before.episode_length)
     env_state, obs = jax.vmap(agent.env.begin_anew)(jax.random.split(key, num_envs), before.env)
     returns, lengths = jax.tree.map(jnp.zeros_like, (before.episode_return, before.episode_length))
-    return RolloutState(env_state, obs, returns, lengths, agent.initial_hidden(obs), before.critic_hidden)
+    return RolloutState(env_state, obs, returns, lengths, agent.policy.initial_hidden(obs), before.critic_hidden)
 
 
 class Greedy(Distribution):

@@ -5,6 +5,7 @@ import decimal
 import difflib
 import math
 import numbers
+import re
 from collections.abc import Collection, Iterable, Mapping
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -160,6 +161,11 @@ def meant(name: str, known: Iterable[str], spelling: bool = True) -> str:
     ours = [each for each, others in _ELSEWHERE.items() if each in names and plain in others.split()]
     close = ours or (difflib.get_close_matches(plain, names, n=1) if spelling else [])
     return names[close[0]] if close else ""
+
+
+def without_address(value: Any) -> str:
+    """What an object is called in files, the same in each process."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))
 
 
 def did_you_mean(name: str, known: Iterable[str], spelling: bool = True) -> str:

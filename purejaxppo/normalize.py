@@ -94,8 +94,8 @@ class RewardNormalizer(struct.PyTreeNode):
         fresh = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
         begun = rewards.at[0].add(gamma * self.discounted_return)
         returns = linear_recurrence(begun, gamma * (1.0 - fresh))
-        last = jnp.where(done[-1], 0.0, returns[-1])
-        return RewardNormalizer(jnp.where(jnp.isfinite(last), last, 0.0), self.statistics.update(returns))
+        goes_on = ~done[-1] & jnp.isfinite(returns[-1])
+        return RewardNormalizer(jnp.where(goes_on, returns[-1], 0.0), self.statistics.update(returns))
 
     def normalize(self, rewards: jax.Array) -> jax.Array:
         """r / std, clipped to ±10."""

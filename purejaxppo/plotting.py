@@ -13,7 +13,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from purejaxppo.statistics import Estimate, iqm_over_seeds
 
@@ -32,14 +32,6 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
     same_bytes: Any = {"svg.hashsalt": "purejaxppo"}  # every time
     with _ONE_AT_A_TIME, matplotlib.rc_context(same_bytes, _STYLE):
         yield Figure((width, height), layout="constrained")
-
-
-def line_with_band(
-    axes: Axes, x: Sequence[float] | np.ndarray, y: Estimate, colour: str, label: str = "", **style: Any
-) -> None:
-    """A line [points] in its band; no band where y has none."""
-    axes.fill_between(x, y.low, y.high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(x, y.point, color=colour, label=label, zorder=3, **style)
 
 
 def use_style() -> None:
@@ -77,7 +69,7 @@ def training_curve(axes: Axes, config: Any, metrics: Any, label: str = "", name:
 def whole_ticks(axis: Axis) -> None:
     """Ticks of an axis that counts: at whole numbers only, as 500, 50k, 1.5M."""
     axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    axis.set_major_formatter(lambda x, _: short(x))
+    axis.set_major_formatter(EngFormatter(sep=""))
 
 
 def log_scale(axes: Axes, name: str) -> None:
@@ -94,11 +86,3 @@ def _power(x: float) -> str:
     exponent = math.floor(math.log10(x) + 1e-9)
     factor = "" if round(x / 10**exponent) == 1 else f"{x / 10**exponent:.0f}·"
     return f"{factor}10{str(exponent).translate(_SUPERSCRIPT)}"
-
-
-def short(x: float) -> str:
-    """A count for an axis: 50k, 1.5M."""
-    for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(x) >= unit:
-            return f"{x / unit:g}{suffix}"
-    return f"{x:g}"

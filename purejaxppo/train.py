@@ -110,7 +110,7 @@ def init(config: Config, key: jax.Array, learnt: Learnt | None = None) -> TrainS
     key, policy_key, critic_key, env_key, kernel_key = jax.random.split(as_key(key), 5)
     num_envs = config.num_envs // shards()
     episodes = begin_episodes(key_of_shard(env_key), agent.env, num_envs)
-    hidden, critic_hidden = agent.initial_hidden(episodes.obs), agent.critic.initial_hidden(episodes.obs)
+    hidden, critic_hidden = agent.policy.initial_hidden(episodes.obs), agent.critic.initial_hidden(episodes.obs)
     params = agent.policy.init(policy_key, episodes.obs, hidden, method="advance")
     critic_params = agent.critic.init(critic_key, episodes.obs, critic_hidden, method="advance")
     if config.shared_torso or traits_of(config.algo).evolves:

@@ -79,10 +79,10 @@ class OneHotCounter(StepCounter):
         return jax.nn.one_hot(steps, self.limit + 1)
 
 
-class Drawn(NamedTuple):
-    """A state that remembers what its episode drew at the start."""
+class Position(NamedTuple):
+    """Where a walker stands, or what an episode drew at the start; and since when."""
 
-    drawn: jax.Array
+    x: jax.Array
     steps: jax.Array
 
 
@@ -101,10 +101,10 @@ class RandomStart:
         return Discrete(2)
 
     def observe(self, state):
-        return jnp.stack([state.drawn, state.steps.astype(jnp.float32)])
+        return jnp.stack([state.x, state.steps.astype(jnp.float32)])
 
     def reset(self, key):
-        state = Drawn(jax.random.uniform(key), jnp.zeros((), jnp.int32))
+        state = Position(jax.random.uniform(key), jnp.zeros((), jnp.int32))
         return state, self.observe(state)
 
     def step(self, key, state, action):
@@ -122,12 +122,12 @@ class RandomLength(RandomStart):
     limit: int = 6
 
     def reset(self, key):
-        state = Drawn(jax.random.randint(key, (), 1, self.limit + 1).astype(jnp.float32), jnp.zeros((), jnp.int32))
+        state = Position(jax.random.randint(key, (), 1, self.limit + 1).astype(jnp.float32), jnp.zeros((), jnp.int32))
         return state, self.observe(state)
 
     def step(self, key, state, action):
         state = state._replace(steps=state.steps + 1)
-        over, odd = state.steps >= state.drawn, state.drawn % 2 == 1
+        over, odd = state.steps >= state.x, state.x % 2 == 1
         return state, self.observe(state), state.steps.astype(jnp.float32), over & odd, over & ~odd
 
 
@@ -144,14 +144,10 @@ class Bandit(StepCounter):
 
 
 @dataclasses.dataclass(frozen=True)
-class ActionRecorder:
+class ActionRecorder(RandomStart):
     """The observation is the action that the environment received, which the bounds keep within ±½."""
 
     limit: int = 8
-
-    @property
-    def observation_space(self) -> Box:
-        return Box(*REAL_LINE, (2,))
 
     @property
     def action_space(self) -> Space:
@@ -165,15 +161,8 @@ class ActionRecorder:
         return Count(steps), action, -jnp.sum(action**2), jnp.zeros((), bool), steps >= self.limit
 
 
-class Position(NamedTuple):
-    """Where a walker stands, and since when."""
-
-    x: jax.Array
-    steps: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class Walk(RandomStart):
     """A noisy walk on a line, with everything that an option can bear on.
 
     Observation (x, steps); x starts within ±0.1, moves by the action, is rewarded by x and the action; beyond ±1 the
@@ -184,15 +173,8 @@ class Walk:
     continuous: bool = False
 
     @property
-    def observation_space(self) -> Box:
-        return Box(*REAL_LINE, (2,))
-
-    @property
     def action_space(self) -> Space:
         return Box(-1.0, 1.0, (1,)) if self.continuous else Discrete(2)
-
-    def observe(self, state):
-        return jnp.stack([state.x, state.steps.astype(jnp.float32)])
 
     def reset(self, key):
         state = Position(jax.random.uniform(key, minval=-0.1, maxval=0.1), jnp.zeros((), jnp.int32))
@@ -266,11 +248,11 @@ class Recall(Probe):
 
     def reset(self, key):
         x, obs = super().reset(key)
-        return Drawn(x, jnp.zeros((), jnp.int32)), obs
+        return Position(x, jnp.zeros((), jnp.int32)), obs
 
     def step(self, key, state, action):
-        _, obs, reward, yes, no = super().step(key, state.drawn, action)
-        obs = self.observe(0.0 * state.drawn, key)
+        _, obs, reward, yes, no = super().step(key, state.x, action)
+        obs = self.observe(0.0 * state.x, key)
         state = state._replace(steps=state.steps + 1)
         over = state.steps > self.delay
         return state, obs, jnp.where(over, reward, 0.0), over & yes, no

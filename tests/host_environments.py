@@ -26,6 +26,8 @@ class Clock(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if self.how == "slow reset":
+            time.sleep(0.5)
         self.start, self.steps = self.np_random.random(), 0
         return self.observe(), {}
 

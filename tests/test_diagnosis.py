@@ -358,7 +358,7 @@ def test_the_effect_of_actions_is_their_part_of_the_returns_deviation():
     config = Config(env=Paid(), num_envs=2, num_steps=16, num_minibatches=1, hidden_sizes=(8,))
     agent = Agent.of(config)
     state, begun = jax.jit(lambda key: (init(config, key), begin_episodes(key, agent.env, 32)))(jax.random.key(0))
-    begun = begun._replace(hidden=agent.initial_hidden(begun.obs))
+    begun = begun._replace(hidden=agent.policy.initial_hidden(begun.obs))
     found = effect_of_actions(agent, state, begun)
     assert found == pytest.approx(0.6, abs=0.1)  # 0.75 / √(0.75² + 1²)
     with jax.enable_x64(True):

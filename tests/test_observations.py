@@ -17,7 +17,8 @@ from test_networks import random_params
 
 from purejaxppo import A2C, NPG, PPO, TRPO, Config, init, make_train, update_step
 from purejaxppo.agent import Agent
-from purejaxppo.distributions import Categorical, TanhGaussian
+from purejaxppo.distributions import Bernoulli, Categorical, TanhGaussian
+from purejaxppo.errors import UsageError
 from purejaxppo.networks.heads import PolicyNetwork
 from purejaxppo.networks.torso import Torso
 from purejaxppo.optimize.fisher import fisher_vector_product
@@ -310,3 +311,22 @@ def test_modules_of_ones_own_train(algo):
     distribution, _ = Agent.of(config).make_policy(init(config, KEY))(obs)
     assert isinstance(distribution, Categorical)
     assert float(jnp.exp(distribution.log_probs[0])) == 0.0
+
+
+class OfLogits(nn.Module):
+    """Logits of four actions, of which the first is the best, as a distribution of some `kind`."""
+
+    kind: type
+
+    @nn.compact
+    def __call__(self, obs):
+        return self.kind(nn.Dense(4, bias_init=lambda *_: jnp.asarray([9.0, 0.0, 0.0, 0.0]))(obs["side"]))
+
+
+def test_a_mask_rules_a_module_that_gives_a_distribution_or_it_is_refused():
+    config = Config(env=MASKED, policy_network=OfLogits(Categorical), **SMALL)
+    obs = {"side": jnp.ones(1), "noise": jnp.ones((2, 2)), "action_mask": jnp.asarray([False, True, True, True])}
+    distribution, _ = Agent.of(config).make_policy(init(config, KEY))(obs)
+    assert float(jnp.exp(distribution.log_probs[0])) == 0.0
+    with pytest.raises(UsageError, match="OfLogits returns Bernoulli, which no mask can rule; return the logits"):
+        Config(env=MASKED, policy_network=OfLogits(Bernoulli), **SMALL).check()

@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -18,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from environments import Walk
 from rich.console import Console
 from support import assert_same_bits
 
@@ -32,7 +31,7 @@ from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir import lock as lock_module
 from purejaxppo.rundir.checkpoint import read, save
-from purejaxppo.rundir.files import may_be_replaced, refuse_links, replacing, to_json, write_json
+from purejaxppo.rundir.files import check_out, refuse_links, replacing, to_json, write_json
 from purejaxppo.rundir.lock import check_claim, lock, lock_free, new_directory
 from purejaxppo.rundir.metrics import MetricsFile, read_metrics
 from purejaxppo.rundir.record import env_again, read_record, resume_command, versions, write_record
@@ -71,13 +70,14 @@ def test_who_comes_second_takes_nothing_away(tmp_path):
     assert out.is_dir()  # it was there before
 
 
-def test_a_directory_is_held_by_one_and_a_sweeps_runs_are_held_with_it(tmp_path):
+@pytest.mark.parametrize("whole", ["sweep.json", "tune.json"])
+def test_a_directory_is_held_by_one_and_a_sweeps_or_studys_runs_are_held_with_it(whole, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()
     other.mkdir()
     with lock(one), pytest.raises(UsageError, match="one is being written by another process"), lock(one):
         pass
-    (tmp_path / "sweep.json").write_text("{}")
+    (tmp_path / whole).write_text("{}")
     with lock(tmp_path), pytest.raises(UsageError, match="being written by another process"), lock(one):
         pass
     with lock(one), lock(other), pytest.raises(UsageError, match="being written by another process"), lock(tmp_path):
@@ -130,11 +130,11 @@ def test_what_may_be_replaced(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "dangling").symlink_to("nowhere")
-    assert may_be_replaced(tmp_path / "file")
-    assert may_be_replaced(tmp_path / "new")
-    for path in (tmp_path, tmp_path / "link", tmp_path / "dangling", tmp_path / "no" / "new"):
-        assert not may_be_replaced(path)
-    assert not may_be_replaced(Path("/dev/null"))
+    check_out(tmp_path / "file")
+    check_out(tmp_path / "new")
+    for path in (tmp_path, tmp_path / "link", tmp_path / "dangling", tmp_path / "no" / "new", Path("/dev/null")):
+        with pytest.raises(UsageError, match="must be a file"):
+            check_out(path)
 
 
 def test_of_several_that_wait_for_a_dead_process_one_takes_over(tmp_path, monkeypatch):
@@ -194,11 +194,14 @@ def test_who_goes_on_is_told_to_name_an_environment_that_is_code():
     assert env_again("CartPole-v1") == env_again(object()) == ""
 
 
-@pytest.mark.thorough
-def test_the_package_is_imported_where_there_is_no_fcntl():
-    """As on Windows, where JAX's own modules, too, must do without it."""
-    code = "import sys; sys.modules['fcntl'] = None\nimport purejaxppo, purejaxppo.cli.run, purejaxppo.cli.sweep"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+def test_a_run_in_an_environment_that_was_an_object_is_read_again_by_its_class_or_an_instance(tmp_path):
+    config = preset("a2c", Walk(), num_envs=2, num_steps=4, hidden_sizes=(4,))
+    write_record(start_record(config, [0], tmp_path, jax.devices()[:1], HostOptions()))
+    with pytest.raises(UsageError, match=r"was passed as an object; give it again: --env MODULE:CLASS, or env=… in Py"):
+        read_record(tmp_path)
+    assert read_record(tmp_path, "environments:Walk").config.env == "environments:Walk"
+    assert read_record(tmp_path, Walk()).config.env == Walk()
+    assert resume_command("run", tmp_path, repr(Walk())) == f"purejaxppo run --resume {tmp_path}"
 
 
 @pytest.mark.parametrize("name", ["ünï[x]{y}%20d/日本", "a*b?c", "a\\b"])

@@ -28,6 +28,7 @@ _PLAIN = {  # what Unicode's own decompositions do not say in ASCII
     **{letter: unicodedata.name(letter).rpartition(" ")[2].lower() for letter in "αβγδεθπστ"},
     **{"λ": "lambda", "×": "x", "→": "->", "↦": "->", "≤": "<=", "≥": ">=", "±": "+-", "√": "sqrt", "∞": "inf"},
 }
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of Gymnasium's warnings, wherever they go
 
 
 def exit_code(command: Callable[[], None]) -> int:
@@ -38,7 +39,7 @@ def exit_code(command: Callable[[], None]) -> int:
     """
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {_uncoloured(message)}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_: print("warning:", _COLOUR.sub("", str(message)), file=sys.stderr)
             command()
     except SystemExit as done:  # after --help
         return done.code if isinstance(done.code, int) else int(done.code is not None)
@@ -60,11 +61,6 @@ def exit_code(command: Callable[[], None]) -> int:
     if others := joined():
         others.leave("", 0)
     return 0
-
-
-def _uncoloured(message: Warning | str) -> str:
-    """Gymnasium colours its warnings, wherever they go."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(message))
 
 
 def start_jax(alone: bool = False, join: Callable[[], None] = lambda: None) -> None:

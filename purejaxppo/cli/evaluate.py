@@ -25,7 +25,7 @@ from purejaxppo.keys import EVALUATION
 from purejaxppo.parallel.runs import over_runs, padded_count
 from purejaxppo.policy.frames import in_gymnasium
 from purejaxppo.policy.load import load_all, seed_index
-from purejaxppo.rundir.files import may_be_replaced, write_json
+from purejaxppo.rundir.files import check_out, write_json
 from purejaxppo.rundir.record import read_record
 from purejaxppo.statistics import Estimate, bootstrap, decimals, interval_text, iqm_over_seeds, return_text
 from purejaxppo.types import TrainState
@@ -53,8 +53,8 @@ def print_evaluation(options: EvaluateOptions) -> None:
     """Evaluate, and print the figures; write them to a file if one is given. Raises: UsageError."""
     if options.greedy and options.sample:
         raise UsageError("greedy and sample exclude each other; pass one of them.")
-    if options.json and not may_be_replaced(Path(options.json)):
-        raise UsageError(f"json = {options.json!r} must be a file in a directory that exists; choose another --json.")
+    if options.json:
+        check_out(Path(options.json), flag="json")
     start_jax()
     result = evaluate_run(options)
     console, rows = plain_console(), results_table(result)

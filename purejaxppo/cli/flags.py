@@ -226,8 +226,7 @@ def with_file(argv: list[str], tables: Collection[str] = ()) -> list[str]:
 def _flags_of_run(path: Path, env: str, overruled: Collection[str]) -> list[str]:
     """The settings of another run as flags, and what it began with: not its seeds, nor where and how it was logged."""
     content = read_config(path)
-    settings, options = content["settings"], content.get("options")
-    begun_from = options.get("init_from") if isinstance(options, dict) else None
+    settings, begun_from = content["settings"], (content.get("options") or {}).get("init_from")
     if not env:
         refuse_code(path, settings["env"])
     known = {"algo", *hyperparameters(), *(field.name for field in dataclasses.fields(Config))}

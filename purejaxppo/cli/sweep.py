@@ -4,27 +4,14 @@ import dataclasses
 import time
 import warnings
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from purejaxppo.cli.command import exit_code, start_jax
-from purejaxppo.cli.flags import flag_name, parse_flags, value_of, with_file
-from purejaxppo.cli.settings import (
-    DEBUG,
-    DETECTED,
-    ENV_AGAIN,
-    GO_ON,
-    NEW_DIRECTORY,
-    PLACE,
-    ResumeOptions,
-    RunOptions,
-    parse_resume,
-    parse_settings,
-)
+from purejaxppo.cli.flags import flag_name, value_of, with_file
+from purejaxppo.cli.settings import DETECTED, GO_ON, NEW_DIRECTORY, PLACE, RunOptions, parse_resume, parse_settings
 from purejaxppo.config import Config
 from purejaxppo.errors import FailedSettingsError, UsageError, plural
 from purejaxppo.experiment.experiment import same_run
@@ -44,6 +31,7 @@ from purejaxppo.sweeps.workers import Worker, divided, write_plan
 
 _PROG = "purejaxppo sweep"
 _TABLES = ("grid", "sample")  # of a TOML file
+_JOINING = {"join", "env", "devices", "debug", "quiet"}  # all that a worker may say of a sweep that is there already
 _ABOUT = "Train one algorithm on many settings × many seeds; those that differ in numbers as one program."
 
 
@@ -106,24 +94,7 @@ class SweepRunOptions(RunOptions):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class JoinOptions:
-    """What a worker may say of a sweep that is there already."""
-
-    join: str = static(dataclasses.MISSING, "the sweep's directory", metavar="DIR")
-    env: str | None = static(None, ENV_AGAIN)
-    devices: int | None = static(None, "devices; others change the last digits", usual="as many as before")
-    debug: bool = static(False, DEBUG)
-    quiet: bool = static(False, "print errors only")
-
-
-class Command(NamedTuple):
-    """What there is to be done."""
-
-    sweep: Sweep
-    devices: list[jax.Device]
-    progress: ProgressLine
-    debug: bool
+Task = tuple[Sweep, list[jax.Device], ProgressLine, bool]  # what there is to be done; whether it is to be debugged
 
 
 def main(argv: list[str]) -> int:
@@ -131,50 +102,67 @@ def main(argv: list[str]) -> int:
 
     def command() -> None:
         with ExitStack() as stack:
-            if out := _shared(argv):
-                found = _joined(argv, out)
-                stack.enter_context(lock_shared(found.sweep.record.directory))
-                summaries, failed = Worker(*found).work()
+            shared, given = _shared(argv), {flag_name(token) for token in argv} - {""}
+            joins = shared is not None and (shared / SWEEP).exists() and given <= _JOINING
+            words = [x.replace("--join", "--resume", 1) if flag_name(x) == "join" and joins else x for x in argv]
+            task = (_resumed if value_of(words, "resume") else _begun)(words, shared, stack)
+            sweep, devices, progress, debug = task
+            if shared:
+                stack.enter_context(lock_shared(shared))
+                summaries, failed = Worker(*task).work()
             else:
-                found = (_resumed if value_of(argv, "resume") else _begun)(argv, stack)
-                steps = plan_sweep(found.sweep, found.devices, found.progress)
-                keep_sizes(found.sweep, steps)
-                found.progress.show(plan_table(found.sweep, steps, len(found.devices)))
-                summaries, failed = run_sweep(found.sweep, steps, found.devices, found.progress, found.debug)
-                write_results(found.sweep, summaries)
-        _tell(found.sweep, summaries, failed, found.progress)
+                steps = plan_sweep(sweep, devices, progress)
+                keep_sizes(sweep, steps)
+                progress.show(plan_table(sweep, steps, len(devices)))
+                summaries, failed = run_sweep(sweep, steps, devices, progress, debug)
+                write_results(sweep, summaries)
+        _tell(sweep, summaries, failed, progress)
 
     return exit_code(command)
 
 
-def _resumed(argv: list[str], stack: ExitStack) -> Command:
-    """One that was interrupted; it is held by `stack`."""
-    again = _parsed_resume(argv)
+def _resumed(argv: list[str], shared: Path | None, stack: ExitStack) -> Task:
+    """One that was interrupted, or that other workers have, too; else it is held by `stack`."""
+    again = parse_resume(argv, _PROG, "sweep", ("total_steps",))
     start_jax()
     progress, out = ProgressLine(plain_console(), again.quiet), Path(again.resume)
-    found = read_sweep(out, progress, again.devices, again.mesh, again.env)
-    stack.enter_context(lock(out))
-    return Command(*found, progress, again.debug)
+    sweep, devices = read_sweep(out, progress, again.devices, again.mesh, again.env)
+    if not shared:
+        stack.enter_context(lock(out))
+    return divided(sweep) if shared else sweep, devices, progress, again.debug
 
 
-def _begun(argv: list[str], stack: ExitStack) -> Command:
-    """A new one; or, with --resume-or-start, one that was interrupted. It is held by `stack`."""
-    config, options, host, chosen = _parsed(argv)
+def _begun(argv: list[str], shared: Path | None, stack: ExitStack) -> Task:
+    """A new one; or one that is there already, with --resume-or-start or several workers, of whom the first writes it.
+
+    That of one process is held by `stack`.
+    """
+    words = with_file(argv, _TABLES)
+    config, options, host, chosen = parse_settings(words, _PROG, _ABOUT, SweepOptions(), SweepRunOptions)
+    if chosen.join and (options.out or options.resume_or_start):
+        raise UsageError("--join DIR is the sweep's directory, begun or not; leave out --out and --resume-or-start.")
     settings = chosen.settings(config, options.seed)
     start_jax()
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    out = Path(options.out or f"runs/sweep-{options.env_in_path}-{options.algo}-{stamp}")
+    out = shared or Path(options.out or f"runs/sweep-{options.env_in_path}-{options.algo}-{stamp}")
     progress = ProgressLine(plain_console(), options.quiet)
-    if options.resume_or_start and (out / SWEEP).exists():
-        sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
-        _same_sweep(sweep, config, options, host, settings, chosen.at_once)
-        stack.enter_context(lock(out))
-    else:
+    there = not shared and options.resume_or_start and (out / SWEEP).exists()
+    if not there:
         devices = choose_devices(options.devices)
         sweep, devices = begin_sweep(config, settings, options.seeds, out, devices, host, chosen.at_once)
-        stack.enter_context(new_directory(out))
-        sweep.write()
-    return Command(sweep, devices, progress, options.debug)
+        if shared:
+            there = not write_plan(sweep := divided(sweep))
+        else:
+            stack.enter_context(new_directory(out))
+            sweep.write()
+    if there:
+        sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
+        _same_sweep(sweep, config, options, host, settings, chosen.at_once)
+        if shared:
+            sweep = divided(sweep)
+        else:
+            stack.enter_context(lock(out))
+    return sweep, devices, progress, options.debug
 
 
 def _shared(argv: list[str]) -> Path | None:
@@ -196,42 +184,6 @@ def _shared(argv: list[str]) -> Path | None:
     if not out:
         raise UsageError(f"{place.processes} processes share a sweep's directory, and there is none; pass --out DIR.")
     return Path(out)
-
-
-def _joined(argv: list[str], out: Path) -> Command:
-    """One that other workers may have, too; the first writes its plan."""
-    again: JoinOptions | ResumeOptions | None = None
-    if value_of(argv, "resume"):
-        again = _parsed_resume(argv)
-    elif (out / SWEEP).exists() and {flag_name(x) for x in argv} - {""} <= {x.name for x in fields(JoinOptions)}:
-        again = parse_flags(JoinOptions, argv, _PROG, "Be one of the workers of a sweep.")
-    if again:
-        start_jax()
-        progress = ProgressLine(plain_console(), again.quiet)
-        mesh = again.mesh if isinstance(again, ResumeOptions) else None
-        sweep, devices = read_sweep(out, progress, again.devices, mesh, again.env)
-        return Command(divided(sweep), devices, progress, again.debug)
-    config, options, host, chosen = _parsed(argv)
-    if chosen.join and (options.out or options.resume_or_start):
-        raise UsageError("--join DIR is the sweep's directory, begun or not; leave out --out and --resume-or-start.")
-    settings = chosen.settings(config, options.seed)
-    start_jax()
-    progress = ProgressLine(plain_console(), options.quiet)
-    devices = choose_devices(options.devices)
-    begun = begin_sweep(config, settings, options.seeds, out, devices, host, chosen.at_once)
-    sweep, devices = divided(begun[0]), begun[1]
-    if not write_plan(sweep):
-        sweep, devices = read_sweep(out, progress, options.devices, env=config.env)
-        _same_sweep(sweep, config, options, host, settings, chosen.at_once)
-    return Command(divided(sweep), devices, progress, options.debug)
-
-
-def _parsed_resume(argv: list[str]) -> ResumeOptions:
-    return parse_resume(argv, _PROG, "sweep", ("total_steps",))
-
-
-def _parsed(argv: list[str]) -> tuple[Config, RunOptions, HostOptions, SweepOptions]:
-    return parse_settings(with_file(argv, _TABLES), _PROG, _ABOUT, SweepOptions(), SweepRunOptions)
 
 
 def _same_sweep(

@@ -15,7 +15,6 @@ from purejaxppo.rundir.files import read_toml
 from purejaxppo.rundir.lock import lock
 from purejaxppo.sweeps.results import run_command
 from purejaxppo.tuning.default_spaces import ABBREVIATIONS, SPACES
-from purejaxppo.tuning.final import Judged
 from purejaxppo.tuning.space import as_toml, default_space, parse_space
 from purejaxppo.tuning.study import read_study
 from purejaxppo.tuning.study_options import StudyOptions, as_dict
@@ -77,8 +76,7 @@ def main(argv: list[str]) -> int:
 
 def _show(result: TuneResult, progress: ProgressLine, begun_from: str) -> None:
     seeds = result.summary["seeds"]
-    judged = Judged(result.summary, result.defaults, result.final_env_steps)
-    progress.show(final_table(judged, result.env_steps))
+    progress.show(final_table(result.summary, result.defaults, result.env_steps, result.final_env_steps))
     if result.defaults is result.summary:
         progress.say("the search has found nothing better than the settings that it began with")
     command = run_command(result.config, len(seeds), seeds[0], begun_from)

@@ -35,10 +35,10 @@ class Case:
     def rows(self) -> int:
         return len(self.run.metrics.update)
 
-    def metric(self, name: str) -> np.ndarray | None:
-        """[seeds, rows]; None if it was not logged, or too rarely."""
-        values = self.run.metrics.columns.get(name)
-        return values if values is not None and self.rows >= FEWEST_ROWS else None
+    def metric(self, name: str) -> np.ndarray:
+        """[seeds, rows]; NaN if it was not logged, or [seeds, 1] if too rarely."""
+        values = self.run.metrics.metric(name)
+        return values if self.rows >= FEWEST_ROWS else np.full((len(values), 1), np.nan)
 
     @property
     def has_critic(self) -> bool:
@@ -58,10 +58,7 @@ class Case:
 
     def median(self, name: str, begin: float = 0.0, end: float = 1.0) -> np.ndarray:
         """[seeds] The median over the rows of a part of the run; NaN where there is none."""
-        values = self.metric(name)
-        if values is None:
-            return np.full(len(self.run.seeds), np.nan)
-        return over_rows(np.nanmedian, values[:, int(begin * self.rows) : max(int(end * self.rows), 1)])
+        return over_rows(np.nanmedian, self.metric(name)[:, int(begin * self.rows) : max(int(end * self.rows), 1)])
 
     @cached_property
     def returns(self) -> np.ndarray:
@@ -121,11 +118,8 @@ class Case:
         metrics = self.run.metrics._replace(seeds=seeds, columns=columns)
         return Case(self.run._replace(seeds=seeds, metrics=metrics, summary=summary), self.probe)
 
-    def none(self) -> np.ndarray:
-        return np.zeros(len(self.run.seeds), bool)
-
     def all(self) -> np.ndarray:
-        return ~self.none()
+        return np.ones(len(self.run.seeds), bool)
 
     def _part(self, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         found = [row[~np.isnan(row)] for row in self.returns]

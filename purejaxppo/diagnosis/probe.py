@@ -83,7 +83,7 @@ def _act(agent: Agent, state: TrainState, steps: int, envs: int) -> tuple[Rollou
     def act(state: TrainState) -> tuple[RolloutState, Transition]:
         start_key, key = jax.random.split(jax.random.key(1))
         begun = begin_episodes(start_key, agent.env, envs)
-        begun = begun._replace(hidden=agent.initial_hidden(begun.obs))
+        begun = begun._replace(hidden=agent.policy.initial_hidden(begun.obs))
         ended, transitions, _ = rollout(key, agent.env, agent.make_policy(state), begun, steps)
         return ended, transitions
 

@@ -1,7 +1,4 @@
-"""How each rule is recognised: a case ↦ its symptom, or None, `at` the rule's thresholds, see `rules.py`.
-
-Those that take a probe alone are in `probe_symptoms.py`.
-"""
+"""How each rule is recognised: a case ↦ its symptom, or None, `at` the rule's thresholds, see `rules.py`."""
 
 from collections.abc import Mapping
 
@@ -19,8 +16,7 @@ def seen(seeds: np.ndarray, evidence: str, update: int | None = None) -> Symptom
 
 def certain(case: Case) -> np.ndarray:
     """[seeds] Whether discrete actions have become sure: such a policy moves no more, whatever is done."""
-    entropy = case.metric("entropy")
-    return case.none() if entropy is None else np.abs(case.median("entropy")) < 0.05 * np.abs(entropy[:, 0])
+    return np.abs(case.median("entropy")) < 0.05 * np.abs(case.metric("entropy")[:, 0])
 
 
 def failed_seeds(case: Case, at: Limits) -> Symptom | None:
@@ -37,10 +33,8 @@ def failed_seeds(case: Case, at: Limits) -> Symptom | None:
 
 def no_episode_ends(case: Case, at: Limits) -> Symptom | None:
     """Not one episode in all of training."""
-    episodes = case.metric("episodes")
-    if episodes is None or case.run.env_steps < at["steps"]:
-        return None
-    return seen(np.sum(episodes, axis=1) == 0, f"episodes is 0 in all {case.run.env_steps:,} steps of a seed")
+    none = (np.sum(case.metric("episodes"), axis=1) == 0) & (case.run.env_steps >= at["steps"])
+    return seen(none, f"episodes is 0 in all {case.run.env_steps:,} steps of a seed")
 
 
 def return_never_changes(case: Case, at: Limits) -> Symptom | None:
@@ -59,21 +53,16 @@ def policy_does_not_move(case: Case, at: Limits) -> Symptom | None:
 
 def one_action(case: Case, at: Limits) -> Symptom | None:
     """No choice from the first update on."""
-    entropy = case.metric("entropy")
     share = np.nan if case.probe is None else case.probe.one_valid_action
     if share > at["share"]:
         return seen(case.all(), f"in {share:.0%} of the states that a fresh policy meets, one action is valid")
-    if entropy is None:
-        return None
-    return seen(over_rows(np.nanmax, np.abs(entropy)) < 1e-6, "entropy is 0 from the first update on")
+    entropy = over_rows(np.nanmax, np.abs(case.metric("entropy")))
+    return seen(entropy < 1e-6, "entropy is 0 from the first update on")
 
 
 def line_search_fails(case: Case, at: Limits) -> Symptom | None:
     """Steps that are not taken."""
-    values = case.metric("accepted")
-    if values is None:
-        return None
-    accepted = over_rows(np.nanmean, values)
+    accepted = over_rows(np.nanmean, case.metric("accepted"))
     return seen(accepted < at["accepted"], f"accepted: a share of {span(accepted)} of the steps")
 
 
@@ -87,7 +76,7 @@ def cg_does_not_converge(case: Case, at: Limits) -> Symptom | None:
 def damping_dominates(case: Case, at: Limits) -> Symptom | None:
     """Most of sᵀ(F + λ)s is λ‖s‖²."""
     norm, kl, damping = case.metric("step_norm"), case.metric("predicted_kl"), case.number("damping")
-    if norm is None or kl is None or case.run.settings.get("region") == "ball":  # which is not damped
+    if case.run.settings.get("region") == "ball":  # which is not damped
         return None
     damped, curved = damping * norm**2, 2 * np.maximum(kl, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -99,8 +88,7 @@ def damping_dominates(case: Case, at: Limits) -> Symptom | None:
 def steps_too_large(case: Case, at: Limits) -> Symptom | None:
     """KL or clip fraction far too high."""
     kl, clipped = case.median("kl", 0.0, 0.75), case.median("clip_fraction", 0.0, 0.75)
-    values = case.metric("kl")
-    worst = kl if values is None else over_rows(np.nanmax, values)
+    worst = over_rows(np.nanmax, case.metric("kl"))
     high = (kl > at["kl"]) | (clipped > at["clip_fraction"]) | (worst > at["worst"])
     clip = "" if np.isnan(clipped).all() else f", clip_fraction {span(clipped)}"
     return seen(high, f"median kl {span(kl)}, at most {span(worst)}{clip}")
@@ -116,8 +104,6 @@ def steps_too_small(case: Case, at: Limits) -> Symptom | None:
 def entropy_collapsed(case: Case, at: Limits) -> Symptom | None:
     """A policy that is certain in the first third of training."""
     entropy = case.metric("entropy")
-    if entropy is None:
-        return None
     first = entropy[:, :1]
     discrete = np.nanmin(entropy, initial=0.0) >= 0
     limit = at["share"] * first if discrete else first - at["nats"] * np.maximum(first, 1.0)
@@ -129,10 +115,7 @@ def entropy_collapsed(case: Case, at: Limits) -> Symptom | None:
 
 def entropy_never_falls(case: Case, at: Limits) -> Symptom | None:
     """As undecided at the end as at the beginning, though the policy moves."""
-    entropy = case.metric("entropy")
-    if entropy is None:
-        return None
-    first, last = entropy[:, 0], case.median("entropy", 0.8)
+    first, last = case.metric("entropy")[:, 0], case.median("entropy", 0.8)
     moves = ~(case.median("kl") < at["kl"])
     high = moves & (last > first - at["share"] * np.abs(first))
     one_choice = (first >= 0) & (first < 0.01)
@@ -142,7 +125,7 @@ def entropy_never_falls(case: Case, at: Limits) -> Symptom | None:
 def stands_still(case: Case, at: Limits) -> Symptom | None:
     """Returns that rose in the first part of a run and no more, while the entropy rises."""
     entropy, known = case.metric("entropy"), ~np.isnan(case.returns)
-    if entropy is None or case.rows < at["rows"]:
+    if case.rows < at["rows"]:
         return None
     begin, end = (int(at[name] * case.rows) for name in ("begin", "end"))
     before = over_rows(np.nanmean, case.returns[:, begin:end])
@@ -192,7 +175,7 @@ def reward_scale(case: Case, at: Limits) -> Symptom | None:
 def advantage_of_a_constant(case: Case, at: Limits) -> Symptom | None:
     """A surrogate that is nil in nearly all updates, and so is its gradient; with a tiny step, only the first is."""
     loss, gradient = case.metric("policy_loss"), case.median("grad_norm")
-    if loss is None or case.metric("accepted") is not None:
+    if "accepted" in case.run.metrics.columns:
         return None
     nil = over_rows(np.nanmean, np.where(np.isnan(loss), np.nan, np.abs(loss) < at["loss"]))
     evidence = (
@@ -274,7 +257,7 @@ def time_limit_as_termination(case: Case, at: Limits) -> Symptom | None:
 def annealed_too_soon(case: Case, at: Limits) -> Symptom | None:
     """A learning rate of nothing before learning began."""
     rate = case.metric("learning_rate")
-    if rate is None or case.run.settings.get("anneal_learning_rate") != "true":
+    if case.run.settings.get("anneal_learning_rate") != "true":
         return None
     least = over_rows(np.nanmin, rate)
     evidence = f"learning_rate {span(rate[:, 0])} → {span(least)}, and nothing was learnt"
@@ -286,3 +269,6 @@ def no_progress(case: Case, at: Limits) -> Symptom | None:
     if np.isnan(case.gain).all():
         return None
     return seen(~case.learnt & ~np.isnan(case.gain), f"episode_return {span(case.early)} → {span(case.late)}")
+
+
+# What a probe of the environment alone can see:

@@ -38,7 +38,8 @@ class BaseEnv(contextlib.AbstractContextManager["BaseEnv"]):
         raise NotImplementedError
 
     def step(self, key: jax.Array, state: EnvState, action: jax.Array) -> Step:
-        raise NotImplementedError
+        """An environment has this method or the next; each is made of the other."""
+        return self.step_with_success(key, state, action)[0]
 
     def step_with_success(self, key: jax.Array, state: EnvState, action: jax.Array) -> tuple[Step, Any]:
         """A step, and whether the episode that it ended was a success, [] bool; () where that is not told."""

@@ -27,9 +27,6 @@ class Wrapper(BaseEnv):
         """The state of `env` within one of the wrapper's."""
         return state
 
-    def step(self, key: jax.Array, state: Any, action: jax.Array) -> Step:
-        return self.step_with_success(key, state, action)[0]
-
     @property
     def failed(self) -> Any:
         return self.env.failed

@@ -12,7 +12,7 @@ from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.parallel.hosts import group
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.logs import discard_others, joined, open_log, together
-from purejaxppo.rundir.metrics import MetricsFile, MetricsTable, Row
+from purejaxppo.rundir.metrics import MetricsFile, MetricsTable, Row, read_metrics
 
 SHOWN = ("episode_return", "eval_return")  # by the progress line, of all members
 
@@ -69,8 +69,10 @@ class BatchLog:
 
     def of_returns(self, i: int, done: int) -> MetricsTable:
         """The training returns of all seeds of the i-th directory; in others than process 0 nothing is in it."""
-        own = self._runs.own_log(i, done)
-        mine = own and [own.update, own.env_steps, own.metric("episode_return")]
+        seeds, mine = self._runs.records[i].seeds[self._runs.own_of(i)], None
+        if seeds:
+            own = read_metrics(self._files[i].path, seeds, done, self._runs.timetable.intervals)
+            mine = [own.update, own.env_steps, own.metric("episode_return")]
         tables = [
             MetricsTable([], update, env_steps, {"episode_return": returns})
             for update, env_steps, returns in filter(None, group().gathered(mine) or [])

@@ -6,7 +6,7 @@ import numpy as np
 
 from purejaxppo.errors import plural
 from purejaxppo.rundir.files import replacing
-from purejaxppo.statistics import FEWEST, iqm_over_seeds
+from purejaxppo.statistics import FEWEST
 
 MOST_POINTS = 100  # a run that goes on has more rows
 
@@ -17,15 +17,13 @@ def learning_curve(path: Path, title: str, env_steps: np.ndarray, returns: np.nd
 
     known = np.flatnonzero(~np.isnan(returns).all(axis=0))
     known = known[np.linspace(0, known.size - 1, min(known.size, MOST_POINTS)).astype(int)]
-    steps, returns = env_steps[known], returns[:, known]
     with plotting.new_figure(6.4, 4.0) as figure:
         axes = figure.subplots()
-        if steps.size:
+        if known.size:
             seeds = len(returns)
             label = f"IQM of {plural(seeds, 'seed')}" if seeds > 1 else "1 seed"
             band = ", 95% bootstrap interval" if seeds >= FEWEST else ""
-            marker = "o" if steps.size == 1 else ""
-            plotting.line_with_band(axes, steps, iqm_over_seeds(returns), plotting.BLUE, label + band, marker=marker)
+            plotting.curve(axes, env_steps[known], returns[:, known], label + band, color=plotting.BLUE, zorder=3)
             axes.legend(loc="best")
         axes.set(title=title, xlabel="environment steps per seed", ylabel="episode return in training")
         axes.set_xlim(left=0)

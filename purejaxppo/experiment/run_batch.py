@@ -20,8 +20,7 @@ from purejaxppo.presets import lacks_preset, settings_of, with_settings
 from purejaxppo.rundir import checkpoint
 from purejaxppo.rundir.learnt import learnt_shapes, read_learnt
 from purejaxppo.rundir.lock import check_claim
-from purejaxppo.rundir.logs import log_name
-from purejaxppo.rundir.metrics import MetricsTable, Row, read_metrics
+from purejaxppo.rundir.metrics import MetricsTable, Row
 from purejaxppo.rundir.record import RunRecord, resume_command
 from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import FailedSeed, Summary, write_summary
@@ -111,13 +110,6 @@ class RunBatch:
         """Which of some members are this process's own, counted from member `first` on."""
         start, stop = max(members.start, self.own.start), min(members.stop, self.own.stop)
         return slice(start - first, max(start, stop) - first)
-
-    def own_log(self, i: int, done: int) -> MetricsTable | None:
-        """The rows of up to `done` updates, of this process's own seeds of the i-th run directory, if it has any."""
-        record, own = self.records[i], self.own_of(i)
-        path = record.directory / log_name(own, len(record.seeds))
-        due = self.timetable.intervals
-        return read_metrics(path, record.seeds[own], done, due) if own.start < own.stop else None
 
     def of_all(self, own: Row) -> dict[str, np.ndarray]:
         """Values of all members from those of each process's; in others than process 0, those of others are missing."""

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 from purejaxppo.parallel.hosts import group
-from purejaxppo.parallel.machine import for_other_thread
 
 
 class Stopped(KeyboardInterrupt):
@@ -48,6 +47,8 @@ class Signals:
         Raises:
             Stopped: a signal came, and it took `patience` seconds more; `left` says what becomes of it.
         """
+        from purejaxppo.parallel.machine import for_other_thread  # and JAX, for which the command line does not wait
+
         future = self._waiting.submit(for_other_thread(work))
         ends = math.inf
         while not wait([future], timeout=0.05).done:

@@ -111,9 +111,11 @@ class PolicyNetwork(Network, kw_only=True):
 
     def _distribution(self, x: Any, features: Any, obs: Observation) -> Any:
         acted = self.action_space
+        mask = obs.get(ACTION_MASK) if isinstance(obs, Mapping) else None
+        if mask is not None and type(x) is distributions.Categorical:  # a module's own
+            x = x.logits
         if not isinstance(x, jax.Array):
             return x
-        mask = obs.get(ACTION_MASK) if isinstance(obs, Mapping) else None
         if isinstance(acted, Discrete):
             return distributions.Categorical(masked(x, mask))
         if isinstance(acted, MultiDiscrete):
@@ -185,11 +187,12 @@ def masked(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jnp.where(mask | ~jnp.any(mask, axis=-1, keepdims=True), logits, distributions.FORBIDDEN)
 
 
-def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, ...]) -> None:
+def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, ...], masked: bool = False) -> None:
     """Hold a module of the user's own, if there is one, against what is asked of it, without running it.
 
     Raises:
-        UsageError: it is no flax module, fails, or returns an array of another shape.
+        UsageError: it is no flax module, fails, returns an array of another shape, or, where actions are `masked`,
+            a distribution that is not known to forbid some.
     """
     if network is None:
         return
@@ -207,6 +210,10 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
         raise UsageError(f"{label} fails on one observation ({reason(error)}).") from error
     if getattr(returned, "shape", shape) != shape:
         raise UsageError(f"{label} returns shape {returned.shape} for one observation; make it {shape}.")
+    if masked and not hasattr(returned, "shape") and type(returned) is not distributions.Categorical:
+        raise UsageError(
+            f"{label} returns {type(returned).__name__}, which no mask can rule; return the logits {shape}."
+        )
     if carried != hidden:
         raise UsageError(f"{label} makes {carried} of the hidden state {hidden}; keep structure, shapes and types.")
 

@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+import resource
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +13,6 @@ from pathlib import Path
 import jax
 
 from purejaxppo.errors import UsageError, reason
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 
 def use_cpu_cores(alone: bool = False) -> None:
@@ -141,8 +137,6 @@ def require_memory(need: int, devices: Sequence[jax.Device], what: str, way: str
 
 def most_open_files() -> int:
     """How many this process may have open beside those that libraries do; its limit is raised as far as may be."""
-    if not resource:
-        return 256
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65_536 if most == resource.RLIM_INFINITY else min(most, 65_536)
     if now != resource.RLIM_INFINITY and now < wanted:
@@ -163,7 +157,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
                 cache = re.search(r"^(?:total_)?inactive_file (\d+)", text_of(group / "memory.stat"), re.MULTILINE)
                 free.append(max(0, int(most[0]) - int(now[0]) + (int(cache[1]) if cache else 0)))
     pages = _words(root / "proc/self/statm")
-    if resource and pages and (most_virtual := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+    if pages and (most_virtual := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         free.append(max(0, most_virtual - int(pages[0]) * resource.getpagesize()))
     return min(free, default=None)
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from purejaxppo.parallel.packing import Packing
+
 # Axes of the device mesh. Their names are ours alone, so that a user's `vmap(axis_name="env")` is none of them.
 RUN_AXIS = "purejaxppo.run"  # on it runs are split
 ENV_AXIS = "purejaxppo.env"  # on it one run's environments are split, and everything else is replicated
@@ -60,24 +62,9 @@ def on_net_axis(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[An
     first, second = jax.jit(first), jax.jit(second)  # that each is traced once, for its shapes and for its work
     no_first, no_second = (jax.tree.map(jnp.zeros_like, jax.eval_shape(fn)) for fn in (first, second))
     made = jax.lax.cond(jax.lax.axis_index(NET_AXIS) == 0, lambda: (first(), no_second), lambda: (no_first, second()))
-    # in one collective, all bits taken for those of float32: whole numbers stay exact, and floats need no kernel
-    words, unravel = ravel_pytree(jax.tree.map(_as_words, made))
-    from_first, from_second = (unravel(x) for x in jax.lax.all_gather(words, NET_AXIS))
-    both = from_first[0], from_second[1]
-    return jax.tree.map(_of_words, both, made)
-
-
-def _wider(dtype: Any) -> Any:
-    """A type of at least 4 bytes that holds all numbers of another exactly."""
-    return dtype if dtype.itemsize >= 4 else jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
-
-
-def _as_words(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x.astype(_wider(x.dtype)), jnp.float32)
-
-
-def _of_words(words: jax.Array, like: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(words, _wider(like.dtype)).astype(like.dtype)
+    packing = Packing(made, 0)  # for one collective, of bits
+    both = packing.unpack(jax.lax.all_gather(packing.pack(made), NET_AXIS))
+    return jax.tree.map(lambda x: x[0], both[0]), jax.tree.map(lambda x: x[1], both[1])
 
 
 def moments(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ from purejaxppo.errors import UsageError, plural
 from purejaxppo.keys import as_data, is_key, stay_apart
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.mesh import ENV_AXIS, NET_AXIS, RUN_AXIS
+from purejaxppo.parallel.vmapping import in_equal_parts
 from purejaxppo.target import compiling_for
 from purejaxppo.types import TrainState
 
@@ -64,12 +65,7 @@ def over_runs(
         ):  # vmapped alone, PPO takes 1.1×: XLA turns the first layer's gradient round
             return jax.lax.map(lambda run: fn(*run, *arguments[own:]), arguments[:own])
         lot = jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)
-        lots = -(-runs // (vmap_size or runs))
-        if lots == 1:
-            return lot(*arguments)
-        parts = jax.tree.map(lambda x: x.reshape(lots, runs // lots, *x.shape[1:]), arguments[:own])
-        results = jax.lax.map(lambda part: lot(*part, *arguments[own:]), parts)
-        return jax.tree.map(lambda x: x.reshape(runs, *x.shape[2:]), results)
+        return in_equal_parts(lambda part: lot(*part, *arguments[own:]), arguments[:own], runs, vmap_size or runs)
 
     def many(*arguments: Any) -> Any:
         own = len(arguments) - shared

@@ -41,19 +41,13 @@ def in_lots(fn: Callable[..., Any], runs: int) -> Callable[..., Any]:
     @mapped.def_vmap
     def lots(axis_size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(args)
-        axes = [0 if batched else None for batched in jax.tree.leaves(in_batched)]
+        all_own = [*zip(jax.tree.leaves(in_batched), leaves, strict=True)]
 
-        def of_leaves(*leaves: Any) -> Any:
-            return fn(*jax.tree.unflatten(structure, leaves))
+        def one_run(own: list[jax.Array]) -> Any:
+            rest = iter(own)
+            return fn(*jax.tree.unflatten(structure, [next(rest) if is_own else x for is_own, x in all_own]))
 
-        together = jax.vmap(of_leaves, in_axes=axes)
-        own = [x for x, axis in zip(leaves, axes, strict=True) if axis == 0]
-
-        def one_lot(part: list[jax.Array]) -> Any:
-            rest = iter(part)
-            return together(*(next(rest) if axis == 0 else x for x, axis in zip(leaves, axes, strict=True)))
-
-        results = _one_by_one(one_lot, own, axis_size, runs)
+        results = in_equal_parts(jax.vmap(one_run), [x for is_own, x in all_own if is_own], axis_size, runs)
         return results, jax.tree.map(lambda _: True, results)
 
     return mapped
@@ -68,10 +62,10 @@ def in_chunks(fn: Callable[[Any], Any], samples: Any, axes: int) -> Any:
     if on_cpu() or max(x.ndim for x in leaves) < axes + 2:
         return fn(samples)
     count, *others = leaves[0].shape[:axes]
-    return _one_by_one(fn, samples, count, max(IMAGES // math.prod(others), 1))
+    return in_equal_parts(fn, samples, count, max(IMAGES // math.prod(others), 1))
 
 
-def _one_by_one(fn: Callable[[Any], Any], tree: Any, count: int, most: int) -> Any:
+def in_equal_parts(fn: Callable[[Any], Any], tree: Any, count: int, most: int) -> Any:
     """`fn` of arrays [count, ...], in the fewest parts of equally many that are at most `most`."""
     parts = next(n for n in range(-(-count // most), count + 1) if count % n == 0)
     if parts == 1:

@@ -55,7 +55,7 @@ def stepper(config: Config, state: TrainState) -> Callable[..., tuple[jax.Array,
     @single_precision
     def step(obs: Observation, key: jax.Array | None = None, hidden: Any = None) -> tuple[jax.Array, Any]:
         with matmul_precision(config.precision):
-            distribution, hidden = policy(obs, agent.initial_hidden(obs) if hidden is None else hidden)
+            distribution, hidden = policy(obs, agent.policy.initial_hidden(obs) if hidden is None else hidden)
         action = distribution.mode() if key is None else distribution.sample(key)
         return environment_action(space, distribution, action), hidden
 

@@ -52,7 +52,7 @@ def export_policy(trained: Trained, out: str | Path) -> float:
     with env, host_failures(env, [trained.seed]), jax.default_matmul_precision("highest"):
         obs = observations(trained)
         # [1000, H] within ±1, as hidden states are but for an LSTM's cell; () if the policy has none
-        rng, initial = np.random.default_rng(trained.seed), Agent.of(trained.config).initial_hidden(obs)
+        rng, initial = np.random.default_rng(trained.seed), Agent.of(trained.config).policy.initial_hidden(obs)
         hidden = jax.tree.map(lambda x: rng.uniform(-1.0, 1.0, x.shape).astype(x.dtype), initial)
         if any(np.any(x != 0) for x in jax.tree.leaves(initial)):
             text = f"{out}: this policy's hidden state does not begin with zeros; give the file its `initialize_carry`."
@@ -92,7 +92,7 @@ def observations(trained: Trained) -> Any:
     @jax.jit
     def explore(key: jax.Array) -> Any:
         start = begin_episodes(key, env, _EPISODES)
-        start = start._replace(hidden=agent.initial_hidden(start.obs))
+        start = start._replace(hidden=agent.policy.initial_hidden(start.obs))
         end, met, _ = rollout(key, env, policy, start, half // _EPISODES)
         jax.vmap(env.release)(end.env)
         return met.obs
@@ -159,7 +159,7 @@ def largest_difference(trained: Trained, obs: Any, action: np.ndarray, carried: 
     else:
         off = _off_in_logits(trained, obs, hidden, action, expected)
     pairs = zip(jax.tree.leaves(carried), jax.tree.leaves(expected_hidden), strict=True)
-    return float(np.max([np.max(off), *(np.max(np.abs(a - b)) for a, b in pairs)]))
+    return float(np.max([np.max(off), *(np.max(np.abs(np.subtract(a, b, dtype=np.float64))) for a, b in pairs)]))
 
 
 def _off_in_logits(trained: Trained, obs: Any, hidden: Any, action: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ def player(config: Config, max_steps: int) -> Callable[[TrainState, jax.Array], 
             env_state, obs, reward, terminated, truncated = env.step(step_key, env_state, bounded)
             return (env_state, obs, hidden), (env_state, reward, terminated | truncated)
 
-        begun = (*start, agent.initial_hidden(start[1]))
+        begun = (*start, agent.policy.initial_hidden(start[1]))
         keys = jax.random.split(play_key, max_steps)
         drawn = keys[step_of_noise(config, jnp.arange(max_steps))]
         with matmul_precision(config.precision):
@@ -118,7 +118,7 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
     """Likewise in `config`'s Gymnasium environment, stepped here. Raises: HostEnvironmentError: its own code failed."""
     from gymnasium.error import DependencyNotInstalled
 
-    from purejaxppo.envs.host.worker import action_masks, flat_mask, make
+    from purejaxppo.envs.host.worker import action_masks, make
 
     wrapped: Any = config.environment
     env: Any = config.replace(frame_stack=1, action_repeat=1).environment
@@ -131,8 +131,7 @@ def gymnasium_frames(config: Config, state: TrainState, keys: jax.Array, max_ste
             raise UsageError(f"env = 'gymnasium/{env.name}' cannot be drawn ({reason(error):.200}).") from error
         seed = int(jax.random.bits(key) >> 1)
         with contextlib.closing(shown), _seeded(seed):
-            own_masks = shown.has_wrapper_attr("action_masks")
-            masks = action_masks(shown) if own_masks else lambda info: flat_mask(info.get("action_mask"))
+            masks = action_masks(shown)
             found, info = shown.reset(seed=seed)
             obs = env.from_gymnasium(found, masks(info))
             obs, steps, total, over, hidden = stack.fill(obs) if stack else obs, 0, 0.0, False, None

@@ -31,7 +31,7 @@ class Look(NamedTuple):
     def line(self) -> dict[str, Any]:
         """Matplotlib's arguments for a line."""
         style = (0, self.dashes) if self.dashes else "solid"
-        return {"colour": self.colour, "linestyle": style, "marker": self.marker, "markeredgecolor": "white"}
+        return {"color": self.colour, "linestyle": style, "marker": self.marker, "markeredgecolor": "white"}
 
 
 class Series(NamedTuple):
@@ -82,7 +82,8 @@ def lines(
         axes = figure.subplots()
         for i, (label, look, x, y) in enumerate(series):
             every = max(1, len(x) // 6)
-            plotting.line_with_band(axes, x, y, **look.line(), label=_text(label), markevery=(i % every, every))
+            axes.fill_between(x, y.low, y.high, color=look.colour, alpha=0.16, linewidth=0)
+            axes.plot(x, y.point, **look.line(), label=_text(label), markevery=(i % every, every), zorder=3)
         if log:
             _log_if_wide(axes, "y", np.concatenate([y.point for *_, y in series]))
         axes.set(xlabel=xlabel, ylabel=ylabel)

@@ -6,11 +6,10 @@ import io
 import json
 import math
 import os
-import re
 import secrets
 import stat
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,12 @@ import jax
 import numpy as np
 
 from purejaxppo.errors import UsageError, reason
+from purejaxppo.fields import without_address
 
 SWEEP = "sweep.json"  # beside the run directories of a sweep
 UNFINISHED = ".unfinished"  # likewise: a directory for each batch of settings under way
 LOG_PARTS = "metrics.*.csv"  # the log of several processes, see `logs.py`
+TUNE = "tune.json"  # beside what a study leaves
 SCORES = "scores.json"  # of a study's trials, in its directory
 LARGEST_FILE = {".json": 2**26, ".csv": 2**29, ".toml": 2**20}  # bytes that are read
 LARGEST_NUMBER = 1e100  # no float32 comes near it; what is beyond counts as missing, so that sums stay finite
@@ -36,24 +37,19 @@ def refuse_links(directory: Path) -> None:
     """
     ours = ["config.json", "metrics.csv", "summary.json", "learning_curve.png", "checkpoints", "tensorboard"]
     ours += ["wandb", "wandb/id", SWEEP, "results.csv", "results.png", UNFINISHED]
-    ours += ["tune.json", SCORES, "study.db", "states", "best", "best.toml", "trials.csv"]
+    ours += [TUNE, SCORES, "study.db", "states", "best", "best.toml", "trials.csv"]
     several = *(directory / "tensorboard").glob("*"), *directory.glob(LOG_PARTS)
     for path in (*(directory / name for name in ours), *several):
         if path.is_symlink() or (path.exists() and not path.is_dir() and not path.is_file()):
             raise UsageError(f"{path} is a link or no file, which none of ours is; put the file itself there.")
 
 
-def check_out(path: Path, suffixes: Iterable[str]) -> None:
-    """Raises: UsageError: no file with one of these suffixes can stand there."""
-    if path.suffix not in suffixes:
-        raise UsageError(f"out = {str(path)!r} must end in {' or '.join(suffixes)}; rename it.")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"out = {str(path)!r} must be a file in a directory that exists; choose another --out.")
-
-
-def may_be_replaced(path: Path) -> bool:
-    """Whether a file can stand there, or a plain one does: no directory, link or device such as /dev/stdout."""
-    return path.parent.is_dir() and (not os.path.lexists(path) or (path.is_file() and not path.is_symlink()))
+def check_out(path: Path, suffixes: Collection[str] = (), flag: str = "out") -> None:
+    """Raises: UsageError: no file with one of these suffixes can stand there; a directory, link or device does, say."""
+    if suffixes and path.suffix not in suffixes:
+        raise UsageError(f"{flag} = {str(path)!r} must end in {' or '.join(suffixes)}; rename it.")
+    if not path.parent.is_dir() or (os.path.lexists(path) and (path.is_symlink() or not path.is_file())):
+        raise UsageError(f"{flag} = {str(path)!r} must be a file in a directory that exists; choose another --{flag}.")
 
 
 @contextmanager
@@ -176,7 +172,7 @@ def to_json(value: Any) -> Any:
         return to_json(np.asarray(value).tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else re.sub(" at 0x[0-9a-f]+", "", repr(value))
+    return value if isinstance(value, str | int | float | bool | None) else without_address(value)
 
 
 def from_json(value: Any) -> Any:

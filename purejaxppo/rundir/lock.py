@@ -5,6 +5,7 @@ the process also claims the directory by a file `.claim.json`, made with O_EXCL,
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -14,14 +15,14 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from purejaxppo.errors import UsageError
 from purejaxppo.parallel.hosts import group
-from purejaxppo.rundir.files import SCORES, SWEEP, UNFINISHED, replacing
+from purejaxppo.rundir.files import SCORES, SWEEP, TUNE, UNFINISHED, replacing
 
 CLAIM = ".claim.json"
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{16}\.(saving\.json|dead)")
@@ -69,48 +70,34 @@ def new_directory(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """Hold a run directory, while entered or until the process ends; and that of its sweep, so that it does not train.
+    """Hold a run directory, while entered or until the process ends; and that of its sweep or study, which then waits.
 
     Raises:
-        UsageError: another process holds it, or the sweep that it is part of, or a run or a batch that is part of it.
+        UsageError: another process holds it, or what it is part of, or a run or a batch that is part of it.
     """
     with ExitStack() as held:
         here, me = _flock(held, out), _claim_of_this_process()
-        while not _take(out, me, _watch(out, here)):
+        while not _take(out, me, _watch({out: here})[out]):
             pass
         held.enter_context(_renewed(out / CLAIM, me))
-        if (sweep := out.resolve().parent).joinpath(SWEEP).exists():
-            _watch(sweep, _flock(held, sweep, shared=True))  # other runs of it may go on, too
-            _refuse_workers(sweep)
-        for claim in (*out.glob(f"*/{CLAIM}"), *out.glob(f"{UNFINISHED}/*/{CLAIM}")):
-            _watch(claim.parent, here)
+        parts = *out.glob(f"*/{CLAIM}"), *out.glob(f"{UNFINISHED}/*/{CLAIM}")
+        places = {claim.parent: here for claim in parts}
+        whole = out.resolve().parent
+        if any((whole / name).exists() for name in (SWEEP, TUNE)):
+            places[whole] = _flock(held, whole, shared=True)  # other runs of it may go on, too
+            for claim in whole.glob(f"{UNFINISHED}/*/{CLAIM}"):  # a worker, which may be training just this run
+                with ExitStack() as looked, suppress(FileNotFoundError):  # deleted by who has finished it
+                    places[claim.parent] = _flock(looked, claim.parent, shared=True)
+        _watch(places)
         yield
-
-
-def _refuse_workers(sweep: Path) -> None:
-    """Raises: UsageError: a worker trains a batch of it, which it holds here; elsewhere it renews its claim."""
-    seen: dict[Path, dict[str, object]] = {}
-    for path in sweep.glob(f"{UNFINISHED}/*/{CLAIM}"):
-        with ExitStack() as held, suppress(FileNotFoundError):  # deleted by who has finished it
-            here, claim = _flock(held, path.parent, shared=True), _read(path)
-            if claim and not (here and claim.get("host") == socket.gethostname()):
-                seen[path] = claim
-    if seen:
-        whom = ", ".join(sorted({_owner(claim) for claim in seen.values()}))
-        warnings.warn(f"{sweep} was trained by {whom:.300}; looking for {DEAD_SECONDS:g} s if they live", stacklevel=5)
-    ends = time.monotonic() + DEAD_SECONDS
-    while seen and time.monotonic() < ends:
-        time.sleep(RENEW_SECONDS / 5)
-        for path, before in seen.items():
-            if _read(path) not in (before, {}):
-                raise _taken(path.parent)
 
 
 @contextmanager
 def lock_shared(sweep: Path) -> Iterator[None]:
     """Hold a sweep's directory together with its other workers. Raises: UsageError: a process holds it alone."""
     with ExitStack() as held:
-        _bury(sweep / CLAIM, _watch(sweep, _flock(held, sweep, shared=True)), secrets.token_hex(8))
+        dead = _watch({sweep: _flock(held, sweep, shared=True)})[sweep]
+        _bury(sweep / CLAIM, dead, secrets.token_hex(8))
         yield
 
 
@@ -137,10 +124,6 @@ def lock_free(directory: Path, seen: dict[Path, tuple[dict[str, object], float]]
 
 def _flock(held: ExitStack, directory: Path, shared: bool = False) -> bool:
     """Whether it is certain now that no other process of this machine has it. Raises: UsageError, one has."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, which has no locks of directories
-        return False
     handle = os.open(directory, os.O_RDONLY)
     held.callback(os.close, handle)
     try:
@@ -261,27 +244,32 @@ def owner_of(directory: Path) -> str:
     return _owner(_read(directory / CLAIM))
 
 
-def _watch(directory: Path, here: bool) -> dict[str, object]:
-    """Return if nobody's claim is on a directory, or it is not renewed any more; and what that says.
+def _watch(places: Mapping[Path, bool]) -> dict[Path, dict[str, object]]:
+    """Return once none of the claims on some directories is renewed any more; and what each says, {} if there is none.
 
-    `here`: it is certain already that it is nobody's on this machine.
+    Of each directory, whether it is certain already that it is nobody's on this machine.
 
     Raises:
-        UsageError: it is renewed.
+        UsageError: one is renewed.
     """
-    seen = _read(directory / CLAIM)
-    if not seen or (here and seen.get("host") == socket.gethostname()):
-        return seen
-    who = _owner(seen)
-    warnings.warn(f"{directory} was last written by {who}; looking for {DEAD_SECONDS:g} s if it lives", stacklevel=4)
+    found, host = {place: _read(place / CLAIM) for place in places}, socket.gethostname()
+    left = [place for place, claim in found.items() if claim and not (places[place] and claim.get("host") == host)]
+    if left:
+        whom = ", ".join(sorted({_owner(found[place]) for place in left}))
+        live = "they live" if "," in whom else "it lives"
+        warnings.warn(
+            f"{left[0]} was last written by {whom:.300}; looking for {DEAD_SECONDS:g} s if {live}", stacklevel=4
+        )
     ends = time.monotonic() + DEAD_SECONDS
-    while time.monotonic() < ends:
+    while left and time.monotonic() < ends:
         time.sleep(RENEW_SECONDS / 5)
-        if (now := _read(directory / CLAIM)) != seen:
-            if not now:
-                return now
-            raise _taken(directory, who)
-    return seen
+        for place in [*left]:
+            if (now := _read(place / CLAIM)) != found[place]:
+                if now:
+                    raise _taken(place, _owner(now))
+                left.remove(place)
+                found[place] = now
+    return found
 
 
 def _owner(claim: dict[str, object]) -> str:

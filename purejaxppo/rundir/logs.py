@@ -107,15 +107,8 @@ def _parts(directory: Path) -> dict[Path, slice]:
 
 def _cover(found: Mapping[Path, slice], count: int) -> dict[Path, slice]:
     """Files that together have each of so many seeds once, in their order; {} if there are none."""
-    whole = {path: own for path, own in found.items() if path.name == WHOLE}
-    if whole:
-        return whole
-    ways: dict[int, Path | None] = {count: None}  # from which on there are files up to the end ↦ the first of them
-    for path, own in sorted(found.items(), key=lambda x: -x[1].start):
-        if own.stop in ways:
-            ways.setdefault(own.start, path)
-    parts, start = dict[Path, slice](), 0
-    while start < count and (first := ways.get(start)):
-        parts[first] = found[first]
-        start = found[first].stop
-    return parts if start == count else {}
+    ways: dict[int, dict[Path, slice]] = {0: {}}  # so many seeds ↦ files of the first so many
+    for path, own in sorted(found.items(), key=lambda x: (x[1].start, x[0].name != WHOLE)):
+        if own.start in ways:
+            ways.setdefault(own.stop, ways[own.start] | {path: own})
+    return ways.get(count, {})

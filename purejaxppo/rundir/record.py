@@ -17,7 +17,7 @@ from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.optimize.optimizers import OPTIMIZERS
 from purejaxppo.presets import preset, settings_of
-from purejaxppo.rundir.files import malformed, read_json, refuse_links, refusing, shown, write_json
+from purejaxppo.rundir.files import TUNE, malformed, read_json, refuse_links, refusing, shown, write_json
 from purejaxppo.stages import FIXED, MOST_STAGES
 
 _PRNGS = ("threefry2x32", "rbg", "unsafe_rbg")
@@ -50,7 +50,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is damaged, or missing; where that is a study's directory, it names the run in it.
     """
-    if path.name == "config.json" and not path.exists() and path.with_name("tune.json").exists():
+    if path.name == "config.json" and not path.exists() and path.with_name(TUNE).exists():
         best = path.parent / "best"
         again = resume_command("tune", path.parent, None)
         way_out = f"pass {best}" if best.is_dir() else f"it has none yet; {again} goes on"
@@ -65,18 +65,29 @@ def read_config(path: Path) -> dict[str, Any]:
             raise malformed(path, f"seeds = {seeds!r:.80} are not different numbers, of which there is at least one")
         if not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
             raise malformed(path, f"seeds = {seeds!r:.80} are not whole numbers in [0, 2³²)")
+        if not isinstance(content.get("options") or {}, dict):
+            raise malformed(path, "options is no object")
         if not isinstance(content["versions"], dict) or not isinstance(content["prng_implementation"], str):
             raise malformed(path, "versions or prng_implementation are missing")
     return content
 
 
+def is_object(env: str) -> bool:
+    """Whether it is what Python calls an environment that was no name but an instance."""
+    return env.startswith("<") or "(" in env
+
+
 def is_code(env: str) -> bool:
     """Whether an environment's name makes Python import a module, which no file may ask for."""
-    return ":" in env or "(" in env
+    return ":" in env and not is_object(env)
 
 
 def refuse_code(path: Path, env: str) -> None:
     """Raises: UsageError: the environment that `path` names is code, which is to be named again by whoever runs it."""
+    if is_object(env):
+        raise UsageError(
+            f"{path}: env = {env!r:.80} was passed as an object; give it again: --env MODULE:CLASS, or env=… in Python."
+        )
     if is_code(env):
         raise UsageError(
             f"{path}: env = {env!r:.80} is code, and a config.json, which may come from others, may not say what is "
@@ -100,6 +111,7 @@ def read_record(
     policy_network: Any = None,
     critic_network: Any = None,
     optimizer: Any = None,
+    *,
     name: str = "config.json",
 ) -> RunRecord:
     """Read config.json, believing nothing in it.
@@ -140,7 +152,7 @@ def read_record(
     algo, named = settings.pop("algo"), settings.pop("env")
     if env is None:
         refuse_code(path, named)
-    if isinstance(env, str) and env != named:
+    if isinstance(env, str) and env != named and not is_object(named):
         raise UsageError(f"env = {env!r} is not the one that this run was trained on, {named!r:.80}; pass that one.")
     try:
         settings = {name: float(x) if x in ("inf", "-inf") else x for name, x in settings.items()}

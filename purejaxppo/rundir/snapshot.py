@@ -14,7 +14,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.keys import as_data, is_key
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import refusing, to_json
-from purejaxppo.rundir.record import usual_settings
+from purejaxppo.rundir.record import is_object, usual_settings
 
 Arrays = dict[str, np.ndarray]  # by path in the tree: "state.policy.params.Dense_0.kernel"
 
@@ -42,8 +42,8 @@ class Snapshot(NamedTuple):
         ours = to_json(settings_of(config) | {"seeds": seeds})
         falls = config.anneal_learning_rate or config.anneal
         mine_to_change = set() if falls else {"total_steps"}  # which a resumed run may raise
-        if not isinstance(config.env, str):
-            mine_to_change |= {"env"}  # given again as an instance, which has no name
+        if not isinstance(config.env, str) or is_object(str(theirs["env"])):
+            mine_to_change |= {"env"}  # given again, and an instance has no name
         # modules of the user's own are given again, too: `like` holds their parameters' shapes
         mine_to_change |= {name for name in ("policy_network", "critic_network") if getattr(config, name) is not None}
         mine_to_change |= set() if isinstance(config.optimizer, str) else {"optimizer"}

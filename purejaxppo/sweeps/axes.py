@@ -171,7 +171,7 @@ def of_python(config: Config, axes: Mapping[str, Any]) -> list[Settings]:
             raise UsageError(f"{name} is static and cannot be an array; pass a list of Python values.")
         else:
             values[name] = [tuple(x) if isinstance(x, list) else x for x in axis]
-    return grid(values) if values else []
+    return grid(values)
 
 
 def label(settings: Settings) -> str:

@@ -61,14 +61,20 @@ def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Tab
     return rows
 
 
+SCORES = ("iqm", "ci_low", "ci_high", "mean", "failed_seeds")
+
+
+def scores_of(summary: Summary) -> list[Any]:
+    """The cells of a table under `SCORES`; NaN becomes an empty one."""
+    final: Any = summary["eval_return"]
+    return [*("" if np.isnan(final[x]) else final[x] for x in SCORES[:-1]), len(summary["failed_seeds"])]
+
+
 def results_csv(sweep: Sweep, summaries: list[Summary]) -> str:
     """A row per setting, in the order of the sweep; NaN becomes an empty cell."""
-    names = ("num_seeds", "iqm", "ci_low", "ci_high", "mean", "failed_seeds", "directory")
-    rows: list[list[Any]] = [[*sweep.settings[0], *names]]
+    rows: list[list[Any]] = [[*sweep.settings[0], "num_seeds", *SCORES, "directory"]]
     for own, summary, name in zip(sweep.settings, summaries, sweep.names, strict=True):
-        failed, final = len(summary["failed_seeds"]), summary["eval_return"]
-        scores = ["" if np.isnan(final[x]) else final[x] for x in ("iqm", "ci_low", "ci_high", "mean")]
-        rows.append([*map(show, own.values()), summary["num_seeds"], *scores, failed, name])
+        rows.append([*map(show, own.values()), summary["num_seeds"], *scores_of(summary), name])
     return csv_text(rows)
 
 

@@ -1,7 +1,6 @@
 """The end of a study: its best settings beside those that it began with, on seeds that no trial had."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 
@@ -11,23 +10,19 @@ from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.record import RunRecord
 from purejaxppo.rundir.summary import Summary, failed_summary, read_summary
-from purejaxppo.sweeps.execution import Sweep, file_names, plan_sweep, run_sweep
+from purejaxppo.sweeps.execution import Sweep, plan_sweep, run_sweep
 
 BEST, DEFAULTS = "best", "defaults"  # the run directories
 
 
-class Judged(NamedTuple):
-    """What the final runs came to."""
-
-    best: Summary
-    defaults: Summary  # `best` itself, where the study has found nothing better than what it began with
-    env_steps: int  # that they trained for, all seeds
-
-
 def judge(
     record: RunRecord, best: Config, devices: list[jax.Device], progress: ProgressLine, debug: bool = False
-) -> Judged:
+) -> tuple[Summary, Summary, int]:
     """Train the best settings and the study's own on the seeds of its record, as one program if only numbers differ.
+
+    Returns:
+        What came of the best, and of the study's own: the same where it has found nothing better. And the environment
+        steps that they trained for, all seeds.
 
     Raises:
         UsageError: the best settings have failed.
@@ -36,8 +31,6 @@ def judge(
     out, seeds, ours, usual = record.directory, record.seeds, settings_of(best), settings_of(record.config)
     names = [name for name, value in ours.items() if value != usual[name]]
     runs = {BEST: best, DEFAULTS: record.config} if names else {BEST: best}
-    if names and "summary.json" in file_names(out / BEST) and not (out / DEFAULTS).exists():
-        del runs[BEST]  # which an older version has trained alone
     settings = [{name: settings_of(config)[name] for name in names or ["gamma"]} for config in runs.values()]
     sweep = Sweep(record, settings, called=tuple(runs))
     options = HostOptions.of(record.options)
@@ -48,7 +41,7 @@ def judge(
         raise failed[0]
     defaults = tuned
     if names:
-        why = str(failed.get(len(runs) - 1, ""))
+        why = str(failed.get(1, ""))
         defaults = read_summary(out / DEFAULTS, seeds) or failed_summary(record.config, seeds, why)
     trained = [tuned, defaults] if names else [tuned]
-    return Judged(tuned, defaults, sum(x["env_steps"] for x in trained) * len(seeds))
+    return tuned, defaults, sum(x["env_steps"] for x in trained) * len(seeds)

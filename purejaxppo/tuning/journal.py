@@ -22,8 +22,6 @@ from purejaxppo.rundir.manifest import digest
 from purejaxppo.rundir.snapshot import Arrays
 from purejaxppo.tuning.search import Lot, Search
 
-TUNE = "tune.json"
-
 
 class Journal:
     """The lots of a study that are trained, and the states of its trials."""

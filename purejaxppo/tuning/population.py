@@ -16,7 +16,8 @@ from purejaxppo.tuning.space import Dimension, Space
 
 TRUNCATION = 0.2  # of the population, at either end: the worst copy the best
 FACTORS = (0.8, 1.2)  # by one of which a copied number is multiplied
-OWN = ("key", "rollout.", "reward_normalizer.discounted_return")  # what a member keeps when it copies another
+EPISODES = ("rollout.", "reward_normalizer.discounted_return")
+OWN = ("key", *EPISODES)  # what a member keeps when it copies another
 
 
 class Population(Search):
@@ -85,7 +86,10 @@ def exploit_and_explore(
     few = max(1, int(TRUNCATION * len(scores)))
     parents, new = np.arange(len(scores)), [dict(own) for own in settings]
     for member in ranked[:few]:
-        parents[member] = rng.choice(ranked[-few:])
+        better = rng.choice(ranked[-few:])
+        if scores[better] == scores[member]:  # all are alike
+            continue
+        parents[member] = better
         parent = settings[parents[member]]
         new[member] = {name: perturbed(rng, space[name], parent[name]) for name in space}
     return parents, new
@@ -101,8 +105,20 @@ def perturbed(rng: np.random.Generator, dimension: Dimension, value: Any) -> Any
 
 
 def inherited(own: Arrays, parent: Arrays) -> Arrays:
-    """The state of a member that goes on from another: networks, moments and normalisers are the parent's."""
-    return {path: own[path] if path.startswith(OWN) else x for path, x in parent.items()}
+    """The state of a member that goes on from another: networks, moments and normalisers are the parent's.
+
+    Where a seed had failed, its episodes are the parent's, too: its own may be those that it failed in.
+    """
+    failed = own["failure.cause"] > 0  # [seeds]
+
+    def of(path: str, x: np.ndarray) -> np.ndarray:
+        if not path.startswith(OWN):
+            return x
+        if not path.startswith(EPISODES):
+            return own[path]
+        return np.where(failed.reshape(-1, *(1,) * (x.ndim - 1)), x, own[path])
+
+    return {path: of(path, x) for path, x in parent.items()}
 
 
 def scheduled(config: Config, trial: Trial, rungs: Rungs) -> Config:

@@ -49,16 +49,17 @@ class Rungs(NamedTuple):
         """The environment steps per seed of so many updates."""
         return self.updates(rung, per_update) * per_update
 
-    def goes_on(self, score: float, all_scores: list[float]) -> bool:
-        """Whether a trial leaves a rung upwards, by the scores of all that have come there so far, its own among them.
+    def goes_on(self, number: int, all_scores: dict[int, float]) -> bool:
+        """Whether a trial leaves a rung upwards, by the scores of all that have come there so far, by their numbers.
 
         `halving` keeps the best 1 in `factor` (asynchronous successive halving: Li et al., 2020, arXiv:1810.05934),
-        and always the best; `median` those not below the median (Golovin et al., 2017).
+        and always the best, of equals the earlier; `median` those not below the median (Golovin et al., 2017).
         """
+        score = all_scores[number]
         if not np.isfinite(score):
             return False
-        known = [x for x in all_scores if np.isfinite(x)]
+        known = {other: x for other, x in all_scores.items() if np.isfinite(x)}
         if self.pruner == "halving":
-            better = sum(x > score for x in known)
+            better = sum((x, -other) > (score, -number) for other, x in known.items())
             return better < max(1, len(all_scores) // self.factor)
-        return score >= float(np.median(known))
+        return score >= float(np.median([*known.values()]))

@@ -131,23 +131,20 @@ class Search:
         last = len(self.rungs.steps)
         trained, self._trained = sorted(self._trained, key=lambda trial: trial.number), []
         for trial in trained:
-            rivals = [other.scores[trial.rung - 1] for other in self.trials if other.rung >= trial.rung]
+            rivals = {x.number: x.scores[trial.rung - 1] for x in self.trials if x.rung >= trial.rung}
             if math.isfinite(trial.score):
                 trial.asked.report(trial.score, self.rungs.steps[trial.rung - 1])
             if not math.isfinite(trial.score):
                 self._end(trial, FAILED)
             elif trial.rung == last:
                 self._end(trial, FINISHED)
-            elif not self.rungs.goes_on(trial.score, rivals):
+            elif not self.rungs.goes_on(trial.number, rivals):
                 self._end(trial, STOPPED)
 
     def _end(self, trial: Trial, status: str) -> None:
-        from optuna.trial import TrialState
-
-        states = {FINISHED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, FAILED: TrialState.FAIL}
         trial.status = status
         with quiet_optuna():
-            self.study.tell(trial.asked, trial.score if status == FINISHED else None, states[status])
+            self.study.tell(trial.asked, *outcome(trial))
 
     def _fill(self) -> None:
         """Give free places to new trials, as long as at least one trial can still be trained to its end.
@@ -207,11 +204,11 @@ class Search:
     def _shown(self, trial: Trial) -> Any:
         from optuna.trial import TrialState, create_trial
 
-        ended = {FINISHED: TrialState.COMPLETE, FAILED: TrialState.FAIL}
-        state = ended.get(trial.status, TrialState.PRUNED if trial.scores else TrialState.RUNNING)
-        known = {step: x for step, x in zip(self.rungs.steps, trial.scores, strict=False) if math.isfinite(x)}
+        value, state = outcome(trial)
+        known = dict(zip(self.rungs.steps, trial.scores, strict=False))
+        if trial.status == FAILED:  # which TPE would ignore, and ask for more; pruned without a score is the worst
+            state, known = TrialState.PRUNED, {}
         about = {"params": trial.asked.params, "distributions": trial.asked.distributions}
-        value = trial.score if state == TrialState.COMPLETE else None
         return create_trial(state=state, value=value, intermediate_values=known, **about)
 
     def _lots(self, trials: list[Trial]) -> list[Lot]:
@@ -257,6 +254,15 @@ class Search:
         each = trial.config.steps_per_update
         steps = self.rungs.env_steps(rung, each) - self.rungs.env_steps(trial.rung, each)
         return self.options.seeds_per_trial * steps
+
+
+def outcome(trial: Trial) -> tuple[float | None, Any]:
+    """The value and the state that Optuna is told; under way, a trial that has come to a rung is as if it had ended."""
+    from optuna.trial import TrialState
+
+    states = {FINISHED: TrialState.COMPLETE, FAILED: TrialState.FAIL}
+    state = states.get(trial.status, TrialState.PRUNED if trial.scores else TrialState.RUNNING)
+    return trial.score if trial.status == FINISHED else None, state
 
 
 def _leading(trial: Trial) -> tuple[float, float, int]:

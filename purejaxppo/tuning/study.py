@@ -14,10 +14,9 @@ from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.parallel.devices import choose_devices
 from purejaxppo.presets import with_settings
-from purejaxppo.rundir.files import from_json, malformed, read_json, refusing
+from purejaxppo.rundir.files import TUNE, from_json, malformed, read_json, refusing
 from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.record import RunRecord, read_record, write_record
-from purejaxppo.tuning.journal import TUNE
 from purejaxppo.tuning.population import Population
 from purejaxppo.tuning.search import Search
 from purejaxppo.tuning.space import Space, combinations, default_space, parse_space, plain
@@ -77,27 +76,20 @@ def plan_study(
 
 
 def read_study(
-    directory: Path,
-    progress: ProgressLine,
-    devices: int | Sequence[jax.Device] | None = None,
-    env: Any = None,
-    policy_network: Any = None,
-    critic_network: Any = None,
-    optimizer: Any = None,
+    directory: Path, progress: ProgressLine, devices: int | Sequence[jax.Device] | None = None, *own: Any
 ) -> tuple[Study, list[jax.Device]]:
-    """One that was interrupted; its environment, networks and optimiser again, if they are the user's own.
+    """One that was interrupted; its `own` environment, networks and optimiser again, as `read_record` takes them.
 
     Raises:
         UsageError: its tune.json is damaged, or cannot work here.
     """
     path = directory / TUNE
-    record = read_record(directory, env, policy_network, critic_network, optimizer, TUNE)
+    record = read_record(directory, *own, name=TUNE)
     with refusing(path):
         about = read_json(path)["tune"]
         if not isinstance(about["lot_size"], int) or not 0 < about["lot_size"] <= 10**5:
             raise malformed(path, "lot_size is no number of trials")
-        reserved = about.get("reserved", 0)  # older versions trained the best settings beyond the budget
-        if not isinstance(reserved, int) or reserved < 0:
+        if not isinstance(reserved := about["reserved"], int) or reserved < 0:
             raise malformed(path, "reserved is no number of steps")
         try:
             options = StudyOptions(**about["options"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from purejaxppo.errors import UsageError, reason
-from purejaxppo.tuning.search import FAILED, FINISHED, RUNNING, Search, Trial, quiet_optuna
+from purejaxppo.tuning.search import RUNNING, Search, Trial, outcome, quiet_optuna
 
 NAME = "study.db"
 
@@ -28,38 +28,36 @@ class StudyFile:
                 self.study = optuna.create_study(
                     storage=url, study_name=name, direction="maximize", load_if_exists=True
                 )
-            self._known = len(self.study.get_trials(deepcopy=False))
+            self.study.get_trials(deepcopy=False)  # they can be read
         except Exception as error:  # of SQLAlchemy, Alembic and Optuna
             raise self._refused(reason(error)) from error
         self._settled: set[int] = set()  # trials that have ended and are written
 
-    def update(self, search: Search) -> None:
-        """Write what is new of each trial. Raises: UsageError: the file holds other trials."""
+    def update(self, search: Search) -> str:
+        """Write what is new of each trial; returns why that cannot be done now, if so: the next call tries again.
+
+        Raises:
+            UsageError: the file holds other trials.
+        """
+        from optuna.trial import TrialState, create_trial
+
         try:
             with quiet_optuna():
-                self._add(search.trials)
+                for trial in search.trials[len(self.study.get_trials(deepcopy=False)) :]:
+                    about = {"params": trial.asked.params, "distributions": trial.asked.distributions}
+                    self.study.add_trial(create_trial(state=TrialState.RUNNING, **about))
                 there = self.study.get_trials(deepcopy=False)
                 for trial in search.trials:
                     if trial.number not in self._settled:
                         self._write(trial, there[trial.number], search.rungs.steps)
         except UsageError:
             raise
-        except Exception as error:
-            raise self._refused(reason(error)) from error
-
-    def _add(self, trials: list[Trial]) -> None:
-        from optuna.trial import TrialState, create_trial
-
-        for trial in trials[self._known :]:
-            asked = trial.asked
-            self.study.add_trial(
-                create_trial(state=TrialState.RUNNING, params=asked.params, distributions=asked.distributions)
-            )
-        self._known = max(self._known, len(trials))
+        except Exception as error:  # locked by who reads it, say
+            return f"{self.path} is not up to date ({reason(error):.200}); training goes on"
+        return ""
 
     def _write(self, trial: Trial, there: Any, rungs: tuple[int, ...]) -> None:
         from optuna.trial import Trial as Handle
-        from optuna.trial import TrialState
 
         if there.params != trial.asked.params:
             raise self._refused(f"its trial {trial.number} has other settings")
@@ -71,11 +69,7 @@ class StudyFile:
             return
         if not there.state.is_finished():
             handle.set_user_attr("env_steps", trial.env_steps)
-            if trial.status == FINISHED:
-                self.study.tell(trial.number, trial.score)
-            else:
-                failed = trial.status == FAILED or not math.isfinite(trial.score)
-                self.study.tell(trial.number, state=TrialState.FAIL if failed else TrialState.PRUNED)
+            self.study.tell(trial.number, *outcome(trial))
         self._settled.add(trial.number)
 
     def _refused(self, why: str) -> UsageError:

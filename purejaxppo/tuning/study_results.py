@@ -13,10 +13,11 @@ from purejaxppo.errors import plural, reason
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.files import csv_text, replacing, write_text
 from purejaxppo.rundir.record import RunRecord
+from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import decimals, interval_text, probability_of_improvement, return_text
 from purejaxppo.sweeps.axes import show
-from purejaxppo.sweeps.results import beyond_preset
-from purejaxppo.tuning.final import BEST, DEFAULTS, Judged
+from purejaxppo.sweeps.results import SCORES, beyond_preset, scores_of
+from purejaxppo.tuning.final import BEST, DEFAULTS
 from purejaxppo.tuning.search import Search, quiet_optuna
 from purejaxppo.tuning.space import toml_value
 
@@ -38,13 +39,13 @@ def trials_table(search: Search, most: int = 5) -> Table:
     return rows
 
 
-def final_table(final: Judged, search_steps: int) -> Table:
+def final_table(best: Summary, defaults: Summary, search_steps: int, final_steps: int) -> Table:
     """The figures that are reported: best settings and those before, on seeds that had no part in choosing them."""
-    summaries = [final.best, final.defaults]
+    summaries = [best, defaults]
     finals: list[Any] = [summary["eval_return"] for summary in summaries]
     digits = decimals(*(final["per_seed"] for final in finals))
-    seeds = plural(final.best["num_seeds"], "seed")
-    title = f"{final.best['algo']} on {final.best['env']}, {seeds} that no trial had"
+    seeds = plural(best["num_seeds"], "seed")
+    title = f"{best['algo']} on {best['env']}, {seeds} that no trial had"
     rows = Table(title=title, title_justify="left")
     for name in ("final return", "tuned", "as begun"):
         rows.add_column(name, justify="left" if name == "final return" else "right", no_wrap=True)
@@ -59,19 +60,15 @@ def final_table(final: Judged, search_steps: int) -> Table:
         rows.add_row("P(tuned is better)", return_text(better.point, 2), "")
         rows.add_row("95% interval", interval_text(better.low, better.high, 2), "")
     rows.add_row("steps of the search", f"{search_steps:,}", "")
-    rows.add_row("steps of these runs", f"{final.env_steps:,}", "")
+    rows.add_row("steps of these runs", f"{final_steps:,}", "")
     return rows
 
 
-def write_final(out: Path, final: Judged) -> None:
+def write_final(out: Path, best: Summary, defaults: Summary) -> None:
     """results.csv: the best settings and those that the study began with, a row each; NaN becomes an empty cell."""
-    names = ("iqm", "ci_low", "ci_high", "mean")
-    rows: list[list[Any]] = [["directory", "num_seeds", "env_steps", *names, "failed_seeds"]]
-    for directory, summary in ((BEST, final.best), (DEFAULTS, final.defaults)):
-        scores = [summary["eval_return"][name] for name in names]  # type: ignore[literal-required]
-        known = ["" if math.isnan(x) else x for x in scores]
-        failed = len(summary["failed_seeds"])
-        rows.append([directory, summary["num_seeds"], summary["env_steps"], *known, failed])
+    rows: list[list[Any]] = [["directory", "num_seeds", "env_steps", *SCORES]]
+    for directory, summary in ((BEST, best), (DEFAULTS, defaults)):
+        rows.append([directory, summary["num_seeds"], summary["env_steps"], *scores_of(summary)])
     write_text(out / "results.csv", csv_text(rows))
 
 

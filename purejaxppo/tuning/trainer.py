@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from purejaxppo.config import Config
-from purejaxppo.errors import UsageError
 from purejaxppo.experiment.loop import PATIENCE
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.program import Program, compile_program
@@ -19,11 +17,10 @@ from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.signals import Signals, Stopped
 from purejaxppo.experiment.timetable import chunk_updates
-from purejaxppo.keys import as_data, is_key
 from purejaxppo.parallel.runs import laid_out
 from purejaxppo.rundir.learnt import read_learnt
 from purejaxppo.rundir.record import RunRecord
-from purejaxppo.rundir.snapshot import Arrays, flatten, leaves_by_path
+from purejaxppo.rundir.snapshot import Arrays, Snapshot, flatten
 from purejaxppo.types import Learnt
 
 _NEVER = 10**9  # updates
@@ -75,13 +72,12 @@ class Trainer:
             lambda: program.init(runs.keys, runs.swept, runs.learnt), patience=0.0, left=self.way_out
         )
         if states is not None:
-            together = {path: np.concatenate([own[path] for own in states])[runs.rows] for path in states[0]}
-            state = _restored(together, state)
+            together = {f"state.{path}": np.concatenate([own[path] for own in states])[runs.rows] for path in states[0]}
+            keys, directory = dict.fromkeys(together, self.record.prng), self.record.directory / "states"
+            state = laid_out(Snapshot(together, keys, {}, directory).state(state), state)
         state = self._advance(program, runs, state, done, until)
         count, size, members = len(configs), len(self.seeds), len(runs.members)
-        played = self.signals.wait(
-            lambda: jax.device_get(program.final(state, runs.swept)), patience=0.0, left=self.way_out
-        )
+        played = self.signals.wait(lambda: jax.device_get(program.final(state, runs.swept)), PATIENCE, self.way_out)
         sick = np.asarray(jax.device_get(state.failure.update))[:members] > 0  # frozen: what it last was is no result
         returns = np.where(sick[:, None], np.nan, np.asarray(played.returns[:members], np.float64))
         arrays = flatten(state)
@@ -129,18 +125,3 @@ class Trainer:
             program.check_fit(self.devices, "all trials of a lot", "--places, --seeds-per-trial or --num-envs")
             self.programs[static] = program
         return self.programs[static]
-
-
-def _restored(kept: Arrays, fresh: Any) -> Any:
-    """Arrays [runs, ...] by path as a state laid out as the `fresh` one is. Raises: UsageError: they are none."""
-    found: list[Any] = []
-    for path, like in leaves_by_path(fresh).items():
-        x: Any = kept.get(path, np.zeros(0))
-        wanted = jax.eval_shape(as_data, like)
-        if (x.shape, x.dtype) != (wanted.shape, wanted.dtype):
-            raise UsageError(
-                f"states: {path} is {x.dtype}{list(x.shape)} and must be {wanted.dtype}{list(wanted.shape)}; they are "
-                "another study's: begin anew in another --out."
-            )
-        found.append(jax.random.wrap_key_data(jnp.asarray(x), impl=jax.random.key_impl(like)) if is_key(like) else x)
-    return laid_out(jax.tree.unflatten(jax.tree.structure(fresh), found), fresh)

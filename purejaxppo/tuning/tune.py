@@ -17,14 +17,14 @@ from purejaxppo.experiment.experiment import seed_list
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.signals import Signals, Stopped
-from purejaxppo.rundir.files import read_toml
+from purejaxppo.rundir.files import TUNE, read_toml
 from purejaxppo.rundir.lock import lock, new_directory
 from purejaxppo.rundir.record import resume_command
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import return_text
 from purejaxppo.sweeps.axes import Settings, traced
 from purejaxppo.tuning.final import judge
-from purejaxppo.tuning.journal import TUNE, Journal
+from purejaxppo.tuning.journal import Journal
 from purejaxppo.tuning.population import inherited, scheduled
 from purejaxppo.tuning.search import Search, Trial
 from purejaxppo.tuning.study import Study, plan_study, read_study, same_study
@@ -133,12 +133,10 @@ def run_study(study: Study, devices: list[jax.Device], progress: ProgressLine, d
     progress.show(trials_table(search))
     progress.say(f"training trial {best.number}, and what the study began with, on seeds that no trial had")
     config = scheduled(record.config, best, search.rungs)
-    final = judge(record, config, devices, progress, debug)
+    tuned, defaults, steps = judge(record, config, devices, progress, debug)
     columns = write_results(out, search, config, record, progress.warn)
-    write_final(out, final)
-    return TuneResult(
-        config, best.settings, final.best, final.defaults, columns, search.env_steps, final.env_steps, out
-    )
+    write_final(out, tuned, defaults)
+    return TuneResult(config, best.settings, tuned, defaults, columns, search.env_steps, steps, out)
 
 
 def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) -> Search:
@@ -171,12 +169,14 @@ def run_search(study: Study, devices: list[jax.Device], progress: ProgressLine) 
             done, until = (search.rungs.updates(k, configs[0].steps_per_update) for k in (lot.rung, lot.rung + 1))
             trained = trainer.train(lot.trials[0].static, configs, done, until, before or None)
             try:
-                written.result()
+                if why := written.result():
+                    progress.warn(why)
             finally:  # what others read may be out of order; what was trained counts
                 journal.add(search, lot, trained.returns, trained.evaluation_steps, trained.states)
             if signals.received:
                 raise Stopped(signals.received, f"{again} goes on")
-        file.update(search)
+        if why := file.update(search):
+            progress.warn(why)
         journal.forget(search)
     return search
 

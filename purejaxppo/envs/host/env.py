@@ -87,11 +87,8 @@ class HostEnv(BaseEnv):
         state = _as_one_batch(self._open)(_seed(key))
         return state, state.start
 
-    def step(self, key: jax.Array, state: HostState, action: jax.Array) -> Step:
-        """`key` seeds the episode after this one, if this step ends it."""
-        return self.step_with_success(key, state, action)[0]
-
     def step_with_success(self, key: jax.Array, state: HostState, action: jax.Array) -> tuple[Step, Any]:
+        """`key` seeds the episode after this one, if this step ends it."""
         where = (state.pool, state.slot, state.ended)
         outcome = _as_one_batch(self._step)(where, _seed(key), action)
         reached, start, reward, terminated, truncated, *success = outcome
@@ -293,11 +290,7 @@ def _close_all(pools: dict[int, Pool]) -> None:
         pools.popitem()[1].close()
 
 
-class _NotTwice(logging.Filter):
-    """JAX logs what callbacks raise, with a traceback, beside raising it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], HostEnvironmentError))
-
-
-logging.getLogger("jax._src.callback").addFilter(_NotTwice())
+# JAX logs what callbacks raise, with a traceback, beside raising it
+logging.getLogger("jax._src.callback").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], HostEnvironmentError))
+)

@@ -128,27 +128,28 @@ class Pool:
                 with contextlib.suppress(BrokenPipeError):  # its process has ended: `_wait_for` says so
                     os.write(worker.ask, b".")
             for worker in self._workers:
-                self._wait_for(worker, self._step_timeout if todo == STEP else max(self._step_timeout, SILENT_SECONDS))
+                self._wait_for(worker)
             self._check_finite()
         except BaseException:
             self.close()
             raise
 
-    def _wait_for(self, worker: _Process, seconds: float) -> None:
-        """Until it answers. Raises: EnvironmentBrokenError, also if one environment takes more than so many seconds."""
-        at, ready = -1, select.poll()
+    def _wait_for(self, worker: _Process) -> None:
+        """Until it answers. Raises: EnvironmentBrokenError, also if one environment takes too long."""
+        at, ready, limit = (-1, SKIP), select.poll(), math.inf
         silent_at = ends = math.inf
         ready.register(worker.answer, select.POLLIN)
-        while not ready.poll(1000.0 * min(1.0, SILENT_SECONDS, seconds)):
-            if at != (at := self._at_work(worker)):  # the one before has answered
-                silent_at, ends = (time.monotonic() + limit for limit in (SILENT_SECONDS, seconds))
+        while not ready.poll(1000.0 * min(1.0, SILENT_SECONDS, self._step_timeout)):
+            index = self._at_work(worker)
+            if at != (at := (index, int(self.arrays["do"][index]))):  # what was asked before is done
+                limit = self._step_timeout if at[1] == STEP else max(self._step_timeout, SILENT_SECONDS)
+                silent_at, ends = (time.monotonic() + seconds for seconds in (SILENT_SECONDS, limit))
             if worker.process.poll() is not None and not ready.poll(0):
                 said = b""  # not an end of file: processes that it started may hold the pipe open
                 break
             if time.monotonic() > ends:
-                raise self.broken(
-                    self._at_work(worker), f"did not answer within step_timeout = {self._step_timeout:g} s"
-                )
+                what = "a reset, for which it has" if limit != self._step_timeout else "step_timeout ="
+                raise self.broken(self._at_work(worker), f"did not answer within {what} {limit:g} s")
             if time.monotonic() > silent_at:
                 silent_at = math.inf
                 self._warn_of_silence(worker)
@@ -188,17 +189,17 @@ class Pool:
 
     def close(self) -> None:
         """Let the workers close their environments, and end them, and what those have started."""
-        for worker in self._workers:
+        workers, self._workers = self._workers, []  # at once: another thread may close them, too
+        for worker in workers:
             os.close(worker.ask)  # which asks them to
         ends = time.monotonic() + gymnasium_worker.CLOSE_SECONDS
-        for worker in self._workers:
+        for worker in workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(max(0.0, ends - time.monotonic()))
             with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left
                 os.killpg(worker.process.pid, signal.SIGKILL)
             worker.process.wait()
             os.close(worker.answer)
-        self._workers = []
 
 
 def _nameless() -> Any:

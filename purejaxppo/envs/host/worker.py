@@ -130,6 +130,7 @@ class Slot:
 
     def __init__(self, index: int, env: Any, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
         self.index, self._env, self._command = index, env, arrays["commands"][index]
+        self._do = arrays["do"][index, ...]
         self._ends = [arrays[name][index, ...] for name in ("reward", "terminated", "truncated")]
         dtype, shape = about["action"]
         self._action = self._command[WORDS:].view(dtype).reshape(shape)
@@ -152,6 +153,7 @@ class Slot:
             if terminated or truncated:
                 if self._success is not None:
                     self._success[...] = bool(info.get("is_success"))  # one that lacks it was none
+                self._do[...] = RESET  # which may take longer
                 self.reset()
         for row, x in zip(self._ends, (reward, terminated, truncated and not terminated), strict=True):
             row[...] = x
@@ -213,7 +215,7 @@ def mask_shape(env: Any, info: Mapping[str, Any]) -> tuple[int, ...] | None:
 def action_masks(env: Any) -> Any:
     """info ↦ which actions are valid, of an environment that tells it beside the observation."""
     if not env.has_wrapper_attr("action_masks"):
-        return lambda info: flat_mask(info["action_mask"])
+        return lambda info: flat_mask(info.get("action_mask"))
     masks = env.get_wrapper_attr("action_masks")
     return lambda info: flat_mask(masks())
 
