@@ -14,7 +14,7 @@ from purejaxppo.envs.check import check_env
 from purejaxppo.envs.registry import make_env
 from purejaxppo.envs.wrappers import wrapped
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import check_fields, meant, number, static, without_address
+from purejaxppo.fields import check_fields, did_you_mean, meant, number, static, without_address
 from purejaxppo.kernels.choice import KERNELS, check_kernels
 from purejaxppo.networks.heads import ACTION_DISTRIBUTIONS
 from purejaxppo.networks.recurrent import RECURRENT, is_recurrent
@@ -139,9 +139,10 @@ class Config(struct.PyTreeNode):
             algo = type(settings.get("algo", PPO()))
             ours = unknown if hasattr(algo, unknown) and unknown in others else meant(unknown, [*own, *others])
             if ours in others and not hasattr(algo, ours):
-                algo = ALGORITHMS[others[ours][0]]
-            kind = f"algo={algo.__name__}({ours}=…)" if ours in others else ours
-            hint = f"did you mean {kind}?" if ours else f"there are: {', '.join(own)}."
+                algo = ALGORITHMS[next((x for x in ("ppo", "trpo") if x in others[ours]), others[ours][0])]
+            hint = did_you_mean(unknown, own) or f"there are: {', '.join(own)}."
+            if ours in others:
+                hint = f"did you mean algo={algo.__name__}({ours}=…)?"
             raise UsageError(f"{unknown!r:.80} is not a setting of Config; {hint}")
         return super().__new__(cls)
 
@@ -243,3 +244,12 @@ class Config(struct.PyTreeNode):
     def check_mesh(self, env: int, net: int) -> None:
         """Refuse `env` × `net` devices, on the axes of those names, if they cannot share a run. Raises as `check`."""
         check_mesh(self, env, net)
+
+
+def as_config(config: Any) -> Config:
+    """What is a `Config`. Raises: UsageError: it is something else."""
+    if not isinstance(config, Config):
+        raise UsageError(
+            f"config = {config!r:.80} is no Config; pass Config(env=…, algo=TRPO()), or preset('trpo', env)."
+        )
+    return config

@@ -20,16 +20,17 @@ _ELSEWHERE = {  # what Stable-Baselines3, CleanRL, rejax, brax and purejaxrl cal
     "anneal_learning_rate": "anneal_lr lr_schedule",
     "num_envs": "n_envs n_env num_environments num_parallel_envs",
     "num_steps": "n_steps unroll_length rollout_length rollout_steps horizon steps_per_env num_rollout_steps",
-    "total_steps": "total_timesteps num_timesteps n_timesteps timesteps max_steps total_env_steps num_env_steps",
+    "total_steps": "total_timesteps num_timesteps n_timesteps timesteps max_steps total_env_steps num_env_steps "
+    "max_iterations",
     "num_epochs": "n_epochs update_epochs num_updates_per_batch epochs ppo_epochs n_critic_updates num_sgd_iter",
     "num_minibatches": "n_minibatch n_minibatches num_mini_batch num_mini_batches",
     "minibatch_size": "batch_size mini_batch_size",
-    "optimizer": "use_rms_prop",
+    "optimizer": "use_rms_prop rms_prop",
     "optimizer_eps": "adam_eps rms_prop_eps",
     "gamma": "discount discounting discount_factor",
     "gae_lambda": "lambda lam gae_lam td_lambda",
     "clip_eps": "clip_range clip_coef clip_epsilon clip_ratio clipping_epsilon clip_param eps_clip",
-    "value_clip_eps": "clip_range_vf clip_vloss vf_clip_param value_clip",
+    "value_clip_eps": "clip_range_vf clip_vloss vf_clip_param value_clip use_clipped_value_loss",
     "entropy_coef": "ent_coef entropy_cost entropy_coeff entropy_loss_coef ent_coeff",
     "value_coef": "vf_coef vf_coeff value_loss_coef critic_coef",
     "max_grad_norm": "grad_clip max_gradient_norm clip_grad_norm grad_norm",
@@ -42,10 +43,11 @@ _ELSEWHERE = {  # what Stable-Baselines3, CleanRL, rejax, brax and purejaxrl cal
     "backtrack_factor": "line_search_shrinking_factor backtrack_coeff",
     "max_backtracks": "line_search_max_iter backtrack_iters",
     "normalize_advantages": "normalize_advantage norm_adv standardize_advantages",
-    "normalize_observations": "norm_obs normalize_obs normalize_env normalize",
+    "normalize_observations": "norm_obs normalize_obs normalize_env normalize actor_obs_normalization",
     "normalize_rewards": "norm_reward normalize_reward",
     "reward_scale": "reward_scaling",
-    "hidden_sizes": "net_arch hidden_layer_sizes hidden_size layers policy_hidden_layer_sizes policy_kwargs",
+    "hidden_sizes": "net_arch hidden_layer_sizes hidden_size layers policy_hidden_layer_sizes policy_kwargs policy "
+    "actor_hidden_dims",
     "critic_hidden_sizes": "value_hidden_layer_sizes critic_hidden_dims",
     "activation": "activation_fn act_fn",
     "initialization": "ortho_init orthogonal_init",
@@ -60,12 +62,38 @@ _ELSEWHERE = {  # what Stable-Baselines3, CleanRL, rejax, brax and purejaxrl cal
     "num_seeds": "n_seeds seeds",
     "env": "env_id env_name environment gym_id task",
     "algo": "algorithm method agent",
-    "out": "output output_dir out_dir logdir log_dir save_path",
+    "reinforce": "vpg pg vanilla_pg policy_gradient",
+    "out": "output output_dir out_dir logdir log_dir save_path exp_name experiment_name run_name",
     "tensorboard": "tensorboard_log track_tensorboard",
     "wandb": "track use_wandb",
     "wandb_project": "wandb_project_name project",
     "config": "file config_file",
 }
+
+
+_NOWHERE = {  # what other libraries, or habits, have a setting for, and what is to be done here
+    "device cuda use_cuda gpu use_gpu cpu": 'JAX takes the GPU if it was installed by pip install -e ".[cuda]"; '
+    "JAX_PLATFORMS=cpu keeps it off.",
+    "save_model save_agent": "each run is saved in its directory, see --out.",
+    "capture_video record_video render_mode": "purejaxppo render DIR films a trained policy.",
+    "verbose": "progress is shown unless you pass --quiet.",
+    "lr_scheduler schedule_type": "--anneal-learning-rate lets it fall to 0.",
+}
+_OF_RUNS = {"seed", "seeds", "num_seeds", "n_seeds"}
+
+
+class Hyperparameters(struct.PyTreeNode):
+    """A dataclass of an algorithm's numbers and choices, which are given by name."""
+
+    def __new__(cls, *values: Any, **given: Any) -> "Hyperparameters":
+        """Raises: UsageError: a name that it does not have, or a value without a name."""
+        own = [field.name for field in dataclasses.fields(cls)]
+        if values:
+            raise UsageError(f"{cls.__name__}({values[0]!r:.40}): name each setting: {cls.__name__}({own[0]}=…).")
+        for unknown in given.keys() - {*own}:
+            hint = did_you_mean(unknown, own) or f"its own are: {', '.join(own)}; all others are Config's."
+            raise UsageError(f"{unknown!r:.80} is not a setting of {cls.__name__}; {hint}")
+        return super().__new__(cls)
 
 
 def number(default: float | None, interval: str, help: str) -> Any:
@@ -125,6 +153,8 @@ def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None
         valid = isinstance(x, numbers.Integral if whole else numbers.Real) and not isinstance(x, bool)
         if not valid or not _within(x, interval):
             kind = "a whole number" if whole else "a number"
+            if whole and isinstance(x, float) and x.is_integer():
+                way_out = f"write {int(x)}."
             raise UsageError(f"{field.name} = {x!r:.80} must be {kind} in {interval}; {way_out}")
 
 
@@ -169,6 +199,12 @@ def without_address(value: Any) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], spelling: bool = True) -> str:
-    """`meant`, as a question."""
-    ours = meant(name, known, spelling)
+    """`meant`, as a question; or what is to be done where there is no such setting here."""
+    plain, names = name.lstrip("-").replace("-", "_").lower(), [*known]
+    for others, way in _NOWHERE.items():
+        if plain in others.split():
+            return way
+    if plain in _OF_RUNS and not any("seed" in each for each in names):
+        return "seeds are no setting: pass run_experiment(config, seeds=8), or vmap make_train(config) over keys."
+    ours = meant(name, names, spelling)
     return f"did you mean {ours}?" if ours else ""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from purejaxppo.algorithms import ALGORITHMS
+from purejaxppo.algorithms import ALGORITHMS, hyperparameters
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.fields import did_you_mean
@@ -138,9 +138,11 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
     Raises:
         UsageError: an unknown algorithm or setting; the settings' values are judged by `Config.check`.
     """
+    if not isinstance(algo, str):
+        raise UsageError(f"algo = {algo!r:.80} is not a name; pass 'trpo', say, or make Config(env=…, algo=TRPO()).")
     if algo not in ALGORITHMS:
         hint = did_you_mean(algo, ALGORITHMS) or "choose one."
-        hint += " A rule of your own gets its name in purejaxppo.ALGORITHMS."
+        hint += " An algorithm of your own is known by the name that you give it in purejaxppo.ALGORITHMS."
         if algo.lower() in _OFF_POLICY:
             hint = "off-policy methods are not here: see Stable-Baselines3 or rejax."
         raise UsageError(f"algo = {algo!r:.80} is not one of: {', '.join(ALGORITHMS)}; {hint}")
@@ -148,7 +150,9 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
     own = {field.name for field in dataclasses.fields(ALGORITHMS[algo])}  # type: ignore[arg-type]
     chosen = {**preset_of(algo, env), **settings}
     for unknown in chosen.keys() - known - own:
-        hint = did_you_mean(unknown, known | own) or f"its own are: {', '.join(sorted(own))}."
+        owners = hyperparameters().get(unknown)
+        hint = f"it is one of {' and '.join(owners)}." if owners else did_you_mean(unknown, known | own)
+        hint = hint or f"its own are: {', '.join(sorted(own))}."
         raise UsageError(f"{unknown!r:.80} is not a setting of {algo}; {hint}")
     try:
         algorithm = ALGORITHMS[algo](**{name: value for name, value in chosen.items() if name in own})

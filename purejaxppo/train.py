@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
 from purejaxppo.agent import Agent
-from purejaxppo.config import Config
+from purejaxppo.config import Config, as_config
 from purejaxppo.errors import UsageError
 from purejaxppo.evaluation import evaluate
 from purejaxppo.evolve import evolve
@@ -58,7 +58,7 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
     Raises:
         UsageError: the config cannot work.
     """
-    config.check()
+    as_config(config).check()
 
     @single_precision
     def train(key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -105,7 +105,7 @@ def init(config: Config, key: jax.Array, learnt: Learnt | None = None) -> TrainS
     Raises:
         UsageError: `key` is not one PRNG key, or devices cannot share a run, see `Config.check_mesh`.
     """
-    config.check_mesh(shards(), shards(NET_AXIS))
+    as_config(config).check_mesh(shards(), shards(NET_AXIS))
     agent = Agent.of(config)
     key, policy_key, critic_key, env_key, kernel_key = jax.random.split(as_key(key), 5)
     num_envs = config.num_envs // shards()

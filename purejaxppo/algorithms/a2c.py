@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
-from flax import struct
 
 from purejaxppo.advantages import standardize
-from purejaxppo.fields import number, static
+from purejaxppo.fields import Hyperparameters, number, static
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.policy_gradient import policy_gradient_step
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
-class A2C(struct.PyTreeNode):
+class A2C(Hyperparameters):
     """Advantage actor-critic, the synchronous form of A3C (Mnih et al., 2016, arXiv:1602.01783).
 
     One step of Adam per batch along mean(∇ log π(a|s) · A + c · ∇H(π(·|s))), A by GAE.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.fields import number, static
+from purejaxppo.fields import Hyperparameters, number, static
 from purejaxppo.types import Metrics, Params
 
 
@@ -19,7 +19,7 @@ class CEMState(struct.PyTreeNode):
     generation: jax.Array  # [] int32
 
 
-class CEM(struct.PyTreeNode):
+class CEM(Hyperparameters):
     """The cross-entropy method (Rubinstein, 1999) with decreasing noise (Szita and Lőrincz, 2006).
 
     Members are drawn from N(μ, σ²_g) with a diagonal covariance, σ²_g = σ² + ε² max(1 - g/G, 0) in generation g. The

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from purejaxppo.fields import number, static
+from purejaxppo.fields import Hyperparameters, number, static
 from purejaxppo.precision import matmul_precision
 from purejaxppo.types import Metrics, Params
 
@@ -31,7 +31,7 @@ class CMAESState(struct.PyTreeNode):
     generation: jax.Array  # [] int32
 
 
-class CMAES(struct.PyTreeNode):
+class CMAES(Hyperparameters):
     """CMA-ES (Hansen, 2016, arXiv:1604.00772, appendix A), with its default strategy parameters.
 
     Members are m + σ N(0, C). m moves to the weighted mean of the better half; C learns from the weighted yᵢyᵢᵀ of all

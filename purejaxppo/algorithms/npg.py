@@ -5,18 +5,17 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from purejaxppo.advantages import standardize
 from purejaxppo.algorithms.trpo import TRPO
-from purejaxppo.fields import number, static
+from purejaxppo.fields import Hyperparameters, number, static
 from purejaxppo.optimize.local_model import local_model
 from purejaxppo.optimize.natural_gradient import natural_gradient_step
 from purejaxppo.precision import PRECISIONS, matmul_precision
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
-class NPG(struct.PyTreeNode):
+class NPG(Hyperparameters):
     """Natural policy gradient (Kakade, 2001), its step normalised (Rajeswaran et al., 2017, arXiv:1703.02660, eq. 5).
 
     θ ← θ + √(2δ / xᵀFx) · x,   F x = g by conjugate gradient, F being the Fisher matrix plus damping · I. The step is

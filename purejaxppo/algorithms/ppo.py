@@ -5,16 +5,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from purejaxppo.advantages import standardize_advantages
-from purejaxppo.fields import limitless, number, static
+from purejaxppo.fields import Hyperparameters, limitless, number, static
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.surrogate import likelihood_ratio, mean_kl
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
-class PPO(struct.PyTreeNode):
+class PPO(Hyperparameters):
     """PPO-clip (Schulman et al., 2017, arXiv:1707.06347, eq. 7).
 
     L = mean min(r A, clip(r, 1-ε, 1+ε) A) + c · H,   r = π(a|s) / π_old(a|s); Adam, K epochs × M minibatches.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from purejaxppo.advantages import standardize_advantages
-from purejaxppo.fields import number, static
+from purejaxppo.fields import Hyperparameters, number, static
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.surrogate import likelihood_ratio, mean_kl
 from purejaxppo.types import Batch, Metrics, Params, Policy
@@ -21,7 +21,7 @@ class PPOPenaltyState(struct.PyTreeNode):
     kl_coef: jax.Array  # [] β
 
 
-class PPOPenalty(struct.PyTreeNode):
+class PPOPenalty(Hyperparameters):
     """PPO with a KL penalty, β fixed or adaptive (Schulman et al., 2017, arXiv:1707.06347, eq. 8).
 
     L = mean(r A - β KL(π_old ‖ π)) + c · H,   r = π(a|s) / π_old(a|s); Adam, K epochs × M minibatches. Then, if

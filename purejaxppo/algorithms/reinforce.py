@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
-from flax import struct
 
 from purejaxppo.advantages import standardize
-from purejaxppo.fields import number, static
+from purejaxppo.fields import Hyperparameters, number, static
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.policy_gradient import policy_gradient_step
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
-class REINFORCE(struct.PyTreeNode):
+class REINFORCE(Hyperparameters):
     """Monte-Carlo policy gradient (Williams, 1992; Sutton and Barto, 2018, eq. 13.11, without their pseudocode's γᵗ).
 
     One step of Adam per batch along mean ∇ log π(a|s) · (G - b(s)); b = V with the baseline, else 0. Where an episode

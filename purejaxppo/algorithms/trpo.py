@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from purejaxppo.advantages import standardize
-from purejaxppo.fields import number, static
+from purejaxppo.fields import Hyperparameters, number, static
 from purejaxppo.optimize.conjugate_gradient import inner
 from purejaxppo.optimize.line_search import backtrack
 from purejaxppo.optimize.local_model import local_model
@@ -18,7 +17,7 @@ from purejaxppo.precision import PRECISIONS, matmul_precision
 from purejaxppo.types import Batch, Metrics, Params, Policy
 
 
-class TRPO(struct.PyTreeNode):
+class TRPO(Hyperparameters):
     """Trust-region policy optimization (Schulman et al., 2015, arXiv:1502.05477, eq. 14 and appendix C).
 
     maximise mean(r A) subject to mean KL(π_old ‖ π) ≤ δ: the natural-gradient step √(2δ / xᵀFx) · x with F x = g,

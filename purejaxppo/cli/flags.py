@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from purejaxppo.algorithms import hyperparameters
+from purejaxppo.algorithms import ALGORITHMS, hyperparameters
 from purejaxppo.cli.command import exit_code
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
@@ -129,7 +130,7 @@ def _reader(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     metavar, read = _READERS[base]
 
     def sizes(words: list[str]) -> tuple[Any, ...]:
-        return tuple(map(read, " ".join(words).replace(",", " ").split()))
+        return tuple(map(read, re.findall(r"[^\s,x]+", " ".join(words))))  # as in --grid, 64x64
 
     return PrimitiveConstructorSpec(
         nargs="*" if several else 1,
@@ -154,6 +155,11 @@ def _parse(kind: type, argv: Sequence[str], prog: str, about: str) -> Any:
     for aside in ("Argument helptext:", "For full helptext"):
         text = text.partition(aside)[0]
     text = text.strip().rstrip(".").removeprefix("Error parsing ").replace(". Expected 1 values", "")
+    stray = text.removeprefix("Unrecognized options: ").partition(" ")[0]
+    if stray.lower() in ("true", "false"):
+        raise UsageError(f"{stray} is no flag, and switches take no value; write --flag for True, --no-flag for False.")
+    if stray in ALGORITHMS:
+        raise UsageError(f"{stray} is no flag; did you mean --algo {stray}?")
     raise UsageError(f"{text}; {prog} --help shows what each flag takes.")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from purejaxppo.config import Config
+from purejaxppo.config import Config, as_config
 from purejaxppo.errors import UsageError, plural
 from purejaxppo.experiment.chunk_report import ChunkReport
 from purejaxppo.experiment.loop import Loop
@@ -21,6 +21,7 @@ from purejaxppo.experiment.program import check_memory
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.timetable import least_rows_every, most_rows
+from purejaxppo.keys import is_key
 from purejaxppo.parallel.devices import choose_devices, threads
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.machine import fingerprint
@@ -108,6 +109,7 @@ def run_experiment(
         HostEnvironmentError: an environment on the host failed; likewise.
         Stopped: SIGTERM or SIGINT, a KeyboardInterrupt; everything is saved.
     """
+    as_config(config)
     seeds, progress = seed_list(seeds, first_seed), progress or ProgressLine(plain_console(), quiet)
     if resume_or_start:
         if out is None:
@@ -231,6 +233,8 @@ def seed_list(seeds: int | Sequence[int], first_seed: int = 0) -> list[int]:
         if not 0 <= first_seed <= 2**32 - seeds:
             raise UsageError(f"seed = {first_seed} must be within 0 … 2³² - num_seeds; the default is 0.")
         return list(range(int(first_seed), int(first_seed + seeds)))
+    if isinstance(seeds, jax.Array) and is_key(seeds):
+        raise UsageError("seeds are whole numbers, not keys; pass 8, or range(8), say.")
     chosen = np.ravel(seeds).tolist()
     valid = all(type(seed) is int and 0 <= seed < 2**32 for seed in chosen)
     if not valid or not 0 < len(chosen) == len({*chosen}) <= MOST_SEEDS:

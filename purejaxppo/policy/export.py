@@ -17,7 +17,7 @@ from purejaxppo.envs.base import BaseEnv, host_failures
 from purejaxppo.errors import UsageError
 from purejaxppo.keys import EXPORT
 from purejaxppo.policy.acting import stepper, unseen
-from purejaxppo.policy.load import Trained
+from purejaxppo.policy.load import Trained, as_trained
 from purejaxppo.precision import single_precision
 from purejaxppo.presets import settings_of
 from purejaxppo.rollout import begin_episodes, rollout
@@ -31,8 +31,10 @@ Act = Callable[[Any, Any], tuple[np.ndarray, Any]]
 
 
 @single_precision
-def export_policy(trained: Trained, out: str | Path) -> float:
-    """Write the greedy policy of a seed to `out`: `.onnx` for ONNX Runtime, `.jax` for `jax.export.deserialize`.
+def export_policy(trained: Trained | str | Path, out: str | Path) -> float:
+    """Write the greedy policy of a seed, or of a run's best, to `out`: `.onnx` for ONNX Runtime, `.jax` for JAX.
+
+    A `.jax` file is read by `jax.export.deserialize`.
 
     The file maps observations as the environment gives them to what it receives: normalisation and clipping are in it,
     as are the numbers that a Gymnasium space starts at, and the rounding of a Box of integers (in the file's float32).
@@ -46,7 +48,7 @@ def export_policy(trained: Trained, out: str | Path) -> float:
         UsageError: `out` cannot be (see `check_name`), or the file's actions are not the policy's.
         HostEnvironmentError: an environment on the host failed.
     """
-    out = Path(out)
+    out, trained = Path(out), as_trained(trained)
     check_name(out)
     env = trained.config.environment
     with env, host_failures(env, [trained.seed]), jax.default_matmul_precision("highest"):

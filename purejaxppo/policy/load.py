@@ -73,6 +73,11 @@ def load(
     return trained(record.config, record.seeds, states, i, snapshot.about["env_steps"])
 
 
+def as_trained(policy: Trained | str | Path) -> Trained:
+    """A policy, or that of a run's directory, see `load`."""
+    return policy if isinstance(policy, Trained) else load(policy)
+
+
 def trained(config: Config, seeds: list[int], states: TrainState, i: int, env_steps: int) -> Trained:
     """The i-th of the states [seeds] of a run."""
     state = jax.tree.map(lambda x: jax.numpy.asarray(x[i]), states)

@@ -15,7 +15,7 @@ import numpy as np
 from purejaxppo.errors import UsageError, reason
 from purejaxppo.keys import RENDERING
 from purejaxppo.policy.frames import Frame, compiled_frames, gymnasium_frames, in_gymnasium
-from purejaxppo.policy.load import Trained
+from purejaxppo.policy.load import Trained, as_trained
 from purejaxppo.rundir.files import check_out, replacing
 from purejaxppo.statistics import return_text
 
@@ -25,7 +25,7 @@ _GIF_MILLISECONDS = 20  # the shortest; browsers slow down what is faster
 
 
 def render(
-    trained: Trained,
+    trained: Trained | str | Path,
     out: str | Path = "policy.gif",
     episodes: int = 1,
     max_steps: int = 1000,
@@ -37,6 +37,7 @@ def render(
     """Film a policy in the environment it was trained in, or in Gymnasium's of the name given.
 
     Args:
+        trained: what `load` returns; or a run's directory, for its best seed.
         out: a .gif or .mp4 file; one that is there is replaced, if the film is complete.
         episodes: how many, one after the other.
         max_steps: at which an episode is cut off.
@@ -54,8 +55,9 @@ def render(
     """
     if episodes < 1:
         raise UsageError(f"episodes = {episodes!r} must be at least 1; pass 1, say.")
-    out, config = Path(out), trained.config.replace(eval_greedy=not sample)
+    out, trained = Path(out), as_trained(trained)
     check_file(out)
+    config = trained.config.replace(eval_greedy=not sample)
     where = gymnasium or config.env_name
     title = f"{config.algo_name} on {where}, seed {trained.seed} after {trained.env_steps:,} steps"
     config = in_gymnasium(config, gymnasium) if gymnasium else config
