@@ -81,7 +81,9 @@ class Config(struct.PyTreeNode):
     anneal: tuple[str, ...] = static((), "the algorithm's own numbers that are annealed so, such as clip_eps")
     stages: tuple[str, ...] = static((), "numbers that change at a step of each seed: '20480 learning_rate=1e-4', say")
     desired_kl: float = number(
-        math.inf, "(0, inf]", "after an update whose KL is not within a factor of 2 of this, change Adam's step by 1.5"
+        math.inf,
+        "(0, inf]",
+        "after an update whose KL was below half of this, multiply the learning rate by 1.5; above twice, divide it",
     )
     max_grad_norm: float = number(None, "(0, inf]", "clip gradients to this global norm; inf does not")
     optimizer: Any = static(
