@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from purejaxppo import PPO, TRPO, Config, UsageError, make_train, preset
+from purejaxppo import PPO, TRPO, Config, UsageError, make_train, preset, run_experiment
 from purejaxppo.__main__ import COMMANDS, front
 from purejaxppo.__main__ import main as command_line
 from purejaxppo._version import __version__
@@ -216,8 +216,33 @@ def test_other_libraries_names_lead_to_ours(name):
 
 
 def test_an_unknown_algorithm_may_be_ones_own():
-    with pytest.raises(UsageError, match=r"A rule of your own gets its name in purejaxppo\.ALGORITHMS"):
+    with pytest.raises(UsageError, match=r"An algorithm of your own is known by the name .* in purejaxppo\.ALGORITHMS"):
         preset("spo", "CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: PPO(clip_range=0.2), "'clip_range' is not a setting of PPO; did you mean clip_eps?"),
+        (lambda: PPO(learning_rate=1e-3), "'learning_rate' is not a setting of PPO; its own are: clip_eps, dual_clip"),
+        (lambda: PPO("MlpPolicy"), "PPO('MlpPolicy'): name each setting: PPO(clip_eps=…)."),
+        (lambda: preset("trpo", clip_eps=0.1), "'clip_eps' is not a setting of trpo; it is one of ppo."),
+        (lambda: preset(TRPO()), "is not a name; pass 'trpo', say, or make Config(env=…, algo=TRPO())."),
+        (lambda: preset("vpg"), "did you mean reinforce?"),
+        (lambda: Config(max_kl=0.2), "did you mean algo=TRPO(max_kl=…)?"),
+        (lambda: Config(num_seeds=4), "seeds are no setting: pass run_experiment(config, seeds=8), or vmap"),
+        (
+            lambda: Config(total_steps=1e5).check(),
+            "total_steps = 100000.0 must be a whole number in [1, 1e15]; write 1",
+        ),
+        (lambda: make_train({"LR": 1e-3}), "config = {'LR': 0.001} is no Config; pass Config(env=…, algo=TRPO()), or"),
+        (lambda: run_experiment("CartPole-v1"), "config = 'CartPole-v1' is no Config; pass Config("),
+        (lambda: run_experiment(Config(), jax.random.key(0)), "seeds are whole numbers, not keys; pass 8, or range(8)"),
+    ],
+)
+def test_habits_from_other_libraries_are_answered_in_python_too(call, told):
+    with pytest.raises(UsageError, match=re.escape(told)):
+        call()
 
 
 def test_a_setting_that_config_does_not_have_is_told_in_one_line():

@@ -359,6 +359,7 @@ def test_an_environment_that_takes_longer_than_its_timeout_ends_the_run():
     env = make_env(f"{CLOCK},terminates=1,how=slow reset,workers=1,step_timeout=0.2")  # which a reset need not keep
     rows, _ = opened(env, [14, 13, 9, 12])
     assert env._host_step(rows)[2].any()
+    env.close()
     env = make_env(f"{CLOCK},fails_at=1,how=rest,workers=1,step_timeout=0.25")  # five of 0.1 s, one after the other
     env._host_step(opened(env, [14, 13, 9, 12, 1])[0])
     env.close()

@@ -130,7 +130,7 @@ def _reader(kind: Any) -> PrimitiveConstructorSpec[Any] | None:
     metavar, read = _READERS[base]
 
     def sizes(words: list[str]) -> tuple[Any, ...]:
-        return tuple(map(read, re.findall(r"[^\s,x]+", " ".join(words))))  # as in --grid, 64x64
+        return tuple(map(read, re.sub(r"(?<=\d)x(?=\d)|,", " ", " ".join(words)).split()))  # as in --grid, 64x64
 
     return PrimitiveConstructorSpec(
         nargs="*" if several else 1,

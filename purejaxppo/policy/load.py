@@ -75,7 +75,7 @@ def load(
 
 def as_trained(policy: Trained | str | Path) -> Trained:
     """A policy, or that of a run's directory, see `load`."""
-    return policy if isinstance(policy, Trained) else load(policy)
+    return load(policy) if isinstance(policy, str | Path) else policy
 
 
 def trained(config: Config, seeds: list[int], states: TrainState, i: int, env_steps: int) -> Trained:
