@@ -162,6 +162,8 @@ def _begun(argv: list[str], shared: Path | None, stack: ExitStack) -> Task:
             sweep = divided(sweep)
         else:
             stack.enter_context(lock(out))
+    if not there and (idle := {flag_name(token).replace("-", "_") for token in argv} & {*settings[0]}):
+        progress.warn(f"{' and '.join(sorted(idle))}: the axis counts, not the flag")
     return sweep, devices, progress, options.debug
 
 

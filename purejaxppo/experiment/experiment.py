@@ -255,6 +255,8 @@ def start_record(
         )
     host = dataclasses.asdict(dataclasses.replace(options, log_interval=interval))
     prng = str(jax.random.key_impl(jax.random.key(0)))
+    if config.on_host and prng != "threefry2x32":
+        raise UsageError(f"jax_default_prng_impl = {prng!r} is not for {config.env!r}; unset JAX_DEFAULT_PRNG_IMPL.")
     return RunRecord(out, config, seeds, host, prng, len(devices), versions(config.env), threads(), fingerprint())
 
 
