@@ -29,6 +29,8 @@ from purejaxppo.envs.host.env import _seed
 from purejaxppo.envs.host.pool import EnvironmentBrokenError
 from purejaxppo.envs.registry import make_env
 from purejaxppo.errors import HostEnvironmentError, UsageError
+from purejaxppo.experiment.experiment import start_record
+from purejaxppo.experiment.options import HostOptions
 from purejaxppo.parallel import devices
 from purejaxppo.policy.export import export_policy
 from purejaxppo.policy.load import trained
@@ -346,6 +348,12 @@ def opened(env, seeds, per_run=None):
     table = np.stack([np.zeros(len(seeds), int), seeds], axis=1)
     pools, slots, ended, start = env._host_open(1, per_run or len(seeds), table)
     return np.stack([slots * 0, pools, slots, ended, slots, slots * 0], axis=1), start
+
+
+def test_keys_that_cannot_be_vmapped_are_refused(tmp_path):
+    config = preset("ppo", CLOCK)
+    with jax.default_prng_impl("rbg"), pytest.raises(UsageError, match="unset JAX_DEFAULT_PRNG_IMPL"):
+        start_record(config, [0, 1], tmp_path, jax.devices()[:1], HostOptions())
 
 
 def test_an_environment_that_takes_longer_than_its_timeout_ends_the_run():

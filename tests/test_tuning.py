@@ -45,6 +45,7 @@ from purejaxppo.tuning.rungs import Rungs
 from purejaxppo.tuning.search import FAILED, FINISHED, RUNNING, STOPPED, Search
 from purejaxppo.tuning.space import as_toml, combinations, default_space, parse_space
 from purejaxppo.tuning.study import read_study
+from purejaxppo.tuning.study_file import StudyFile
 from purejaxppo.tuning.study_options import StudyOptions
 from purejaxppo.tuning.trainer import Trainer
 
@@ -574,6 +575,23 @@ def test_the_space_is_shown_with_its_sources(capsys):
     assert "# rl-zoo" in shown
     assert tomllib.loads(shown)["clip_eps"] == {"low": 0.1, "high": 0.5}
     assert parse_space(Config(algo=PPO()), tomllib.loads(shown))
+
+
+def test_a_study_file_that_somebody_has_locked_is_written_later(tmp_path, monkeypatch):
+    search, _ = searched(by_rate, trials=6)
+    file = StudyFile(tmp_path, "a study")
+
+    def locked(*_):
+        raise OSError("database is locked")
+
+    monkeypatch.setattr(file.study, "add_trial", locked)
+    assert (
+        file.update(search)
+        == f"{tmp_path / 'study.db'} is not up to date (OSError: database is locked); training goes on"
+    )
+    monkeypatch.undo()
+    assert file.update(search) == ""
+    assert [trial.params for trial in file.study.trials] == [trial.asked.params for trial in search.trials]
 
 
 MEMBERS = CONFIG.replace(eval_max_steps=100)  # in which they differ
