@@ -73,7 +73,7 @@ _ELSEWHERE = {  # what Stable-Baselines3, CleanRL, rejax, brax and purejaxrl cal
 
 _NOWHERE = {  # what other libraries, or habits, have a setting for, and what is to be done here
     "device cuda use_cuda gpu use_gpu cpu": 'JAX takes the GPU if it was installed by pip install -e ".[cuda]"; '
-    "JAX_PLATFORMS=cpu keeps it off.",
+    "JAX_PLATFORMS=cpu keeps it off; --devices N takes N of them.",
     "save_model save_agent": "each run is saved in its directory, see --out.",
     "capture_video record_video render_mode": "purejaxppo render DIR films a trained policy.",
     "verbose": "progress is shown unless you pass --quiet.",
@@ -89,7 +89,7 @@ class Hyperparameters(struct.PyTreeNode):
         """Raises: UsageError: a name that it does not have, or a value without a name."""
         own = [field.name for field in dataclasses.fields(cls)]
         if values:
-            raise UsageError(f"{cls.__name__}({values[0]!r:.40}): name each setting: {cls.__name__}({own[0]}=…).")
+            raise UsageError(f"{cls.__name__}({values[0]!r:.40}): name each setting, as in {cls.__name__}(name=…).")
         for unknown in given.keys() - {*own}:
             hint = did_you_mean(unknown, own) or f"its own are: {', '.join(own)}; all others are Config's."
             raise UsageError(f"{unknown!r:.80} is not a setting of {cls.__name__}; {hint}")
@@ -153,7 +153,7 @@ def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None
         valid = isinstance(x, numbers.Integral if whole else numbers.Real) and not isinstance(x, bool)
         if not valid or not _within(x, interval):
             kind = "a whole number" if whole else "a number"
-            if whole and isinstance(x, float) and x.is_integer():
+            if whole and isinstance(x, float) and x.is_integer() and _within(x, interval):
                 way_out = f"write {int(x)}."
             raise UsageError(f"{field.name} = {x!r:.80} must be {kind} in {interval}; {way_out}")
 
@@ -204,7 +204,7 @@ def did_you_mean(name: str, known: Iterable[str], spelling: bool = True) -> str:
     for others, way in _NOWHERE.items():
         if plain in others.split():
             return way
-    if plain in _OF_RUNS and not any("seed" in each for each in names):
+    if plain in _OF_RUNS and not name.startswith("-") and not any("seed" in each for each in names):
         return "seeds are no setting: pass run_experiment(config, seeds=8), or vmap make_train(config) over keys."
     ours = meant(name, names, spelling)
     return f"did you mean {ours}?" if ours else ""

@@ -151,7 +151,8 @@ def preset(algo: str, env: Any = "CartPole-v1", **settings: Any) -> Config:
     chosen = {**preset_of(algo, env), **settings}
     for unknown in chosen.keys() - known - own:
         owners = hyperparameters().get(unknown)
-        hint = f"it is one of {' and '.join(owners)}." if owners else did_you_mean(unknown, known | own)
+        hint = did_you_mean(unknown, known | own, spelling=False)
+        hint = hint or (f"it is one of {' and '.join(owners)}." if owners else did_you_mean(unknown, known | own))
         hint = hint or f"its own are: {', '.join(sorted(own))}."
         raise UsageError(f"{unknown!r:.80} is not a setting of {algo}; {hint}")
     try:

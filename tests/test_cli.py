@@ -225,8 +225,9 @@ def test_an_unknown_algorithm_may_be_ones_own():
     [
         (lambda: PPO(clip_range=0.2), "'clip_range' is not a setting of PPO; did you mean clip_eps?"),
         (lambda: PPO(learning_rate=1e-3), "'learning_rate' is not a setting of PPO; its own are: clip_eps, dual_clip"),
-        (lambda: PPO("MlpPolicy"), "PPO('MlpPolicy'): name each setting: PPO(clip_eps=…)."),
+        (lambda: PPO("MlpPolicy"), "PPO('MlpPolicy'): name each setting, as in PPO(name=…)."),
         (lambda: preset("trpo", clip_eps=0.1), "'clip_eps' is not a setting of trpo; it is one of ppo."),
+        (lambda: preset("trpo", target_kl=0.01), "'target_kl' is not a setting of trpo; did you mean max_kl?"),
         (lambda: preset(TRPO()), "is not a name; pass 'trpo', say, or make Config(env=…, algo=TRPO())."),
         (lambda: preset("vpg"), "did you mean reinforce?"),
         (lambda: Config(max_kl=0.2), "did you mean algo=TRPO(max_kl=…)?"),
@@ -235,6 +236,7 @@ def test_an_unknown_algorithm_may_be_ones_own():
             lambda: Config(total_steps=1e5).check(),
             "total_steps = 100000.0 must be a whole number in [1, 1e15]; write 1",
         ),
+        (lambda: Config(num_envs=-4.0).check(), "num_envs = -4.0 must be a whole number in [1, 1e9]; the default is"),
         (lambda: make_train({"LR": 1e-3}), "config = {'LR': 0.001} is no Config; pass Config(env=…, algo=TRPO()), or"),
         (lambda: run_experiment("CartPole-v1"), "config = 'CartPole-v1' is no Config; pass Config("),
         (lambda: run_experiment(Config(), jax.random.key(0)), "seeds are whole numbers, not keys; pass 8, or range(8)"),

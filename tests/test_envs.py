@@ -19,7 +19,7 @@ from support import by_cost, quick_jit
 
 from purejaxppo import PPO, Config, init, make_train, update_step
 from purejaxppo.distributions import Categorical, DiagonalGaussian, FactoredCategorical
-from purejaxppo.envs.base import adapt
+from purejaxppo.envs.base import BaseEnv, adapt
 from purejaxppo.envs.check import check_env
 from purejaxppo.envs.gymnax import GymnaxEnv
 from purejaxppo.envs.registry import _params, env_names, make_env
@@ -309,6 +309,17 @@ def test_an_environment_of_ones_own_may_tell_its_successes():
 
     Config(env=Off()).check()
     assert adapt(Off()).step_with_success(KEY, *StepCounter().reset(KEY))[1] == ()
+
+
+def test_an_environment_without_a_step_is_told_so():
+    class Still(BaseEnv):
+        observation_space = action_space = Box(-1.0, 1.0, (1,))
+
+        def reset(self, key):
+            return (), jnp.zeros(1)
+
+    with pytest.raises(UsageError, match="has no step; see the guide"):
+        check_env(Still(), "Still()")
 
 
 @pytest.mark.parametrize(

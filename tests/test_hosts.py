@@ -279,7 +279,7 @@ def test_one_process_is_detected_as_such_and_several_as_jax_says(monkeypatch):
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert find_place(None) == Place("node007:61586", 2, 1, local_device=0)
     assert find_place("off") is None
-    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")  # which JAX reads itself
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")  # which `jax.distributed` reads
     assert find_place(None).local_device is None
     monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS")
     monkeypatch.setenv("SLURM_NTASKS", "1")

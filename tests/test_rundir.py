@@ -1,6 +1,7 @@
 """Run directories: how files are replaced, locked and read, and what is said where one is missing or damaged."""
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -34,7 +35,7 @@ from purejaxppo.rundir.checkpoint import read, save
 from purejaxppo.rundir.files import check_out, refuse_links, replacing, to_json, write_json
 from purejaxppo.rundir.lock import check_claim, lock, lock_free, new_directory
 from purejaxppo.rundir.metrics import MetricsFile, read_metrics
-from purejaxppo.rundir.record import env_again, read_record, resume_command, versions, write_record
+from purejaxppo.rundir.record import env_again, is_object, read_record, resume_command, versions, write_record
 from purejaxppo.rundir.snapshot import Snapshot
 from purejaxppo.rundir.summary import read_summary, write_summary
 
@@ -202,6 +203,11 @@ def test_a_run_in_an_environment_that_was_an_object_is_read_again_by_its_class_o
     assert read_record(tmp_path, "environments:Walk").config.env == "environments:Walk"
     assert read_record(tmp_path, Walk()).config.env == Walk()
     assert resume_command("run", tmp_path, repr(Walk())) == f"purejaxppo run --resume {tmp_path}"
+    named = dataclasses.make_dataclass(
+        "Named", [], bases=(Walk,), namespace={"__repr__": lambda _: "Walk"}, frozen=True
+    )
+    assert is_object(to_json(named()))
+    assert not is_object("module:Class,name=a(b)")
 
 
 @pytest.mark.parametrize("name", ["ünï[x]{y}%20d/日本", "a*b?c", "a\\b"])

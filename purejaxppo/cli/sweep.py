@@ -1,6 +1,7 @@
 """The command line: flags, or a TOML file, → one sweep. (In Python, `purejaxppo.sweep` is the function.)"""
 
 import dataclasses
+import os
 import time
 import warnings
 from contextlib import ExitStack
@@ -180,8 +181,9 @@ def _shared(argv: list[str]) -> Path | None:
     words = with_file(argv, _TABLES)
     if not (place := find_place(value_of(words, "distributed") or None, "--join DIR, which asks nobody")):
         return None
-    if place.local_device is not None:
-        jax.config.update("jax_cuda_visible_devices", str(place.local_device))  # as `jax.distributed` would
+    own = os.environ.get("JAX_LOCAL_DEVICE_IDS") or place.local_device
+    if own is not None:
+        jax.config.update("jax_cuda_visible_devices", str(own))  # as `jax.distributed` would, which is not asked here
     out = value_of(argv, "resume") or value_of(words, "out")
     if not out:
         raise UsageError(f"{place.processes} processes share a sweep's directory, and there is none; pass --out DIR.")

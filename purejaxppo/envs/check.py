@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxppo.envs.base import adapt
+from purejaxppo.envs.base import BaseEnv, adapt
 from purejaxppo.errors import OTHERS_ERRORS, UsageError, reason
 from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDiscrete, channels_first
 
@@ -17,6 +17,9 @@ from purejaxppo.spaces import ACTION_MASK, Box, Discrete, MultiBinary, MultiDisc
 def check_env(env: Any, name: str) -> None:
     """Hold an environment against the protocol, without running it. Raises: UsageError: it does not keep to it."""
     env = adapt(env)
+    own = [getattr(getattr(env, each), "__func__", None) for each in ("step", "step_with_success")]
+    if own == [BaseEnv.step, BaseEnv.step_with_success]:  # each would be made of the other
+        raise UsageError(f"env = {name} has no step; see the guide Your own environment.")
     seen, acted = env.observation_space, env.action_space
     _check_spaces(seen, acted)
     key = jax.random.key(0)

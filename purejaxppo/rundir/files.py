@@ -48,7 +48,9 @@ def check_out(path: Path, suffixes: Collection[str] = (), flag: str = "out") -> 
     """Raises: UsageError: no file with one of these suffixes can stand there; a directory, link or device does, say."""
     if suffixes and path.suffix not in suffixes:
         raise UsageError(f"{flag} = {str(path)!r} must end in {' or '.join(suffixes)}; rename it.")
-    if not path.parent.is_dir() or (os.path.lexists(path) and (path.is_symlink() or not path.is_file())):
+    if path.is_symlink():
+        raise UsageError(f"{flag} = {str(path)!r} is a link; name the file itself.")
+    if not path.parent.is_dir() or (path.exists() and not path.is_file()):
         raise UsageError(f"{flag} = {str(path)!r} must be a file in a directory that exists; choose another --{flag}.")
 
 
@@ -172,7 +174,10 @@ def to_json(value: Any) -> Any:
         return to_json(np.asarray(value).tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else without_address(value)
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    text = without_address(value)
+    return text if text.startswith("<") or "(" in text else f"<{text}>"  # no name
 
 
 def from_json(value: Any) -> Any:

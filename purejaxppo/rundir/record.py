@@ -73,8 +73,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def is_object(env: str) -> bool:
-    """Whether it is what Python calls an environment that was no name but an instance."""
-    return env.startswith("<") or "(" in env
+    """Whether it is what `to_json` calls an environment that was no name but an instance."""
+    return env.startswith("<") or "(" in env.partition(",")[0]
 
 
 def is_code(env: str) -> bool:

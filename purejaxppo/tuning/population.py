@@ -82,12 +82,13 @@ def exploit_and_explore(
     Returns:
         Whose state each member goes on from, [members] int, and with which settings.
     """
-    ranked = np.argsort(np.where(np.isfinite(scores), scores, -np.inf), kind="stable")
+    known = np.where(np.isfinite(scores), scores, -np.inf)
+    ranked = np.argsort(known, kind="stable")
     few = max(1, int(TRUNCATION * len(scores)))
     parents, new = np.arange(len(scores)), [dict(own) for own in settings]
     for member in ranked[:few]:
         better = rng.choice(ranked[-few:])
-        if scores[better] == scores[member]:  # all are alike
+        if known[better] == known[member]:  # all are alike
             continue
         parents[member] = better
         parent = settings[parents[member]]

@@ -30,6 +30,10 @@ class StudyFile:
                 )
             self.study.get_trials(deepcopy=False)  # they can be read
         except Exception as error:  # of SQLAlchemy, Alembic and Optuna
+            if "database is locked" in str(error):
+                raise UsageError(
+                    f"{self.path} is locked by another process, which writes it; close that one."
+                ) from error
             raise self._refused(reason(error)) from error
         self._settled: set[int] = set()  # trials that have ended and are written
 
