@@ -1,11 +1,13 @@
 """Studies: what is searched, which trials go on, what they cost, and that stopped ones end as undisturbed ones do."""
 
+import contextlib
 import csv
 import io
 import itertools
 import json
 import math
 import shutil
+import sqlite3
 import tomllib
 from pathlib import Path
 
@@ -592,6 +594,15 @@ def test_a_study_file_that_somebody_has_locked_is_written_later(tmp_path, monkey
     monkeypatch.undo()
     assert file.update(search) == ""
     assert [trial.params for trial in file.study.trials] == [trial.asked.params for trial in search.trials]
+
+
+@pytest.mark.thorough
+def test_a_study_file_that_somebody_writes_is_told_as_locked(tmp_path):
+    StudyFile(tmp_path, "a study")
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UsageError, match="study.db is locked by another process, which writes it; close that one"):
+            StudyFile(tmp_path, "a study")
 
 
 MEMBERS = CONFIG.replace(eval_max_steps=100)  # in which they differ
