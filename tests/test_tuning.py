@@ -601,7 +601,7 @@ def test_a_study_file_that_somebody_writes_is_told_as_locked(tmp_path):
     StudyFile(tmp_path, "a study")
     with contextlib.closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(UsageError, match="study.db is locked by another process, which writes it; close that one"):
+        with pytest.raises(UsageError, match="is locked by another process, which writes it; close that one"):
             StudyFile(tmp_path, "a study")
 
 
