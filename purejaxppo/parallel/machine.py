@@ -14,6 +14,11 @@ from purejaxppo.parallel.devices import text_of
 
 _INSTRUCTION_SETS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "asimd")  # the first that there is
 
+_CONTEXTS = (  # JAX's context managers that say how something is computed
+    *("default_matmul_precision", "threefry_partitionable", "default_prng_impl", "default_device", "enable_x64"),
+    *("debug_nans", "numpy_rank_promotion"),
+)
+
 
 def jax_settings() -> dict[str, str]:
     """Those of JAX that numbers depend on."""
@@ -23,8 +28,7 @@ def jax_settings() -> dict[str, str]:
 
 def for_other_thread(work: Callable[..., Any]) -> Callable[..., Any]:
     """`work`, with what JAX's context managers say here, which JAX keeps for each thread apart."""
-    names = ("default_matmul_precision", "threefry_partitionable", "default_prng_impl", "default_device", "enable_x64")
-    here = {name: getattr(jax.config, f"jax_{name}") for name in (*names, "debug_nans", "numpy_rank_promotion")}
+    here = {name: getattr(jax.config, f"jax_{name}") for name in _CONTEXTS}
 
     def within(*arguments: Any) -> Any:
         with ExitStack() as stack:

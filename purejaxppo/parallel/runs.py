@@ -60,9 +60,8 @@ def over_runs(
     def mapped(*arguments: Any) -> Any:
         own = len(arguments) - shared
         runs = len(jax.tree.leaves(arguments[:own])[0])
-        if (
-            vmap_size == 1 or runs == 1 or not stay_apart(arguments[:own])
-        ):  # vmapped alone, PPO takes 1.1×: XLA turns the first layer's gradient round
+        # vmapped alone, PPO takes 1.1×: XLA turns the first layer's gradient round
+        if vmap_size == 1 or runs == 1 or not stay_apart(arguments[:own]):
             return jax.lax.map(lambda run: fn(*run, *arguments[own:]), arguments[:own])
         lot = jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)
         return in_equal_parts(lambda part: lot(*part, *arguments[own:]), arguments[:own], runs, vmap_size or runs)
