@@ -104,7 +104,11 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     """P(X > Y) + ½ P(X = Y) over all pairs of a score of x [seeds] and one of y [seeds]: Mann and Whitney's U / nm."""
 
     def probability(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return 0.5 + 0.5 * np.sign(x[:, :, None] - y[:, None]).mean(axis=(1, 2))
+        sides = [
+            [np.searchsorted(b, a, side).mean() for side in ("left", "right")]
+            for a, b in zip(x, np.sort(y), strict=True)
+        ]
+        return np.mean(sides, axis=1) / y.shape[1]  # how many of y are below each of x; those that are equal count half
 
     return bootstrap(probability, known(x), known(y))
 

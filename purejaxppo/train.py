@@ -82,7 +82,8 @@ def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[
 
     def period(state: TrainState, length: int) -> tuple[TrainState, tuple[Metrics, Metrics]]:
         state, metrics = scan(update, state, None, length)
-        return state, (metrics, evaluate(config, state, state.key, config.eval_episodes).means())
+        means = evaluate(config, state, state.key, config.eval_episodes).means()
+        return state, (metrics, jax.tree.map(lambda x: jnp.where(state.failure.cause > 0, jnp.nan, x), means))
 
     if not config.eval_interval:
         return scan(update, state, None, num_updates)

@@ -13,11 +13,14 @@ import pytest
 from environments import Position, StepCounter, Walk
 from flax import struct
 from support import arrays, assert_same_bits, by_cost, level_1_jit, quick_jit
+from test_run import RewardTurnsNaN
 
-from purejaxppo import Config, init, update_step
+from purejaxppo import A2C, Config, init, make_train, run_experiment, update_step
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.envs.base import BaseEnv
+from purejaxppo.errors import UsageError
 from purejaxppo.health import CAUSES, cause_of_failure, finite, freeze
+from purejaxppo.rundir.metrics import read_metrics
 from purejaxppo.train import train_updates
 from purejaxppo.types import Failure
 
@@ -442,3 +445,19 @@ def test_observations_of_whole_numbers_are_finite():
     config.check()
     state, metrics = jax.eval_shape(lambda key: update_step(config, init(config, key)), KEYS[0])
     assert metrics["alive"].shape == state.failure.cause.shape == ()
+
+
+@pytest.mark.thorough
+def test_a_seed_that_has_failed_is_evaluated_no_more(tmp_path):
+    """Its policy is frozen: what that would play is no result of the update that a row stands for."""
+    config = Config(env=RewardTurnsNaN(), algo=A2C(), total_steps=64, num_envs=2, num_steps=8, hidden_sizes=(4,))
+    config = config.replace(eval_interval=1, eval_episodes=2, eval_max_steps=5)
+    _, metrics = quick_jit(make_train(config))(jax.random.key(0))
+    alive = np.asarray(metrics["alive"]) > 0
+    assert 0 < alive.sum() < alive.size
+    np.testing.assert_array_equal(np.isfinite(metrics["eval_return"]), alive)
+    options = {"log_interval": 1, "final_episodes": 2}
+    with pytest.raises(UsageError, match="all 2 seeds have turned non-finite"):
+        run_experiment(config, seeds=2, out=tmp_path / "run", options=options)
+    found = read_metrics(tmp_path / "run" / "metrics.csv", [0, 1])
+    np.testing.assert_array_equal(np.isfinite(found.metric("eval_return")), found.metric("alive") > 0)

@@ -535,8 +535,10 @@ def test_what_several_values_decide_has_one_shape(tmp_path):
 
 
 def test_the_best_comes_first_and_of_equals_the_first():
-    summaries = [{"eval_return": {"iqm": x}} for x in (500.0, 500.0, 10.0, np.nan, 700.0)]
-    assert best_first(summaries) == [4, 0, 1, 2, 3]
+    """And those last of which most seeds have failed: their frozen policies may have been good by chance."""
+    scored = ((500.0, 0), (500.0, 0), (10.0, 1), (np.nan, 0), (700.0, 1), (900.0, 2))
+    summaries = [{"eval_return": {"iqm": x}, "num_seeds": 2, "failed_seeds": [{}] * n} for x, n in scored]
+    assert best_first(summaries) == [4, 0, 1, 2, 5, 3]
 
 
 def test_stages_are_one_value_of_an_axis():

@@ -236,15 +236,16 @@ class Loop:
         return saved if self.keep else "nothing is kept without out=DIR"
 
     def _evaluate(self, now: bool) -> dict[str, np.ndarray]:
-        """Means over the episodes of an evaluation at an interval, [own] each; NaN if there is none now."""
+        """Means over the episodes of an evaluation at an interval, [own] each; NaN without one, or after a failure."""
         members = self.runs.own_count
         if not now:
             told = ["eval_success_rate"] if self.config.environment.tells_success else []
             return {name: np.full(members, np.nan) for name in ("eval_return", "eval_length", *told)}
         with self._timed("evaluation"):
-            work = lambda: on_host(self.program.evaluate(self.state, self.runs.swept).means())  # noqa: E731
-            measured = self.signals.wait(work, PATIENCE)
-        return {name: np.asarray(x)[:members] for name, x in measured.items()}
+            evaluate, failure = self.program.evaluate, self.state.failure.cause
+            work = lambda: on_host((evaluate(self.state, self.runs.swept).means(), failure))  # noqa: E731
+            measured, cause = self.signals.wait(work, PATIENCE)
+        return {name: np.where(np.asarray(cause) > 0, np.nan, x)[:members] for name, x in measured.items()}
 
     def _final_evaluation(self) -> dict[str, np.ndarray]:
         """Means over the episodes of the evaluation after training, [members] each."""

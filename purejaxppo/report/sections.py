@@ -42,7 +42,9 @@ class Entry(NamedTuple):
 
 def settings(entries: list[Entry]) -> str:
     """What differs between the runs, and, folded, what does not."""
-    tables = [{**e.run.settings, "seeds": seed_range(e.run.seeds), **e.run.surroundings} for e in entries]
+    alike = len({seed_range(e.run.seeds) for e in entries}) < len({tuple(sorted(e.run.seeds)) for e in entries})
+    name_seeds = (lambda seeds: f"seeds {', '.join(map(str, sorted(seeds)))}") if alike else seed_range
+    tables = [{**e.run.settings, "seeds": name_seeds(e.run.seeds), **e.run.surroundings} for e in entries]
     keys = differing(tables)
     head = ["setting", *(entry.name for entry in entries)]
     rows = [[breakable(key), *(shown(values.get(key, "–"), 200) for values in tables)] for key in keys]
@@ -100,6 +102,8 @@ def final_scores(env: str, entries: list[Entry]) -> str:
         notes.append("In progress: each seed's last return in training, which is not comparable with an evaluation.")
     if any(e.known.size < len(e.run.seeds) for e in entries):
         notes.append("Seeds without a finite score are left out: the aggregate is one of survivors.")
+    if failed := [f"{len(x)} of {e.label}" for e in entries if e.run.summary and (x := e.run.summary["failed_seeds"])]:
+        notes.append(f"Failed seeds count with the policy that they had before they failed: {listed(failed)}.")
     if any(0 < e.known.size < statistics.FEWEST for e in entries):
         notes.append(f"Fewer than {statistics.FEWEST} seeds give no interval.")
     found = table(head, rows, "numbers", env) + paragraph(" ".join(notes), "note")
@@ -188,7 +192,9 @@ def throughput(entries: list[Entry]) -> str:
             cells = [fixed(known["steps_per_second"], 0), *seconds, known["device"]]
         rows.append([entry.name, entry.run.env, str(len(entry.run.seeds)), f"{entry.run.env_steps:,}", *cells])
     head = ["", "environment", "seeds", "steps per seed", "steps per second", "compile s", "run s", "device"]
-    about = "Steps per second: environment steps of all seeds together, without compilation."
+    about = (
+        "Steps per second: environment steps of all seeds together, by the time of the run: with evaluation and saving."
+    )
     return table(head, rows, "numbers") + paragraph(about, "note")
 
 
@@ -207,8 +213,9 @@ def failed_seeds(entries: list[Entry]) -> str:
 def methods() -> str:
     """What a reader needs to judge the numbers."""
     return paragraph(
-        "A score is a seed’s mean return over the evaluation episodes of its final policy. IQM, the interquartile "
-        "mean, is the mean of the middle half of the seeds. Intervals are percentile intervals of "
+        "A score is a seed’s mean return over the evaluation episodes of its final policy; a failed seed’s is the one "
+        "that it had before it failed. IQM, the interquartile mean, is the mean of the middle half of the seeds. "
+        "Intervals are percentile intervals of "
         f"{statistics.RESAMPLES:,} bootstrap resamples of the seeds, drawn with a fixed random seed; fewer than "
         f"{statistics.FEWEST} seeds give none. Few seeds make them too narrow: of normally distributed scores, the "
         "intervals of 3, 5 and 10 seeds hold the truth in some 75%, 90% and 94% of cases. See Agarwal et al., Deep "

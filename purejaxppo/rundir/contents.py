@@ -22,7 +22,7 @@ class RunContents(NamedTuple):
     env: str
     seeds: list[int]
     settings: dict[str, str]  # whole, so that what differs does; to be cut where they are drawn
-    surroundings: dict[str, str]  # versions, PRNG
+    surroundings: dict[str, str]  # versions, PRNG, episodes of the final evaluation
     metrics: MetricsTable
     summary: Summary | None  # None: in progress, or being made longer
 
@@ -48,7 +48,8 @@ def read_contents(directory: Path) -> RunContents:
     mesh = str(options.get("mesh", ""))  # one without env gives the same runs, up to the last digits
     decisive = {"init_from": options.get("init_from"), "mesh": mesh if "env" in mesh else ""}
     settings = {**settings, **{name: x for name, x in decisive.items() if x}}
-    surroundings = content["versions"] | {"PRNG": content["prng_implementation"]}
+    episodes = {"final_episodes": options["final_episodes"]} if "final_episodes" in options else {}
+    surroundings = content["versions"] | {"PRNG": content["prng_implementation"]} | episodes
     metrics, summary = read_log(directory, seeds), read_summary(directory, seeds)
     if summary and metrics.env_steps.size and 0 < summary["env_steps"] < metrics.env_steps[-1]:
         summary = None  # a run that is being made longer; older versions wrote no steps

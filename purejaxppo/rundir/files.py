@@ -206,7 +206,7 @@ def shown(value: Any, limit: int = 60) -> str:
     elif isinstance(value, dict | bool | None):
         text = json.dumps(value)
     elif isinstance(value, float):
-        text = f"{value:.6g}"
+        text = short if float(short := f"{value:.6g}") == value else repr(value)
     else:
         text = str(value) if not isinstance(value, int) or abs(value) < 10 ** min(limit, 60) else "a huge integer"
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: limit + 1])

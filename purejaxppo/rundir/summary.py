@@ -63,9 +63,9 @@ def write_summary(
 ) -> Summary:
     """Write it, and return it; `played` are means [seeds] of the final evaluation, `env_steps` made by each seed."""
     returns = played["eval_return"]
-    middle, low, high = map(float, iqm_over_seeds(returns))
-    known = returns[~np.isnan(returns)]
-    mean, scores = float(known.mean(dtype=np.float64)) if known.size else np.nan, returns.astype(float).tolist()
+    known, scores = returns[np.isfinite(returns)], returns.astype(float).tolist()
+    middle, low, high = map(float, iqm_over_seeds(np.where(np.isfinite(returns), returns, np.nan)))
+    mean = float(known.mean(dtype=np.float64)) if known.size else np.nan
     took = {**seconds, "training": seconds["run"] - seconds["evaluation"] - seconds["saving"]}
     summary: Any = {
         "algo": record.config.algo_name,

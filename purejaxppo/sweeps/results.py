@@ -33,9 +33,10 @@ def plan_table(sweep: Sweep, steps: list[Step], devices: int) -> Table:
 
 
 def best_first(summaries: list[Summary]) -> list[int]:
-    """Settings by the IQM of their final returns, those without any last."""
+    """Settings by the IQM of their final returns; then those of which most seeds failed, then those without any."""
     scores = np.array([summary["eval_return"]["iqm"] for summary in summaries])
-    return np.argsort(np.where(np.isnan(scores), np.inf, -scores), kind="stable").tolist()
+    failed = np.array([2 * len(summary["failed_seeds"]) > summary["num_seeds"] for summary in summaries])
+    return np.lexsort((-scores, failed, np.isnan(scores))).tolist()
 
 
 def results_table(sweep: Sweep, summaries: list[Summary], most: int = 20) -> Table:
