@@ -142,9 +142,10 @@ class Config(struct.PyTreeNode):
             ours = unknown if hasattr(algo, unknown) and unknown in others else meant(unknown, [*own, *others])
             if ours in others and not hasattr(algo, ours):
                 algo = ALGORITHMS[next((x for x in ("ppo", "trpo") if x in others[ours]), others[ours][0])]
-            hint = did_you_mean(unknown, own) or f"there are: {', '.join(own)}."
             if ours in others:
                 hint = f"did you mean algo={algo.__name__}({ours}=…)?"
+            else:
+                hint = did_you_mean(unknown, own) or f"there are: {', '.join(own)}."
             raise UsageError(f"{unknown!r:.80} is not a setting of Config; {hint}")
         return super().__new__(cls)
 

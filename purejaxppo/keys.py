@@ -25,10 +25,18 @@ def is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
+def default_implementation() -> str:
+    """Of the keys that `jax.random.key` makes here."""
+    return str(jax.random.key_impl(jax.random.key(0)))
+
+
 def stay_apart(tree: Any) -> bool:
-    """Whether keys draw under `vmap` what each draws alone. RBG's do not: all numbers come from the first key."""
+    """Whether a tree's keys, or the usual ones if it has none, draw under `vmap` what each draws alone.
+
+    RBG's do not: all numbers come from the first key.
+    """
     implementations = {str(jax.random.key_impl(x)) for x in jax.tree.leaves(tree) if is_key(x)}
-    return (implementations or {str(jax.random.key_impl(jax.random.key(0)))}) == {"threefry2x32"}
+    return (implementations or {default_implementation()}) == {"threefry2x32"}
 
 
 def as_data(x: Any) -> Any:

@@ -1,4 +1,7 @@
-"""How each rule is recognised: a case ↦ its symptom, or None, `at` the rule's thresholds, see `rules.py`."""
+"""How each rule is recognised: a case ↦ its symptom, or None, `at` the rule's thresholds, see `rules.py`.
+
+Those that take a probe alone are in `probe_symptoms.py`.
+"""
 
 from collections.abc import Mapping
 
@@ -269,6 +272,3 @@ def no_progress(case: Case, at: Limits) -> Symptom | None:
     if np.isnan(case.gain).all():
         return None
     return seen(~case.learnt & ~np.isnan(case.gain), f"episode_return {span(case.early)} → {span(case.late)}")
-
-
-# What a probe of the environment alone can see:

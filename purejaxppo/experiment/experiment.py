@@ -21,7 +21,7 @@ from purejaxppo.experiment.program import check_memory
 from purejaxppo.experiment.progress import ProgressLine, plain_console
 from purejaxppo.experiment.run_batch import RunBatch
 from purejaxppo.experiment.timetable import least_rows_every, most_rows
-from purejaxppo.keys import is_key
+from purejaxppo.keys import default_implementation, is_key, stay_apart
 from purejaxppo.parallel.devices import choose_devices, threads
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.machine import fingerprint
@@ -59,7 +59,7 @@ class ExperimentResult:
     def state(self) -> TrainState:
         """The final states [seeds], on the host: all that a checkpoint holds."""
         if group().count > 1 and self.out:
-            prng = str(jax.random.key_impl(jax.random.key(0)))
+            prng = default_implementation()
             return load_all(RunRecord(self.out, self.config, self.seeds, {}, prng, 0, {}))[1]
         return jax.tree.map(lambda x: x[: len(self.seeds)], jax.device_get(self.padded_state))
 
@@ -254,8 +254,8 @@ def start_record(
             f"{most_rows():,} that can be read again; pass --log-interval {least}, or leave it out."
         )
     host = dataclasses.asdict(dataclasses.replace(options, log_interval=interval))
-    prng = str(jax.random.key_impl(jax.random.key(0)))
-    if config.on_host and prng != "threefry2x32":
+    prng = default_implementation()
+    if config.on_host and not stay_apart(()):
         raise UsageError(f"jax_default_prng_impl = {prng!r} is not for {config.env!r}; unset JAX_DEFAULT_PRNG_IMPL.")
     return RunRecord(out, config, seeds, host, prng, len(devices), versions(config.env), threads(), fingerprint())
 

@@ -187,11 +187,11 @@ def masked(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jnp.where(mask | ~jnp.any(mask, axis=-1, keepdims=True), logits, distributions.FORBIDDEN)
 
 
-def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, ...], masked: bool = False) -> None:
+def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, ...], has_mask: bool = False) -> None:
     """Hold a module of the user's own, if there is one, against what is asked of it, without running it.
 
     Raises:
-        UsageError: it is no flax module, fails, returns an array of another shape, or, where actions are `masked`,
+        UsageError: it is no flax module, fails, returns an array of another shape, or, where actions have a mask,
             a distribution that is not known to forbid some.
     """
     if network is None:
@@ -210,7 +210,7 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
         raise UsageError(f"{label} fails on one observation ({reason(error)}).") from error
     if getattr(returned, "shape", shape) != shape:
         raise UsageError(f"{label} returns shape {returned.shape} for one observation; make it {shape}.")
-    if masked and not hasattr(returned, "shape") and type(returned) is not distributions.Categorical:
+    if has_mask and not hasattr(returned, "shape") and type(returned) is not distributions.Categorical:
         raise UsageError(
             f"{label} returns {type(returned).__name__}, which no mask can rule; return the logits {shape}."
         )

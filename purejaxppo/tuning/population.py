@@ -16,8 +16,10 @@ from purejaxppo.tuning.space import Dimension, Space
 
 TRUNCATION = 0.2  # of the population, at either end: the worst copy the best
 FACTORS = (0.8, 1.2)  # by one of which a copied number is multiplied
-EPISODES = ("rollout.", "reward_normalizer.discounted_return")
-OWN = ("key", *EPISODES)  # what a member keeps when it copies another
+EPISODES = (
+    "rollout.",
+    "reward_normalizer.discounted_return",
+)  # which a member keeps, as its key, when it copies another
 
 
 class Population(Search):
@@ -113,11 +115,9 @@ def inherited(own: Arrays, parent: Arrays) -> Arrays:
     failed = own["failure.cause"] > 0  # [seeds]
 
     def of(path: str, x: np.ndarray) -> np.ndarray:
-        if not path.startswith(OWN):
-            return x
-        if not path.startswith(EPISODES):
-            return own[path]
-        return np.where(failed.reshape(-1, *(1,) * (x.ndim - 1)), x, own[path])
+        if path.startswith(EPISODES):
+            return np.where(failed.reshape(-1, *(1,) * (x.ndim - 1)), x, own[path])
+        return own[path] if path == "key" else x
 
     return {path: of(path, x) for path, x in parent.items()}
 
