@@ -458,5 +458,13 @@ def test_the_overview_and_the_version_need_no_jax():
 
 
 def test_a_directory_named_after_an_environment_has_neither_slash_nor_colon():
-    names = [RunOptions(env=env).env_in_path for env in ("gymnasium/a.b:Line-v0", "line:Line", "CartPole-v1")]
-    assert names == ["gymnasium-a.b-Line-v0", "line-Line", "CartPole-v1"]
+    names = [RunOptions(env=env).directory() for env in ("gymnasium/a.b:Line-v0", "line:Line", "CartPole-v1")]
+    expected = ["gymnasium-a.b-Line-v0", "line-Line", "CartPole-v1"]
+    for name, env in zip(names, expected, strict=True):
+        assert re.fullmatch(rf"runs/{re.escape(env)}-ppo-\d{{8}}-\d{{6}}-[0-9a-f]{{4}}", name)
+
+
+def test_jobs_that_begin_in_the_same_second_have_directories_of_their_own(monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda form: "20261130-120000")
+    assert len({RunOptions().directory() for _ in range(3)}) > 1
+    assert RunOptions(out="here").directory() == "here"

@@ -204,6 +204,18 @@ def test_a_run_that_is_being_made_longer_is_in_progress(tmp_path):
     assert "One run, in progress" in report(tmp_path, run).text
 
 
+def test_scores_that_are_not_of_one_measure_are_told(tmp_path):
+    one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other", seeds=range(4, 8), rows=5)
+    assert "Not all made the same number of steps" in report(tmp_path, one, other).text
+    path = other / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cut_off": 7}))
+    page = report(tmp_path, one, other).text
+    assert "Episodes that eval_max_steps cut off count as they were then: 7 of " in page
+    alone = report(tmp_path, one).text
+    assert "Not all made" not in alone
+    assert "eval_max_steps" not in alone
+
+
 def test_every_seed_that_dies_is_drawn(tmp_path):
     """An interquartile mean would hide the first quarter of them."""
     run, [panel] = make_run(tmp_path / "run", seeds=range(8)), [x for x in PANELS if x.column == "alive"]

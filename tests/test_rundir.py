@@ -343,8 +343,11 @@ def test_a_log_is_held_against_what_the_checkpoint_knows(tmp_path):
 def test_a_changed_summary_is_refused(tmp_path):
     """By which `load` would choose another seed."""
     record = honest_record(tmp_path)
-    write_summary(record, {"eval_return": np.array([1.0, 2.0])}, [], SECONDS, jax.devices(), 64)
-    assert read_summary(tmp_path, record.seeds)["eval_return"]["per_seed"] == [1.0, 2.0]
+    write_summary(
+        record, {"eval_return": np.array([1.0, 2.0]), "cut": np.array([0, 3])}, [], SECONDS, jax.devices(), 64
+    )
+    read = read_summary(tmp_path, record.seeds)
+    assert (read["eval_return"]["per_seed"], read["cut_off"]) == ([1.0, 2.0], 3)
     path = tmp_path / "summary.json"
     path.write_text(path.read_text().replace("1.0,", "3.0,"))
     with pytest.raises(UsageError, match="its SHA-256 is not what it says"):

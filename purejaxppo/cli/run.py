@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import shlex
-import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -72,8 +71,7 @@ def start_run(argv: list[str]) -> tuple[ProgressLine, ExperimentResult]:
     kinds = {"--resume-or-start": options.resume_or_start, "--init-from": bool(host.init_from), "--mesh": host.mesh}
     meshes = [host.mesh, _recorded_mesh(options.out) if options.resume_or_start else ""]
     _start(argv, options, meshes, kinds, config.env)
-    stamp = group().told(time.strftime("%Y%m%d-%H%M%S"))
-    out = Path(options.out or f"runs/{options.env_in_path}-{options.algo}-seed{options.seed}-{stamp}")
+    out = Path(options.out or group().told(options.directory(after=f"-seed{options.seed}")))
     progress = ProgressLine(plain_console(), options.quiet)
     how: Any = {"devices": options.devices, "options": host, "debug": options.debug, "progress": progress}
     how["resume_or_start"] = options.resume_or_start

@@ -1,7 +1,9 @@
 """What `run` and `sweep` take: the settings of a run and its options, as flags."""
 
 import dataclasses
+import secrets
 import shlex
+import time
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,10 +55,11 @@ class RunOptions:
         """Raises: UsageError."""
         return seed_list(self.num_seeds, self.seed)
 
-    @property
-    def env_in_path(self) -> str:
-        """The environment in a directory's name, which not every system lets have a slash or a colon."""
-        return self.env.replace("/", "-").replace(":", "-")
+    def directory(self, before: str = "", after: str = "") -> str:
+        """`--out`, or a new name: the time is in it, and four digits that tell jobs begun in the same second apart."""
+        env = self.env.replace("/", "-").replace(":", "-")  # which not every system lets be in a name
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        return self.out or f"runs/{before}{env}-{self.algo}{after}-{stamp}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import time
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -144,8 +143,7 @@ def _begun(argv: list[str], shared: Path | None, stack: ExitStack) -> Task:
         raise UsageError("--join DIR is the sweep's directory, begun or not; leave out --out and --resume-or-start.")
     settings = chosen.settings(config, options.seed)
     start_jax()
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    out = shared or Path(options.out or f"runs/sweep-{options.env_in_path}-{options.algo}-{stamp}")
+    out = shared or Path(options.directory("sweep-"))
     progress = ProgressLine(plain_console(), options.quiet)
     there = not shared and options.resume_or_start and (out / SWEEP).exists()
     if not there:

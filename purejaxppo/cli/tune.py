@@ -2,7 +2,6 @@
 
 import dataclasses
 import shlex
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,7 @@ def main(argv: list[str]) -> int:
             print(as_toml(parse_space(config, space), sources, "" if own.space else ABBREVIATIONS))
             return
         start_jax()
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        out = Path(run.out or f"runs/tune-{run.env_in_path}-{run.algo}-{stamp}")
+        out = Path(run.directory("tune-"))
         progress = ProgressLine(plain_console(), run.quiet)
         how: Any = {"out": out, "devices": run.devices, "options": host, "progress": progress}
         how |= {"seeds": run.seeds, "resume_or_start": run.resume_or_start, "debug": run.debug}

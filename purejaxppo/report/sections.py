@@ -104,6 +104,10 @@ def final_scores(env: str, entries: list[Entry]) -> str:
         notes.append("Seeds without a finite score are left out: the aggregate is one of survivors.")
     if failed := [f"{len(x)} of {e.label}" for e in entries if e.run.summary and (x := e.run.summary["failed_seeds"])]:
         notes.append(f"Failed seeds count with the policy that they had before they failed: {listed(failed)}.")
+    if cut := [f"{x} of {e.label}" for e in entries if e.run.summary and (x := e.run.summary["cut_off"])]:
+        notes.append(f"Episodes that eval_max_steps cut off count as they were then: {listed(cut)}.")
+    if len({e.run.env_steps for e in entries if e.run.summary}) > 1:
+        notes.append("Not all made the same number of steps: a longer run may be better for that alone.")
     if any(0 < e.known.size < statistics.FEWEST for e in entries):
         notes.append(f"Fewer than {statistics.FEWEST} seeds give no interval.")
     found = table(head, rows, "numbers", env) + paragraph(" ".join(notes), "note")

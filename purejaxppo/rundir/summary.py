@@ -42,6 +42,7 @@ class Summary(TypedDict):
     seeds: list[int]
     env_steps: int  # of each seed; fewer than planned where all had failed before
     eval_return: EvalReturn
+    cut_off: int  # episodes of the final evaluation, of all seeds, that had not ended after `eval_max_steps`
     success_rate: float  # of the episodes of the final evaluation; NaN where the environment does not tell
     failed_seeds: list[FailedSeed]
     steps_per_second: float  # of all seeds, by run_seconds
@@ -61,7 +62,13 @@ def write_summary(
     devices: list[jax.Device],
     env_steps: int,
 ) -> Summary:
-    """Write it, and return it; `played` are means [seeds] of the final evaluation, `env_steps` made by each seed."""
+    """Write it, and return it.
+
+    Args:
+        played: `eval_return` and where there is one `eval_success_rate`, means [seeds] of the final evaluation; and
+            `cut`, how many episodes were cut off.
+        env_steps: made by each seed.
+    """
     returns = played["eval_return"]
     known, scores = returns[np.isfinite(returns)], returns.astype(float).tolist()
     middle, low, high = map(float, iqm_over_seeds(np.where(np.isfinite(returns), returns, np.nan)))
@@ -74,6 +81,7 @@ def write_summary(
         "seeds": record.seeds,
         "env_steps": env_steps,
         "eval_return": EvalReturn(mean=mean, iqm=middle, ci_low=low, ci_high=high, per_seed=scores),
+        "cut_off": int(played["cut"].sum()),
         **({"success_rate": float(played["eval_success_rate"].mean())} if "eval_success_rate" in played else {}),
         "failed_seeds": failed,
         "steps_per_second": env_steps * len(record.seeds) / seconds["run"],
@@ -94,6 +102,7 @@ def failed_summary(config: Config, seeds: list[int], why: str) -> Summary:
         "num_seeds": len(seeds),
         "seeds": seeds,
         "env_steps": 0,
+        "cut_off": 0,
         "eval_return": {**nothing, "per_seed": [np.nan] * len(seeds)},
         "failed_seeds": [FailedSeed(seed=seed, update=0, cause=why) for seed in seeds],
         "device": "–",
