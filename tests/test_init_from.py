@@ -12,7 +12,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.experiment.options import HostOptions
 from purejaxppo.policy.load import load
 from purejaxppo.rundir import learnt
-from purejaxppo.sweeps.execution import begin_sweep
+from purejaxppo.sweeps.definition import begin_sweep
 
 SMALL = {"num_envs": 2, "num_steps": 16, "total_steps": 64, "hidden_sizes": (8,), "num_minibatches": 1}
 OPTIONS = {"final_episodes": 1, "checkpoint_interval": 1}

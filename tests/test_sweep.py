@@ -27,7 +27,7 @@ from purejaxppo.rundir.summary import EvalReturn
 from purejaxppo.sweeps import execution, plan, results_figure
 from purejaxppo.sweeps import table as tables
 from purejaxppo.sweeps.axes import checked, grid, parse_axis, parse_sampler
-from purejaxppo.sweeps.execution import begin_sweep
+from purejaxppo.sweeps.definition import begin_sweep, read_sweep
 from purejaxppo.sweeps.results import best_first, command_of
 from purejaxppo.sweeps.table import _tidy, sweep
 
@@ -407,7 +407,7 @@ def test_batches_are_the_same_when_a_sweep_goes_on_with_more_memory(tmp_path, mo
     begun.write()
     steps = [step._replace(at_once=size) for step, size in zip(unplanned(begun, 0, 0), (2, 3), strict=True)]
     execution.keep_sizes(begun, steps)
-    again, _ = execution.read_sweep(tmp_path / "it", QUIET)
+    again, _ = read_sweep(tmp_path / "it", QUIET)
     assert again.sizes == (2, 3)
     asked = []
     monkeypatch.setattr(execution, "fit", lambda *given: (asked.append(given[-1]), (None, given[-1]))[1])
@@ -417,7 +417,7 @@ def test_batches_are_the_same_when_a_sweep_goes_on_with_more_memory(tmp_path, mo
     for sizes in ([0, 3], [2], "all"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"sizes": sizes}))
         with pytest.raises(UsageError, match="sizes = "):
-            execution.read_sweep(tmp_path / "it", QUIET)
+            read_sweep(tmp_path / "it", QUIET)
 
 
 def test_where_all_settings_fail_the_sweep_does(tmp_path, monkeypatch, capsys):

@@ -21,7 +21,8 @@ from purejaxppo.experiment.signals import Stopped
 from purejaxppo.rundir import lock as lock_module
 from purejaxppo.rundir.lock import CLAIM, lock, lock_shared
 from purejaxppo.sweeps import execution, workers
-from purejaxppo.sweeps.execution import begin_sweep, plan_sweep, read_sweep, run_sweep
+from purejaxppo.sweeps.definition import begin_sweep, read_sweep
+from purejaxppo.sweeps.execution import plan_sweep, run_sweep
 from purejaxppo.sweeps.results import write_results
 from purejaxppo.sweeps.workers import Worker, divided, write_plan
 

@@ -25,7 +25,8 @@ from purejaxppo.rundir.lock import lock, lock_shared, new_directory
 from purejaxppo.rundir.record import resume_command
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.sweeps.axes import Settings, grid, parse_axis, parse_sampler
-from purejaxppo.sweeps.execution import Sweep, begin_sweep, keep_sizes, plan_sweep, read_sweep, run_sweep
+from purejaxppo.sweeps.definition import Sweep, begin_sweep, read_sweep
+from purejaxppo.sweeps.execution import keep_sizes, plan_sweep, run_sweep
 from purejaxppo.sweeps.results import best_first, command_of, plan_table, results_table, write_results
 from purejaxppo.sweeps.workers import Worker, divided, write_plan
 

@@ -104,7 +104,7 @@ def final_scores(env: str, entries: list[Entry]) -> str:
         notes.append("Seeds without a finite score are left out: the aggregate is one of survivors.")
     if failed := [f"{len(x)} of {e.label}" for e in entries if e.run.summary and (x := e.run.summary["failed_seeds"])]:
         notes.append(f"Failed seeds count with the policy that they had before they failed: {listed(failed)}.")
-    if cut := [f"{x} of {e.label}" for e in entries if e.run.summary and (x := e.run.summary["cut_off"])]:
+    if cut := [f"{n} of {e.label}" for e in entries if e.run.summary and (n := e.run.summary["cut_off"])]:
         notes.append(f"Episodes that eval_max_steps cut off count as they were then: {listed(cut)}.")
     if len({e.run.env_steps for e in entries if e.run.summary}) > 1:
         notes.append("Not all made the same number of steps: a longer run may be better for that alone.")

@@ -13,7 +13,8 @@ from purejaxppo.rundir.files import csv_text, write_text
 from purejaxppo.rundir.summary import Summary
 from purejaxppo.statistics import decimals, interval_text, return_text
 from purejaxppo.sweeps.axes import Settings, show
-from purejaxppo.sweeps.execution import Step, Sweep
+from purejaxppo.sweeps.definition import Sweep
+from purejaxppo.sweeps.execution import Step
 from purejaxppo.sweeps.results_figure import draw
 
 

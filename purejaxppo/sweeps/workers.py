@@ -19,7 +19,8 @@ from purejaxppo.rundir.files import SWEEP, UNFINISHED, malformed, read_json, ref
 from purejaxppo.rundir.lock import CLAIM, lock_free, new_directory, owner_of
 from purejaxppo.rundir.record import resume_command
 from purejaxppo.rundir.summary import Summary
-from purejaxppo.sweeps.execution import Step, Sweep, compile_group, file_names, summaries_of, train_batch
+from purejaxppo.sweeps.definition import Sweep, file_names
+from purejaxppo.sweeps.execution import Step, compile_group, summaries_of, train_batch
 from purejaxppo.sweeps.plan import batch_size, batches
 from purejaxppo.sweeps.results import write_results
 

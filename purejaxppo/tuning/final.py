@@ -10,7 +10,8 @@ from purejaxppo.experiment.progress import ProgressLine
 from purejaxppo.presets import settings_of
 from purejaxppo.rundir.record import RunRecord
 from purejaxppo.rundir.summary import Summary, failed_summary, read_summary
-from purejaxppo.sweeps.execution import Sweep, plan_sweep, run_sweep
+from purejaxppo.sweeps.definition import Sweep
+from purejaxppo.sweeps.execution import plan_sweep, run_sweep
 
 BEST, DEFAULTS = "best", "defaults"  # the run directories
 
