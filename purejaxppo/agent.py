@@ -75,6 +75,11 @@ class Agent(NamedTuple):
 
         return act
 
+    def value(self, state: TrainState, obs: Observation) -> jax.Array:
+        """V [...] of observations [..., O] as the environment gave them, by a critic without memory."""
+        params = self.critic_params(state.policy, state.critic)
+        return self.critic.apply(params, self.normalize(state, obs))
+
     # Where both networks are moved by one loss, `joined` are the parameters that it is a function of.
 
     def join(self, policy: Params, critic: Params) -> Params:

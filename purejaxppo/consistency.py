@@ -73,7 +73,7 @@ def check_agent(config: Any, env: BaseEnv) -> None:
     if not isinstance(acted, Box):
         if kind != "gaussian":
             raise UsageError(f"action_distribution = {kind!r} is for Box actions, not {acted!r}; leave it out.")
-    elif kind.startswith(("tanh", "beta")) and not np.isfinite([*np.ravel(acted.low), *np.ravel(acted.high)]).all():
+    elif kind.startswith(("tanh", "beta")) and not np.isfinite(_width(acted)).all():
         raise UsageError(f"action_distribution = {kind!r} needs bounds, and {acted!r} has none; choose gaussian.")
     if kind.startswith(("gaussian", "gsde")) and config.policy_network is None:
         warn_of_bounds(acted)
@@ -95,6 +95,12 @@ def check_agent(config: Any, env: BaseEnv) -> None:
     _check_images(config, seen)
 
 
+def _width(box: Box) -> np.ndarray:
+    """How far apart the bounds are in float32, in which actions are scaled: ±3e38 are none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(box.high, np.float32) - np.asarray(box.low, np.float32)
+
+
 def _check_images(config: Any, seen: Any) -> None:
     """Refuse images that convolutions cannot take, and no convolutions where there is no image. Raises: UsageError."""
     shown = [
@@ -108,10 +114,11 @@ def _check_images(config: Any, seen: Any) -> None:
         raise UsageError(
             f"convolutions = False, but no network sees an image [H, W, C] of {config.env_name!r}; leave it at True."
         )
+    stacked = ", or give as a vector what frame_stack makes one" if config.frame_stack > 1 else ""
     for image in images:
         height_and_width = image.shape[1:] if channels_first(image.shape) else image.shape[:2]
         if config.convolutions and min(height_and_width) < 3:
-            raise UsageError(f"{image!r} holds images smaller than 3 × 3; set convolutions = False.")
+            raise UsageError(f"{image!r} holds images smaller than 3 × 3; set convolutions = False{stacked}.")
 
 
 def fixed_numbers(algo: Any) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 from jax.scipy.special import betaln, digamma, polygamma
 
-from purejaxppo.target import on_cpu
+from purejaxppo.platforms import on_cpu
 
 FORBIDDEN = -1e30  # a logit of probability exactly 0; with -inf, differences of log-probabilities would be NaN
 FEW = 8  # actions, or numbers of one: reductions over so many are written out where launches count
@@ -243,7 +243,8 @@ class Beta(Distribution):
     """Independent Beta(α, β) over [0, 1]ᵏ, scaled to the bounds (Chou et al., 2017, PMLR 70).
 
     With α, β ≥ 1, as the networks make them, each density has one peak. Actions are kept at least 1e-6 away from 0 and
-    1, where the density may be 0.
+    1, where the density may be 0. In float32 a KL is off by some 2e-5 at α = 100, 2e-4 at 1,000 and 7e-3 at 10,000,
+    where an action's standard deviation is 0.4% of its range.
     """
 
     alpha: jax.Array  # [..., k]

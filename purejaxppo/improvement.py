@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from purejaxppo.agent import Agent
 from purejaxppo.config import Config
+from purejaxppo.errors import UsageError
 from purejaxppo.optimize.minibatch import MinibatchAdam, pair_moments, split_moments
 from purejaxppo.parallel.mesh import NET_AXIS, on_net_axis, shards
 from purejaxppo.parallel.vmapping import in_lots
-from purejaxppo.target import on_cpu
+from purejaxppo.platforms import on_cpu
 from purejaxppo.types import Batch, Metrics, Params, TrainState, traits_of
 
 LOT_SAMPLES = 2**21  # that an accelerator improves on at once, where a method keeps activations of all of them
@@ -78,9 +79,18 @@ def improve_jointly(
         batch,
         adam.replace(extra_loss=extra_loss),
     )
+    told(agent.config, metrics, "grad_norm")
+    told(agent.config, metrics, "value_loss", or_else="leave joint_update or shared_torso out")
     policy, critic = agent.split(joined)
     metrics["value_grad_norm"] = metrics.pop("extra_grad_norm", metrics["grad_norm"])
     return state.replace(policy=policy, algorithm=algorithm, critic=critic), metrics
+
+
+def told(config: Config, metrics: Metrics, *names: str, or_else: str = "optimizer.minimize does") -> None:
+    """Hold an update rule against what it must return. Raises: UsageError: a metric is missing."""
+    for name in names:
+        if name not in metrics:
+            raise UsageError(f"the update of {type(config.algo).__name__} returns no metric {name}; {or_else}.")
 
 
 def value_loss(agent: Agent) -> Callable[[Params, Batch], tuple[jax.Array, Metrics]]:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.target import on_cpu
+from purejaxppo.platforms import on_cpu
 
 
 def linear_recurrence(x: jax.Array, decay: jax.Array, reverse: bool = False) -> jax.Array:

@@ -14,9 +14,9 @@ from purejaxppo.kernels.padding import NoKernelError
 from purejaxppo.networks.gsde import marginal, noise_of_steps
 from purejaxppo.parallel.packing import packed_scan
 from purejaxppo.parallel.vmapping import any_run
+from purejaxppo.platforms import is_small, on_cpu
 from purejaxppo.precision import single_precision
 from purejaxppo.spaces import Box, Space
-from purejaxppo.target import is_small, on_cpu
 from purejaxppo.types import Metrics, RolloutState, Transition
 
 STEPS_AT_ONCE = 8  # in one iteration of an accelerator's loop: one store, one counter, fewer copies for all

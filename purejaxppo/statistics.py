@@ -23,15 +23,15 @@ class Estimate(NamedTuple):
 
 def iqm(scores: ArrayLike) -> float:
     """Interquartile mean: the mean of the middle half of the scores that are not NaN; NaN if there are none."""
-    ordered = np.sort(known(np.asarray(scores, np.float64).ravel()))
+    ordered = np.sort(known(np.ravel(scores)))
     return float(_middle_mean(ordered)) if ordered.size else float("nan")
 
 
 def bootstrap(statistic: Callable[..., np.ndarray], *groups: np.ndarray) -> Estimate:
     """A statistic of one or more groups, with its 95% percentile bootstrap interval.
 
-    Each group is resampled by itself (a stratified bootstrap), with a fixed seed. The interval is NaN where a group has
-    fewer than three members.
+    Each group is resampled by itself, with a fixed seed: with tasks as groups it is Agarwal et al.'s stratified
+    bootstrap. The interval is NaN where a group has fewer than three members.
 
     Args:
         statistic: of all groups, each with a leading axis of resamples, [R, members, ...] → [R, ...].
@@ -55,7 +55,7 @@ def iqm_over_seeds(values: ArrayLike) -> Estimate:
     their resamples; those that know none are NaN.
     """
     values = np.asarray(values, np.float64)
-    columns = values.reshape(len(values), -1)
+    columns = values.reshape(len(values), math.prod(values.shape[1:]))
     mask = ~np.isnan(columns)
     result = np.full((3, columns.shape[1]), np.nan)
     for seeds in map(np.array, {tuple(column) for column in mask.T if column.any()}):
@@ -95,12 +95,12 @@ def quartiles_over_seeds(values: np.ndarray) -> Estimate:
     return Estimate(np.array([iqm(column) for column in values.T]), *np.nanquantile(values, [0.25, 0.75], axis=0))
 
 
-def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> Estimate:
+def performance_profile(scores: ArrayLike, thresholds: np.ndarray) -> Estimate:
     """The fraction of scores [seeds] above each threshold: Agarwal et al.'s run-score distribution, eq. 1."""
     return bootstrap(lambda x: (x[..., None] > thresholds).mean(axis=1), known(scores))
 
 
-def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
+def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> Estimate:
     """P(X > Y) + ½ P(X = Y) over all pairs of a score of x [seeds] and one of y [seeds]: Mann and Whitney's U / nm."""
 
     def probability(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -134,8 +134,9 @@ def interval_text(low: float | np.ndarray, high: float | np.ndarray, digits: int
     return "–" if np.isnan(low) else f"{return_text(low, digits)} … {return_text(high, digits)}"
 
 
-def known(scores: np.ndarray) -> np.ndarray:
+def known(scores: ArrayLike) -> np.ndarray:
     """The scores that are not NaN."""
+    scores = np.asarray(scores, np.float64)
     return scores[~np.isnan(scores)]
 
 

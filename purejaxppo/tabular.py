@@ -125,10 +125,9 @@ def policy_gradient(mdp: MDP, policy: PolicyMap, theta: jax.Array) -> jax.Array:
 
 def fisher_matrix(mdp: MDP, policy: PolicyMap, theta: jax.Array) -> jax.Array:
     """F(θ) = Σ_s d(s) Σ_a π(a|s) ∇log π(a|s) ∇log π(a|s)ᵀ, [P, P] (Kakade, 2001, eq. 2)."""
-    table = policy(theta)
-    score = jax.jacobian(lambda theta: jnp.log(policy(theta)))(theta)
-    weights = visitation(mdp, table)[:, None] * table
-    return jnp.einsum("sa,sap,saq->pq", weights, score, score)
+    table, slope = policy(theta), jax.jacobian(policy)(theta)
+    weights = visitation(mdp, table)[:, None] / jnp.where(table > 0, table, jnp.inf)  # π ∇log π ∇log πᵀ = ∇π ∇πᵀ / π
+    return jnp.einsum("sa,sap,saq->pq", weights, slope, slope)
 
 
 def kl(p: jax.Array, q: jax.Array) -> jax.Array:
@@ -153,7 +152,10 @@ def cpi_bound(mdp: MDP, policy: jax.Array, target: jax.Array, alpha: jax.Array |
 
 
 def cpi_alpha(mdp: MDP, policy: jax.Array, target: jax.Array) -> jax.Array:
-    """α = (1-γ) 𝔸 / 4ε, at most ¼, at which η rises by at least 𝔸² / 8ε (ibid., corollary 4.2); 0 where 𝔸 ≤ 0."""
+    """α = (1-γ) 𝔸 / 4ε, at most ¼, at which η rises by at least 𝔸² / 8ε; 0 where 𝔸 ≤ 0.
+
+    (Ibid., corollary 4.2, with ε in place of the largest reward, which is no less: their values have a factor 1-γ.)
+    """
     gain, epsilon = _cpi_terms(mdp, policy, target)
     return (1.0 - mdp.gamma) * jnp.maximum(gain, 0.0) / (4.0 * jnp.where(epsilon > 0, epsilon, 1.0))
 
@@ -218,7 +220,8 @@ def _cpi_terms(mdp: MDP, policy: jax.Array, target: jax.Array) -> tuple[jax.Arra
 
 
 # max_π̃ Σ_a π̃(a) A(a) - λ KL(π ‖ π̃) has the solution π̃ = λ π / (x + gap), gap = max A - A, with the x > 0 at which
-# it sums to 1. The three steps above differ in which λ they give to which state.
+# it sums to 1. The three steps above differ in which λ they give to which state. Where π is 0, π̃ stays 0, although the
+# KL would allow more: from a deterministic π no step moves.
 
 
 def _gap(mdp: MDP, policy: jax.Array) -> jax.Array:
@@ -243,6 +246,7 @@ def _tilt(policy: jax.Array, gap: jax.Array, x: jax.Array) -> tuple[jax.Array, j
 
 def _tilted(policy: jax.Array, gap: jax.Array, multiplier: jax.Array) -> jax.Array:
     """π̃ [S, A] for the multipliers λ [S]."""
+    multiplier = jnp.maximum(multiplier, 1e-12 * _scale(gap))  # 0 leaves no x to look for
     x = _bisect(lambda x: _tilt(policy, gap, x)[0] < multiplier, 1e-30 * multiplier, multiplier)
     new = policy / (x[:, None] + gap)
     return new / jnp.sum(new, axis=1, keepdims=True)

@@ -4,6 +4,7 @@ key ─► init ─► TrainState ─► ┌ rollout ─► advantages ─► up
                              └───── lax.scan, num_updates ─────┘
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from purejaxppo.evaluation import evaluate
 from purejaxppo.evolve import evolve
 from purejaxppo.fields import limitless
 from purejaxppo.health import cause_of_failure, freeze
-from purejaxppo.improvement import improvement
+from purejaxppo.improvement import improvement, told
 from purejaxppo.keys import as_key
 from purejaxppo.networks.heads import with_log_std
 from purejaxppo.networks.recurrent import swap
@@ -30,11 +31,11 @@ from purejaxppo.optimize.optimizers import with_moments_of
 from purejaxppo.parallel.mesh import NET_AXIS, key_of_shard, mean_over_shards, shards, sum_over_shards
 from purejaxppo.parallel.packing import packed_scan
 from purejaxppo.parallel.vmapping import in_chunks, opaque
+from purejaxppo.platforms import on_cpu
 from purejaxppo.precision import at_its_precision, single_precision
 from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.rollout import begin_episodes, rollout
 from purejaxppo.stages import parse_stages
-from purejaxppo.target import on_cpu
 from purejaxppo.types import Batch, Failure, Learnt, Metrics, Sequences, TrainState, Transition, traits_of
 
 
@@ -59,6 +60,7 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
         UsageError: the config cannot work.
     """
     as_config(config).check()
+    one_number_each(config)
 
     @single_precision
     def train(key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -68,6 +70,16 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
         return state, metrics
 
     return train
+
+
+def one_number_each(config: Config) -> None:
+    """Refuse numbers of many runs, which would be broadcast over one run's environments. Raises: UsageError."""
+    for where in (config, config.algo):
+        for name in (field.name for field in dataclasses.fields(where) if field.metadata.get("type") is float):
+            if shape := jnp.shape(getattr(where, name)):
+                raise UsageError(
+                    f"{name} has shape {shape}, and a run has one number; jax.vmap over it gives each run its own."
+                )
 
 
 def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[TrainState, Metrics]:
@@ -91,7 +103,7 @@ def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[
     state, (metrics, evaluations) = jax.lax.scan(
         lambda state, _: period(state, config.eval_interval), state, None, whole
     )
-    metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
+    metrics = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), metrics)
     if rest:
         state, (last, evaluation) = period(state, rest)
         metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, last)
@@ -149,7 +161,8 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
 
     The statistics of observations stand still while it lasts; those of rewards take this rollout in first.
     If a number turns non-finite, the state stays as it was, but for `failure`, which says so. `jax.grad` goes through
-    it in the first-order methods; TRPO's line search is a loop that only forward mode goes through.
+    it in the first-order methods; in NPG and TRPO only forward mode does. A learning rate that is annealed, as PPO's is
+    unless told otherwise, is 0 from update `config.num_updates` on.
     """
     config = staged(config, state.update)
     agent = Agent.of(annealed(config, state.update))
@@ -176,16 +189,14 @@ def update_step(config: Config, state: TrainState) -> tuple[TrainState, Metrics]
         None if isinstance(config.optimizer, str) else config.optimizer,
     )
     moved, metrics = improvement(config)(agent, state, adam, minibatch_key, batch)
+    told(config, metrics, "policy_loss", "grad_norm")
     metrics |= sums.metrics() | {
         "entropy": mean_over_shards(jnp.mean(batch.distribution.entropy())),
         "explained_variance": explained_variance(batch.value, batch.value_target),
         "learning_rate": rate,
     }
-    if adapts and "kl" not in metrics:
-        raise UsageError(
-            f"desired_kl = {config.desired_kl}, but the update of {type(config.algo).__name__} returns no metric kl; "
-            "return KL(π_old ‖ π_new), or leave it out."
-        )
+    if adapts:
+        told(config, metrics, "kl", or_else=f"return KL(π_old ‖ π_new), or leave desired_kl = {config.desired_kl} out")
     statistics, overflow = agent.take_in(state, transitions.obs)
     updated = moved.replace(
         observation_statistics=statistics,

@@ -456,6 +456,11 @@ BAD = [  # (settings, what the message must contain)
     ({"env": Walk(), "action_distribution": "beta"}, ["action_distribution = 'beta'", "Discrete(n=2)"]),
     ({"env": UNBOUNDED, "action_distribution": "beta"}, ["action_distribution = 'beta'", "inf"]),
     ({"env": UNBOUNDED, "action_distribution": "tanh-gaussian"}, ["action_distribution = 'tanh-gaussian'", "inf"]),
+    (
+        {"env": Spaces(action_space=Box(*(x * float(np.finfo(np.float32).max) for x in (-1, 1)), (1,)))}
+        | {"action_distribution": "beta"},
+        ["needs bounds", "3.40282e+38"],
+    ),
     ({"action_distribution": "cauchy"}, ["action_distribution = 'cauchy'", "tanh-gaussian"]),
     ({"env": Entries(), "policy_obs": ("y",)}, ["policy_obs = ('y',)", "steps, x"]),
     ({"env": Entries(), "critic_obs": "x"}, ["critic_obs = 'x'", "steps, x"]),

@@ -268,7 +268,7 @@ OTHERS = {
     "their own": (gymnasium.make("CartPole-v1"), "env='gymnasium/CartPole-v1'"),
     "a class of theirs": (OfGymnasium, "gymnasium.register.*env='gymnasium/test_envs:OfGymnasium-v0'"),
     "one of theirs": ("test_envs:OfGymnasium", "gymnasium.register.*env='gymnasium/test_envs:OfGymnasium-v0'"),
-    "gymnax's": (gymnax.make("CartPole-v1")[0], "pass its name, env='gymnax/NAME'"),
+    "gymnax's": (gymnax.make("CartPole-v1")[0], "pass the name it is registered by, env='gymnax/NAME'"),
     "a class": (StepCounter, r"pass an instance, StepCounter\(\)"),
     "nothing": (3, "has no reset, step, observation_space, action_space"),
     "an empty box": (Bounded(observation_space=Box(-1.0, 1.0, (0,))), r"Box\(-1, 1, \(0,\)\) has nothing in it"),
@@ -277,6 +277,9 @@ OTHERS = {
     "a shape that is a number": (Bounded(observation_space=Box(-1.0, 1.0, 3)), "a Box of shape 3 needs a tuple"),
     "bounds that are NaN": (Bounded(observation_space=Box(np.nan, 1.0, (1,))), "low ≤ high"),
     "bounds that cross": (Bounded(action_space=Box(np.ones(2), np.asarray([2.0, 0.0]), (2,))), "low ≤ high"),
+    "bounds of another shape": (Bounded(action_space=Box(-np.ones(3), np.ones(3), (2,))), r"bounds of shapes \(3,\)"),
+    "actions that are no number": (Bounded(action_space=Discrete(2.0)), "needs a whole number"),
+    "a space of theirs": (Bounded(observation_space=gymnasium.spaces.Box(-1, 1, (1,))), "no purejaxppo Box or Disc"),
     "a mask that is a Box": (
         Bounded(observation_space={"x": Box(0.0, 1.0, (1,)), "action_mask": Box(np.zeros(2), np.ones(2), (2,))}),
         r"must be MultiBinary\(n=2\)",
@@ -291,6 +294,26 @@ def test_what_is_no_environment_says_in_one_line_what_to_pass(kind):
         Config(env=env).check()
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("obs", [{"a": jnp.zeros(1)}, (jnp.zeros(1),), [jnp.zeros(1)], None])
+def test_an_observation_that_is_no_array_is_shown_beside_its_space(obs):
+    class Odd(StepCounter):
+        def reset(self, key):
+            return super().reset(key)[0], obs
+
+        def step(self, key, state, action):
+            state, _, *rest = super().step(key, state, action)
+            return state, obs, *rest
+
+    with pytest.raises(UsageError, match=r"reset's obs is .* but its space is Box"):
+        Config(env=Odd()).check()
+
+
+def test_parameters_of_gymnaxs_constructors_are_taken():
+    assert make_env("DeepSea-bsuite,size=5").observation_space.shape == (5, 5)
+    with pytest.raises(UsageError, match="unexpected keyword argument 'sise'"):
+        make_env("DeepSea-bsuite,sise=5")
 
 
 def test_an_environment_of_ones_own_may_tell_its_successes():

@@ -23,9 +23,9 @@ from purejaxppo.kernels.padding import NoKernelError, padded_shape, traced
 from purejaxppo.optimize.fisher import fisher_by_kernel, fisher_vector_product
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.parallel.runs import over_runs
+from purejaxppo.platforms import compiling_for, target_platform
 from purejaxppo.rollout import rollout
 from purejaxppo.spaces import Box, MultiBinary
-from purejaxppo.target import compiling_for, target_platform
 from purejaxppo.train import init, update_step
 from purejaxppo.types import Batch, traits_of
 

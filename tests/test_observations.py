@@ -313,6 +313,63 @@ def test_modules_of_ones_own_train(algo):
     assert float(jnp.exp(distribution.log_probs[0])) == 0.0
 
 
+class Fewer(nn.Module):
+    """Layers of bfloat16."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, obs):
+        x = nn.tanh(nn.Dense(8, dtype=jnp.bfloat16)(obs))
+        return nn.Dense(self.outputs, dtype=jnp.bfloat16)(x)
+
+
+@pytest.mark.parametrize("algo", [PPO(), TRPO(), A2C()], ids=lambda algo: type(algo).__name__)
+def test_likelihoods_and_kl_are_float32_whatever_a_modules_layers_are(algo):
+    config = Config(env=Walk(), algo=algo, policy_network=Fewer(2), **SMALL)
+    config.check()
+    _, metrics = jax.eval_shape(make_train(config), KEY)
+    assert {metrics[name].dtype for name in ("kl", "entropy", "policy_loss")} == {jnp.dtype(jnp.float32)}
+
+
+class Unspread(nn.Module):
+    """log σ is not that of each observation."""
+
+    @nn.compact
+    def __call__(self, obs):
+        return TanhGaussian(nn.Dense(1)(obs), self.param("log_std", nn.initializers.zeros, (1,)))
+
+
+class Noisy(nn.Module):
+    layer: nn.Module
+
+    @nn.compact
+    def __call__(self, obs):
+        return nn.Dense(1)(self.layer(nn.Dense(4)(obs)))
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        (Unspread(), r"Unspread returns shape \(1,\) for two observations; make it \(2, 1\)"),
+        (Noisy(nn.BatchNorm(use_running_average=True)), "keeps batch_stats beside its parameters"),
+        (Noisy(nn.Dropout(0.5, deterministic=False)), "fails on one observation .*PRNG"),
+    ],
+)
+def test_modules_that_would_train_wrongly_are_refused(network, told):
+    with pytest.raises(UsageError, match=told):
+        Config(env=Walk(continuous=True), policy_network=network, **SMALL).check()
+
+
+def test_the_value_of_what_the_environment_shows_is_the_critics():
+    config = Config(env=Walk(), normalize_observations=True, **SMALL)
+    agent, (state, _) = Agent.of(config), quick_jit(make_train(config))(KEY)
+    obs = state.rollout.obs
+    expected = agent.critic.apply(state.critic, agent.normalize(state, obs))
+    np.testing.assert_array_equal(agent.value(state, obs), expected)
+    assert agent.value(state, obs[0]).shape == ()
+
+
 class OfLogits(nn.Module):
     """Logits of four actions, of which the first is the best, as a distribution of some `kind`."""
 

@@ -113,6 +113,12 @@ def test_means_leave_out_missing_seeds():
     assert np.isnan([x[3] for x in found]).all()
 
 
+def test_lists_are_scores_too_and_none_have_no_iqm():
+    assert probability_of_improvement([3.0, 1.0, 2.0], [2.0, 2.0, 0.0]).point == pytest.approx(6 / 9)
+    assert performance_profile([1.0, 2.0, 3.0], np.array([1.5])).point == pytest.approx([2 / 3])
+    assert np.isnan(iqm_over_seeds([]).point)
+
+
 def test_probability_of_improvement_is_brute_force():
     x, y = [3.0, 1.0, 2.0, 2.0, 5.0], [2.0, 2.0, 0.0]
     expected = sum((a > b) + 0.5 * (a == b) for a, b in itertools.product(x, y)) / 15

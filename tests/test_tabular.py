@@ -214,6 +214,20 @@ def test_conservative_policy_iteration_and_minorise_maximise_never_get_worse():
 
 
 @pytest.mark.thorough
+def test_steps_without_a_penalty_are_greedy_and_a_policy_at_the_edge_has_a_fisher_matrix():
+    """A bandit has γ = 0, and so C = 0; a softmax may round to 0."""
+    reward = jnp.array([[1.0, 0.0, 2.0]])
+    bandit, uniform = tabular.MDP(jnp.ones((1, 3, 1)), reward, jnp.ones(1), 0.0), jnp.full((1, 3), 1 / 3)
+    coefficient = tabular.penalty_coefficient(bandit, uniform)
+    assert coefficient == 0
+    np.testing.assert_allclose(tabular.mean_kl_penalty_step(bandit, uniform, coefficient), [[0, 0, 1]], atol=1e-6)
+    nothing = bandit._replace(reward=0 * reward)
+    np.testing.assert_allclose(tabular.mean_kl_penalty_step(nothing, uniform, 0.0), uniform, atol=1e-9)
+    theta = jnp.array([2000.0, 0.0, 0.0])
+    assert softmax(theta)[0, 1] == 0
+    np.testing.assert_array_equal(tabular.fisher_matrix(bandit, softmax, theta), np.zeros((3, 3)))
+
+
 def test_each_step_is_the_best_within_its_region():
     mdp, logits = jax.tree.map(lambda x: x[1], many(6, 2))
     policy, coefficient, max_kl = jax.nn.softmax(logits), 3.0, 0.02

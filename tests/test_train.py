@@ -51,6 +51,49 @@ def test_gradients_go_through_an_update():
     np.testing.assert_allclose(backward, forward, rtol=1e-3)
 
 
+def test_gradients_go_through_the_whole_of_training_and_forward_ones_through_trpo():
+    """In a number on which the first state depends; and in one of a method that works in lots."""
+    config = Config(env=Walk(continuous=True), algo=A2C(), total_steps=32, **SMALL)
+
+    def outcome(x):
+        return jnp.sum(make_train(config.replace(log_std_init=x))(KEY)[1]["policy_loss"])
+
+    backward, forward = quick_jit(lambda x: (jax.grad(outcome)(x), jax.jacfwd(outcome)(x)))(0.1)
+    np.testing.assert_allclose(backward, forward, rtol=1e-4)
+    assert abs(backward) > 1e-3
+    config = config.replace(algo=TRPO())
+    start = init(config, KEY)
+
+    def moved(max_kl):
+        return update_step(config.replace(algo=TRPO(max_kl=max_kl)), start)[1]["step_norm"]
+
+    slopes = quick_jit(jax.vmap(jax.jacfwd(moved)))(jnp.array([0.01, 0.02]))
+    differences = quick_jit(jax.vmap(lambda x: (moved(1.01 * x) - moved(0.99 * x)) / (0.02 * x)))
+    np.testing.assert_allclose(slopes, differences(jnp.array([0.01, 0.02])), rtol=1e-2)
+
+
+def test_a_run_takes_one_number_of_each_kind():
+    for config in (Config(gamma=jnp.ones(4)), Config(algo=PPO(clip_eps=jnp.ones((2, 3))))):
+        with pytest.raises(UsageError, match=r"has shape \(.*\), and a run has one number; jax.vmap over it"):
+            make_train(config)
+
+
+class Quiet(PPO):
+    """A rule that takes steps of its own."""
+
+    def update(self, key, policy, params, state, batch, optimizer):
+        moved = jax.tree.map(lambda x: 0.99 * x, params)
+        return moved, state, {"policy_loss": jnp.zeros(()), "grad_norm": jnp.zeros(()), "several": jnp.zeros(3)}
+
+
+def test_what_an_update_rule_must_return_is_told():
+    own = Config(env=Walk(), algo=Quiet(), total_steps=64, **SMALL)
+    with pytest.raises(UsageError, match=r"Quiet returns no metric value_loss; leave joint_update or shared_torso out"):
+        jax.eval_shape(make_train(own.replace(joint_update=True)), KEY)
+    _, metrics = jax.eval_shape(make_train(own.replace(eval_interval=2)), KEY)
+    assert metrics["several"].shape == (own.num_updates, 3)
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_the_derivative_of_standardised_advantages_that_are_all_equal_is_0(mapped):
     def standardised(scale):

@@ -130,7 +130,7 @@ def adapt(env: Any, name: Any = None) -> BaseEnv:
         raise UsageError(f"{label} is Gymnasium's; worker processes make theirs by name: {how}.")
     if library:
         suite = {"gym": "gymnasium", "mujoco_playground": "playground"}.get(library, library)
-        raise UsageError(f"{label} is an object of {library}; pass its name, env='{suite}/NAME'.")
+        raise UsageError(f"{label} is an object of {library}; pass the name it is registered by, env='{suite}/NAME'.")
     if isinstance(env, type):
         raise UsageError(f"{label} is a class; pass an instance, {env.__name__}().")
     if missing := [part for part in _REQUIRED if not hasattr(env, part)]:

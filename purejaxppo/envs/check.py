@@ -50,9 +50,10 @@ def check_env(env: Any, name: str) -> None:
         raise UsageError(f"env = {name}: reset's obs has {[*arrays]} but its space {[*entries]}; make them agree.")
     for entry, space in entries.items():
         kind = {Discrete: jnp.integer, MultiBinary: jnp.bool_}.get(type(space), jnp.generic)
-        if arrays[entry].shape != space.shape or not jnp.issubdtype(arrays[entry].dtype, kind):
+        array = arrays[entry]
+        if getattr(array, "shape", None) != space.shape or not jnp.issubdtype(array.dtype, kind):
             raise UsageError(
-                f"env = {name}: reset's obs{entry and f'[{entry!r}]'} is {_shapes(arrays[entry])} but its space is "
+                f"env = {name}: reset's obs{entry and f'[{entry!r}]'} is {_shapes(array)} but its space is "
                 f"{space!r}; make them agree (Discrete is a whole number, MultiBinary bool)."
             )
 
@@ -79,8 +80,10 @@ def _check_spaces(seen: Any, acted: Any) -> None:
         _check_shape(space)
     for name, space in entries.items():
         label = f"observation_space{name and f'[{name!r}]'} = {space!r}"
-        if not isinstance(space, Box | Discrete) or len(space.shape) > 3:
-            raise UsageError(f"{label} is neither a Box of rank ≤ 3 nor Discrete; flatten it.")
+        if not isinstance(space, Box | Discrete):
+            raise UsageError(f"{label} is no purejaxppo Box or Discrete; write purejaxppo.Box(low, high, shape), say.")
+        if len(space.shape) > 3:
+            raise UsageError(f"{label} has a rank above 3; flatten it.")
         _check_size(label, space)
         if len(space.shape) == 3 and channels_first(space.shape):
             warnings.warn(f"{label} is taken as images [C, H, W], channels first.", stacklevel=4)
@@ -111,13 +114,25 @@ def _check_shape(space: Any) -> None:
 
 
 def _check_size(label: str, space: Any) -> None:
-    """Raises: UsageError: there is nothing in a space, or its bounds are none."""
+    """Raises: UsageError: there is nothing in a space, or its size or bounds are none."""
+    if not isinstance(getattr(space, "n", 1), int | np.integer):
+        raise UsageError(f"{label} needs a whole number; write {type(space).__name__}(3), say.")
     if 0 in space.shape or getattr(space, "n", 1) < 1:
         raise UsageError(f"{label} has nothing in it; leave it out, or give it a size.")
     if isinstance(space, Box):
         low, high = (np.asarray(end, float) for end in (space.low, space.high))
+        if not all(_spreads(end.shape, space.shape) for end in (low, high)):
+            raise UsageError(f"{label} has bounds of shapes {low.shape} and {high.shape}; make them () or its own.")
         if not np.all(low <= high):  # nor if one is NaN
             raise UsageError(f"{label} must have low ≤ high everywhere, and no NaN; correct its bounds.")
+
+
+def _spreads(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an array of its `own` shape can be broadcast to `shape`."""
+    try:
+        return np.broadcast_shapes(own, shape) == shape
+    except ValueError:
+        return False
 
 
 def warn_of_bounds(acted: Any) -> None:

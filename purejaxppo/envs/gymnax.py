@@ -58,7 +58,7 @@ def names() -> list[str]:
 
 
 class GymnaxEnv(BaseEnv):
-    """One gymnax environment with its default parameters, or some of them replaced.
+    """One gymnax environment with its default parameters, or some of them replaced; or made with others.
 
     Observations become float32; integer ones (`Discrete`) one-hot and, like MinAtar's zeros and ones, bool, which takes
     a quarter of the memory. Reaching `max_steps_in_episode` is truncation, unless the same step ends the process.
@@ -71,8 +71,9 @@ class GymnaxEnv(BaseEnv):
         gymnax = _gymnax()
         with jax.ensure_compile_time_eval():  # this may be the first use of the environment, and under a trace
             try:
-                self._env, defaults = gymnax.make(name)
-                self._params: Any = defaults.replace(**params)
+                known = vars(gymnax.make(name)[1])
+                self._env, defaults = gymnax.make(name, **{key: x for key, x in params.items() if key not in known})
+                self._params: Any = defaults.replace(**{key: x for key, x in params.items() if key in known})
             except Exception as error:
                 raise UsageError(f"env = {name!r} cannot be made ({reason(error)}); choose another one.") from error
             self.action_space = _convert(name, self._env.action_space(self._params))

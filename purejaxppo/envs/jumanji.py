@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 class JumanjiEnv(TimedEnv):
-    """One Jumanji environment, for one agent. Its `time_limit`, where it has one, truncates.
+    """One Jumanji environment, for one agent or several that are moved together. A `time_limit`, if any, truncates.
 
     An observation is all of Jumanji's in one vector, [O] float32; with an action mask, that is the entry `values` of a
     dictionary and the mask, flattened, the other. Where the mask is over all combinations of a vector of actions, as
@@ -85,7 +85,8 @@ class JumanjiEnv(TimedEnv):
 
     def render_frames(self, states: Sequence[Timed]) -> Iterator[np.ndarray]:
         """Jumanji's own pictures, drawn with matplotlib."""
-        viewer = self._env._viewer
+        names = ("_viewer", "_env_viewer", "viewer")  # not all environments call it alike
+        viewer: Any = next(getattr(self._env, name) for name in names if hasattr(self._env, name))
         viewer._display = viewer._display_rgb_array
         return (np.asarray(viewer.render(state.inner))[..., :3] for state in states)
 

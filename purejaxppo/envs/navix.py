@@ -29,21 +29,23 @@ class NavixEnv(BaseEnv):
 
     def __init__(self, name: str, max_steps: int = 100, **params: Any) -> None:
         if isinstance(function := params.get("observation_fn"), str):
-            params["observation_fn"] = getattr(navix.observations, function)
+            params["observation_fn"] = function = getattr(navix.observations, function)
         self._env = navix.make(name, max_steps=max_steps, **params)
         start = jax.eval_shape(self._env.reset, jax.random.key(0))
+        pictures = getattr(function, "__name__", "").startswith("rgb")  # symbols are bytes, too, of at most 10
+        self._dtype = jnp.uint8 if pictures else jnp.float32
         self.observation_space = Box(0.0, 255.0, start.observation.shape)
         self.action_space = Discrete(len(self._env.action_set))
         self.render_fps = 8.0
 
     def reset(self, key: jax.Array) -> tuple[Any, jax.Array]:
         timestep = strong(self._env.reset(key))
-        return _without_pictures(timestep), timestep.observation.astype(jnp.float32)
+        return _without_pictures(timestep), timestep.observation.astype(self._dtype)
 
     def step(self, key: jax.Array, state: Any, action: jax.Array) -> Step:
         before = state.replace(state=state.state.replace(key=key, cache=self._pictures(state)))
         reached = self._env._step(before, action)  # `step` itself resets after an end
-        obs, reward = reached.observation.astype(jnp.float32), jnp.asarray(reached.reward, jnp.float32)
+        obs, reward = reached.observation.astype(self._dtype), jnp.asarray(reached.reward, jnp.float32)
         reached = strong(_without_pictures(reached), state)
         return reached, obs, reward, reached.is_termination(), reached.is_truncation()
 

@@ -121,8 +121,9 @@ def _adapter(suite: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise UsageError(f"{suite} is not installed ({error}); pip install 'purejaxppo[{suite}]'.") from error
     except Exception as error:  # of another version, say, or without the OpenGL that MUJOCO_GL asks for
+        unset = ", or unset MUJOCO_GL" if suite in ("brax", "playground") else ""
         raise UsageError(
-            f"{suite} cannot be imported ({reason(error)}); pip install -U 'purejaxppo[{suite}]', or unset MUJOCO_GL."
+            f"{suite} cannot be imported ({reason(error)}); pip install -U 'purejaxppo[{suite}]'{unset}."
         ) from error
 
 
@@ -134,7 +135,7 @@ def _params(name: str, parts: list[str]) -> dict[str, Any]:
         while parts and (sum(map(text.count, "[{")) > sum(map(text.count, "]}")) or text.count('"') % 2):
             text, parts = f"{text},{parts[0]}", parts[1:]
         key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
+        if not equals or not all(part.isidentifier() for part in key.split(".")):
             raise UsageError(f"env = {name!r}: {text!r} is not key=value; write {name.partition(',')[0]},key=value.")
         try:
             params[key] = words[value.lower()] if value.lower() in words else json.loads(value)

@@ -7,7 +7,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from purejaxppo.kernels.padding import is_known, needed
-from purejaxppo.target import compiling_for
+from purejaxppo.platforms import compiling_for
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 

@@ -12,7 +12,7 @@ from purejaxppo.errors import UsageError
 from purejaxppo.kernels.memory import is_interpreted
 from purejaxppo.kernels.padding import NoKernelError
 from purejaxppo.parallel.mesh import shards
-from purejaxppo.target import target_platform
+from purejaxppo.platforms import target_platform
 
 KERNELS = ("auto", "xla", "pallas")
 Result = TypeVar("Result")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from purejaxppo.target import compiling_for
+from purejaxppo.platforms import compiling_for
 
 LEAST = 16  # entries of an axis of a matrix product
 LARGEST = 2**14  # numbers of one array, at most: a fourth of the registers of an SM

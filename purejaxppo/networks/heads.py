@@ -110,7 +110,7 @@ class PolicyNetwork(Network, kw_only=True):
         return self._distribution(x, features, obs), hidden
 
     def _distribution(self, x: Any, features: Any, obs: Observation) -> Any:
-        acted = self.action_space
+        acted, x = self.action_space, jax.tree.map(_precise, x)
         mask = obs.get(ACTION_MASK) if isinstance(obs, Mapping) else None
         if mask is not None and type(x) is distributions.Categorical:  # a module's own
             x = x.logits
@@ -138,6 +138,11 @@ class PolicyNetwork(Network, kw_only=True):
             mean, log_std = jnp.split(x, 2, axis=-1)
             return gaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
         return gaussian(x, jnp.broadcast_to(self.param("log_std", nn.initializers.zeros, x.shape[-1:]), x.shape))
+
+
+def _precise(x: jax.Array) -> jax.Array:
+    """At least float32: a module's layers may have fewer bits, but likelihood ratios and KL lose theirs with them."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 class SharedNetwork(PolicyNetwork, kw_only=True):
@@ -199,15 +204,24 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
     if not isinstance(network, nn.Module):
         raise UsageError(f"{name} = {network!r:.80} is no flax.linen Module; pass an instance of one.")
     label = f"{name} = {type(network).__name__}"
-    hidden, carried = (), ()
-    try:
-        if isinstance(network, nn.RNNCellBase):
-            hidden = jax.eval_shape(lambda x: initial_carry(network, x), obs)
-            (carried, returned), _ = jax.eval_shape(network.init_with_output, jax.random.key(0), hidden, obs)
-        else:
-            returned, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), obs)
-    except Exception as error:  # whatever the user's code raises
-        raise UsageError(f"{label} fails on one observation ({reason(error)}).") from error
+
+    def shapes(obs: Any, said: str) -> tuple[Any, ...]:
+        """Of its variables, its hidden state before and after, and what it returns."""
+
+        def run(obs: Any) -> tuple[Any, ...]:
+            hidden = [initial_carry(network, obs)] if isinstance(network, nn.RNNCellBase) else []
+            variables = network.init(jax.random.key(0), *hidden, obs)
+            returned = network.apply(variables, *hidden, obs)  # without keys to draw from, as in training
+            return variables, *((*hidden, *returned) if hidden else ((), (), returned))
+
+        try:
+            return jax.eval_shape(run, obs)
+        except Exception as error:  # whatever the user's code raises
+            raise UsageError(f"{label} fails on {said} ({reason(error)}).") from error
+
+    variables, hidden, carried, returned = shapes(obs, "one observation")
+    if others := ", ".join(sorted({*variables} - {"params"})):
+        raise UsageError(f"{label} keeps {others} beside its parameters, which nothing would update; take it out.")
     if getattr(returned, "shape", shape) != shape:
         raise UsageError(f"{label} returns shape {returned.shape} for one observation; make it {shape}.")
     if has_mask and not hasattr(returned, "shape") and type(returned) is not distributions.Categorical:
@@ -216,6 +230,10 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
         )
     if carried != hidden:
         raise UsageError(f"{label} makes {carried} of the hidden state {hidden}; keep structure, shapes and types.")
+    *_, of_two = shapes(jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), obs), "two observations")
+    for one, two in zip(jax.tree.leaves(returned), jax.tree.leaves(of_two), strict=True):
+        if two.shape != (2, *one.shape):
+            raise UsageError(f"{label} returns shape {two.shape} for two observations; make it {(2, *one.shape)}.")
 
 
 class ValueNetwork(Network):
@@ -227,4 +245,4 @@ class ValueNetwork(Network):
     @nn.compact
     def advance(self, obs: Observation, hidden: Any = (), start: Any = None) -> tuple[jax.Array, Any]:
         x, _, hidden = self._outputs(1, 1.0, obs, hidden, start)
-        return x[..., 0] if self.network is None else x, hidden
+        return x[..., 0] if self.network is None else _precise(x), hidden

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.target import on_cpu
+from purejaxppo.platforms import on_cpu
 
 _forward = ContextVar("forward", default=False)
 

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from purejaxppo.kernels.samples import mean_in_kernel
 from purejaxppo.networks.linear import forward_mode
 from purejaxppo.parallel.mesh import mean_over_shards
-from purejaxppo.target import on_cpu
+from purejaxppo.platforms import on_cpu
 from purejaxppo.types import Params, Policy
 
 

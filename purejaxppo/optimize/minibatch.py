@@ -19,7 +19,7 @@ from purejaxppo.optimize.optimizers import Moments, direction, is_moments
 from purejaxppo.optimize.permutation import permutation
 from purejaxppo.parallel.mesh import key_of_shard, mean_over_shards
 from purejaxppo.parallel.packing import packed_scan
-from purejaxppo.target import on_cpu
+from purejaxppo.platforms import on_cpu
 from purejaxppo.types import Metrics, Params
 
 Loss = Callable[[Params, Any], tuple[jax.Array, Metrics]]  # (params, minibatch) -> (scalar, metrics)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.target import on_cpu
+from purejaxppo.platforms import on_cpu
 
 ROUNDS = 24  # an index that no round moves: once in 2^24
 

@@ -15,7 +15,7 @@ from purejaxppo.keys import as_data, is_key, stay_apart
 from purejaxppo.parallel.hosts import group
 from purejaxppo.parallel.mesh import ENV_AXIS, NET_AXIS, RUN_AXIS
 from purejaxppo.parallel.vmapping import in_equal_parts
-from purejaxppo.target import compiling_for
+from purejaxppo.platforms import compiling_for
 from purejaxppo.types import TrainState
 
 # LLVM's level 1 instead of 3: PPO on CartPole compiled in 6.4 s instead of 12.0 s and ran as fast (2.7 s, 2.8 s)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxppo.target import on_cpu
+from purejaxppo.platforms import on_cpu
 
 IMAGES = 1024  # of one run that are evaluated at once on an accelerator
 
@@ -34,12 +34,13 @@ def in_lots(fn: Callable[..., Any], runs: int) -> Callable[..., Any]:
     that of all runs would not; on an accelerator the activations of all would not fit into memory. `fn` must take all
     that is traced as arguments.
     """
-    if runs == 1:
-        return jax.custom_batching.sequential_vmap(fn)
     mapped = jax.custom_batching.custom_vmap(fn)
 
     @mapped.def_vmap
     def lots(axis_size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
+        if not any(jax.tree.leaves(in_batched)):  # but tangents are, as in `jax.jacfwd`
+            result = fn(*args)
+            return result, jax.tree.map(lambda _: False, result)
         leaves, structure = jax.tree.flatten(args)
         all_own = [*zip(jax.tree.leaves(in_batched), leaves, strict=True)]
 
@@ -47,7 +48,8 @@ def in_lots(fn: Callable[..., Any], runs: int) -> Callable[..., Any]:
             rest = iter(own)
             return fn(*jax.tree.unflatten(structure, [next(rest) if is_own else x for is_own, x in all_own]))
 
-        results = in_equal_parts(jax.vmap(one_run), [x for is_own, x in all_own if is_own], axis_size, runs)
+        own = [x for is_own, x in all_own if is_own]
+        results = jax.lax.map(one_run, own) if runs == 1 else in_equal_parts(jax.vmap(one_run), own, axis_size, runs)
         return results, jax.tree.map(lambda _: True, results)
 
     return mapped
@@ -74,20 +76,30 @@ def in_equal_parts(fn: Callable[[Any], Any], tree: Any, count: int, most: int) -
     return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(fn, tree))
 
 
-@jax.custom_batching.custom_vmap
+@jax.custom_jvp
 def opaque(tree: Any) -> Any:
     """The same values, as if they had been passed into the program: no constants, and under `vmap` one of each per run.
 
     An initial state holds zeros that XLA would fold into the updates and that `vmap` would leave unbatched. With this,
     an update compiles alike, and has the same bits, whether its state was made in the same program or outside it.
     """
+    return _opaque(tree)
+
+
+@opaque.defjvp
+def _opaque_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    return opaque(*primals), *tangents
+
+
+@jax.custom_batching.custom_vmap
+def _opaque(tree: Any) -> Any:
     return jax.lax.optimization_barrier(tree)
 
 
-@opaque.def_vmap
+@_opaque.def_vmap
 def _opaque_batched(axis_size: int, in_batched: list[Any], tree: Any) -> tuple[Any, Any]:
     tree = all_batched(axis_size, in_batched[0], tree)
-    return opaque(tree), jax.tree.map(lambda _: True, tree)
+    return _opaque(tree), jax.tree.map(lambda _: True, tree)
 
 
 def all_batched(axis_size: int, in_batched: Any, tree: Any) -> Any:

@@ -12,8 +12,8 @@ from purejaxppo.normalize import RewardNormalizer
 from purejaxppo.optimize import permutation
 from purejaxppo.parallel.packing import Packing, packed_scan
 from purejaxppo.parallel.vmapping import in_chunks, in_lots
+from purejaxppo.platforms import compiling_for, is_small, on_cpu
 from purejaxppo.recurrence import linear_recurrence
-from purejaxppo.target import compiling_for, is_small, on_cpu
 
 SMALL = {"kernels": "xla", "num_envs": 4, "num_steps": 16, "num_minibatches": 2, "num_epochs": 2, "hidden_sizes": (8,)}
 KEYS = jax.random.split(jax.random.key(3), 2)
