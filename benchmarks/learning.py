@@ -55,7 +55,15 @@ CLAIMS = [
     ),
     Claim("npg CartPole", "npg", "CartPole-v1", 100_000, 475, "–"),
     Claim("trpo CartPole", "trpo", "CartPole-v1", 100_000, 490, "500.0 at 1e5, one run (rl-baselines3-zoo)"),
-    Claim("ppo CartPole", "ppo", "CartPole-v1", 500_000, 490, "490.0 ± 6.1 at 5e5 (CleanRL)", seeds=64),
+    Claim(
+        "ppo CartPole",
+        "ppo",
+        "CartPole-v1",
+        500_000,
+        490,
+        "498.9 at 2e5 (SLM-Lab), 490.0 ± 6.1 at 5e5 (CleanRL)",
+        seeds=64,
+    ),
     Claim(
         "ppo-penalty adaptive CartPole", "ppo-penalty", "CartPole-v1", 100_000, 470, "492 ± 9 at 1e5 (arXiv:2606.23932)"
     ),
@@ -69,7 +77,7 @@ CLAIMS = [
         settings=(("adaptive", False),),
     ),
     Claim("trpo Acrobot", "trpo", "Acrobot-v1", 100_000, -90, "-83.1 at 1e5, one run (rl-baselines3-zoo)"),
-    Claim("ppo Acrobot", "ppo", "Acrobot-v1", 500_000, -86, "-86.4 ± 1.3 at 5e5 (CleanRL)"),
+    Claim("ppo Acrobot", "ppo", "Acrobot-v1", 500_000, -86, "-81.3 at 3e5 (SLM-Lab), -86.4 ± 1.3 at 5e5 (CleanRL)"),
     Claim("trpo Pendulum", "trpo", "Pendulum-v1", 300_000, -250, "-174.6 at 1e5, one run (rl-baselines3-zoo)"),
     Claim("ppo Pendulum", "ppo", "Pendulum-v1", 300_000, -200, "-174.9 at 3e5 (SLM-Lab)"),
     Claim(

@@ -15,6 +15,7 @@ import ppo_paper
 from purejaxppo.cli.run import main
 from purejaxppo.cli.settings import parse_settings
 from purejaxppo.cli.sweep import SweepOptions
+from purejaxppo.presets import settings_of
 from purejaxppo.rundir.metrics import MetricsTable
 
 
@@ -68,6 +69,24 @@ def test_commands(stem: str) -> None:
             assert labels == [*batch.methods]
 
 
+def test_settings_of_the_papers_table_are_the_same_in_all_tasks_and_those_of_its_rows_but_for_their_own() -> None:
+    """No preset, which some algorithms have in some tasks, decides what is compared."""
+
+    def settings(batch: long_runs.Batch) -> dict[str, object]:
+        config, *_ = parse_settings(["--env", batch.env, *batch.flags.split()], "test", "", SweepOptions())
+        return {name: str(x) for name, x in settings_of(config).items() if name != "env"}
+
+    found: dict[str, list[dict[str, object]]] = {}
+    for task in ppo_paper.TASKS:
+        for batch in ppo_paper.batches_of(task):
+            found.setdefault(batch.name.removeprefix(task), []).append(settings(batch))
+    assert all(each == same[0] for same in found.values() for each in same)
+    clip, adaptive, fixed, *_ = (same[0] for same in found.values())
+    own = {"algo", "clip_eps", "dual_clip", "target_kl", "kl_coef", "kl_target", "adaptive"}
+    for other in (adaptive, fixed):
+        assert {name for name in clip.keys() | other.keys() if clip.get(name) != other.get(name)} <= own
+
+
 def test_scores_are_0_for_random_and_1_for_the_best() -> None:
     rows = [{"task": "T", "method": m, "last_100": x} for m, x in (("a", -5.0), ("a", 15.0), ("b", 5.0), ("b", None))]
     found = ppo_paper.normalized(rows, {"T": -5.0})
@@ -80,5 +99,11 @@ def test_what_chance_leaves_of_a_correlation() -> None:
     assert ppo_paper.attainable(published, 0.0).tolist() == [1.0, 1.0, 1.0]
     low, middle, high = ppo_paper.attainable(published, 100.0)  # of 11 ranks by chance: standard deviation 1/√10
     np.testing.assert_allclose((low, middle, high), (-1.96 / np.sqrt(10), 0.0, 1.96 / np.sqrt(10)), atol=0.03)
+    low, middle, high = ppo_paper.shuffled(published)  # but for the lowest: of ten ranks by chance
+    np.testing.assert_allclose((low, middle, high), (-0.23, 0.26, 0.73), atol=0.05)
+    parts = [np.array([0.0, 0.5, 1.0]), np.array([10.0, 10.5, 11.0])]
+    point, least, most = ppo_paper.iqm_over_tasks(parts)
+    assert point == pytest.approx(5.5)
+    assert 5.0 <= least < point < most <= 6.0  # pooled, a resample might lack a task
     few = {(task, method): np.array([0.0, 1.0, 2.0]) for task in "AB" for method in "xy"}
     assert ppo_paper.error_of_means(few, ["A", "B"], "xy") == pytest.approx(np.sqrt(1 / 3 + 1 / 3) / 2)

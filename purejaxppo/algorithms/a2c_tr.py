@@ -31,7 +31,8 @@ class A2CTrustRegion(A2C):
     the linearised KL by δ at most. One step of Adam along mean(∂φ/∂θ z). Then θₐ ← α θₐ + (1 - α) θ.
 
     The method comes from ACER, whose replay is left out here, as in figure 3 of the PPO paper (arXiv:1707.06347).
-    φ are the arrays of the distribution: logits; for a Gaussian, mean and log σ; for Beta, α and β.
+    φ are the arrays of the distribution: logits; for a Gaussian, mean and log σ; for Beta, α and β. Wang et al. take
+    the probabilities and, for Gaussians, the mean alone: δ means something else there.
     """
 
     kl_slope: float = number(1.0, "(0, inf)", "δ, the slope at which the KL to the averaged policy may rise")
