@@ -153,6 +153,8 @@ def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None
         valid = isinstance(x, numbers.Integral if whole else numbers.Real) and not isinstance(x, bool)
         if not valid or not _within(x, interval):
             kind = "a whole number" if whole else "a number"
+            if callable(x):
+                way_out = "numbers that change have anneal_learning_rate, anneal and stages."
             if whole and isinstance(x, float) and x.is_integer() and _within(x, interval):
                 way_out = f"write {int(x)}."
             raise UsageError(f"{field.name} = {x!r:.80} must be {kind} in {interval}; {way_out}")

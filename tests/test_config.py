@@ -503,6 +503,10 @@ BAD = [  # (settings, what the message must contain)
     ({"num_epochs": 0}, ["num_epochs = 0"]),
     ({"gamma": 1.5}, ["gamma = 1.5", "[0, 1]", "0.99"]),
     ({"gamma": -0.1}, ["gamma = -0.1"]),
+    (
+        {"learning_rate": optax.constant_schedule(0.1)},
+        ["learning_rate = <function", "anneal_learning_rate, anneal and stages"],
+    ),
     ({"gamma": math.nan}, ["gamma = nan"]),
     ({"gamma": True}, ["gamma = True"]),
     ({"gae_lambda": "0.9"}, ["gae_lambda = '0.9'"]),

@@ -15,6 +15,7 @@ from support import by_cost
 
 from purejaxppo.cli.export import main
 from purejaxppo.cli.run import main as run
+from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
 from purejaxppo.policy import export
 from purejaxppo.policy.acting import actor
@@ -305,6 +306,29 @@ def test_a_policy_of_every_suite_is_exported(env, tmp_path):
             given = obs | {"nested.0": parts[0], "nested.1": parts[1]}
             given["action_mask"] = masks.astype(trained.state.rollout.obs["action_mask"].dtype)
             np.testing.assert_allclose(read(tmp_path / "policy.jax")(given), actions, atol=1e-6)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activation": "gelu", "layer_norm": True, "action_distribution": "beta"},
+        {"activation": "elu", "action_distribution": "gsde"},
+        {"activation": "leaky_relu", "action_distribution": "tanh-gaussian-state-std", "shared_torso": True},
+    ],
+    ids=lambda settings: settings["action_distribution"],
+)
+def test_what_few_policies_are_made_of_is_exported_too(settings, tmp_path):
+    config = Config(env="Pendulum-v1", num_envs=2, num_minibatches=2, hidden_sizes=(4,), **settings)
+    state, rng = jax.jit(lambda key: init(config, key))(jax.random.key(0)), np.random.default_rng(0)
+    drift = jax.tree.map(lambda x: np.float32(0.7 * rng.normal(size=x.shape)), state.policy)
+    state = state.replace(policy=jax.tree.map(np.add, state.policy, drift))
+    trained = Trained(config, 0, state, 8, actor(config, state))
+    assert export_policy(trained, tmp_path / "policy.onnx") <= TOLERANCE
+    obs = export.observations(trained)[:50]
+    action = read(tmp_path / "policy.onnx")(obs)
+    np.testing.assert_allclose(action, trained.act(obs), atol=1e-4)
+    assert np.std(action) > 0.01
 
 
 @pytest.mark.parametrize("actions", by_cost(["whole", "high"], ()))
