@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from purejaxppo.config import Config
 from purejaxppo.envs.base import BaseEnv
+from purejaxppo.errors import UsageError
 from purejaxppo.fields import limitless
 from purejaxppo.networks.heads import PolicyNetwork, SharedNetwork, ValueNetwork, visible
 from purejaxppo.networks.recurrent import restart
 from purejaxppo.networks.torso import LAYERS
 from purejaxppo.normalize import normalize_observation, overflowed, update_statistics
-from purejaxppo.types import Observation, Params, TrainState
+from purejaxppo.types import Observation, Params, TrainState, traits_of
 
 
 class Agent(NamedTuple):
@@ -76,7 +77,15 @@ class Agent(NamedTuple):
         return act
 
     def value(self, state: TrainState, obs: Observation) -> jax.Array:
-        """V [...] of observations [..., O] as the environment gave them, by a critic without memory."""
+        """V [...] of observations [..., O] as the environment gave them.
+
+        V is of rewards as they are learnt from: scaled, clipped and normalised as the config says.
+
+        Raises:
+            UsageError: the method has no critic, or one with memory.
+        """
+        if traits_of(self.config.algo).evolves or self.config.is_recurrent:
+            raise UsageError("there is no V of an observation alone: the method has no critic, or one with memory.")
         params = self.critic_params(state.policy, state.critic)
         return self.critic.apply(params, self.normalize(state, obs))
 

@@ -461,7 +461,7 @@ def test_a_directory_named_after_an_environment_has_neither_slash_nor_colon():
     names = [RunOptions(env=env).directory() for env in ("gymnasium/a.b:Line-v0", "line:Line", "CartPole-v1")]
     expected = ["gymnasium-a.b-Line-v0", "line-Line", "CartPole-v1"]
     for name, env in zip(names, expected, strict=True):
-        assert re.fullmatch(rf"runs/{re.escape(env)}-ppo-\d{{8}}-\d{{6}}-[0-9a-f]{{4}}", name)
+        assert re.fullmatch(rf"runs/{re.escape(env)}-ppo-\d{{8}}-\d{{6}}-[0-9a-f]{{8}}", name)
 
 
 def test_jobs_that_begin_in_the_same_second_have_directories_of_their_own(monkeypatch):

@@ -15,7 +15,7 @@ from jax.experimental import checkify
 from support import by_cost, largest_difference, quick_jit
 from test_networks import random_params
 
-from purejaxppo import A2C, NPG, PPO, TRPO, Config, init, make_train, update_step
+from purejaxppo import A2C, CEM, NPG, PPO, TRPO, Config, init, make_train, update_step
 from purejaxppo.agent import Agent
 from purejaxppo.distributions import Bernoulli, Categorical, TanhGaussian
 from purejaxppo.errors import UsageError
@@ -352,13 +352,22 @@ class Noisy(nn.Module):
     ("network", "told"),
     [
         (Unspread(), r"Unspread returns shape \(1,\) for two observations; make it \(2, 1\)"),
-        (Noisy(nn.BatchNorm(use_running_average=True)), "keeps batch_stats beside its parameters"),
+        (Noisy(nn.BatchNorm(use_running_average=True)), "fails on one observation .*batch_stats"),
+        (nn.Dense(1, param_dtype=jnp.float16), "has parameters of float16; leave param_dtype at float32"),
         (Noisy(nn.Dropout(0.5, deterministic=False)), "fails on one observation .*PRNG"),
     ],
 )
 def test_modules_that_would_train_wrongly_are_refused(network, told):
     with pytest.raises(UsageError, match=told):
         Config(env=Walk(continuous=True), policy_network=network, **SMALL).check()
+    with pytest.raises(UsageError, match=r"critic_network = Pair returns tuple"):
+        Config(env=Walk(), critic_network=Pair(), **SMALL).check()
+
+
+class Pair(nn.Module):
+    @nn.compact
+    def __call__(self, obs):
+        return Scalar()(obs), obs
 
 
 def test_the_value_of_what_the_environment_shows_is_the_critics():
@@ -368,6 +377,9 @@ def test_the_value_of_what_the_environment_shows_is_the_critics():
     expected = agent.critic.apply(state.critic, agent.normalize(state, obs))
     np.testing.assert_array_equal(agent.value(state, obs), expected)
     assert agent.value(state, obs[0]).shape == ()
+    for other in ({"algo": CEM()}, {"recurrent": "gru", "recurrent_size": 2}):
+        with pytest.raises(UsageError, match="no V of an observation alone"):
+            Agent.of(Config(env=Walk(), **other)).value(state, obs)
 
 
 class OfLogits(nn.Module):

@@ -149,7 +149,7 @@ def test_summary_holds_the_contracts_keys_and_agrees_with_itself(finished):
     assert set(summary) == {
         *("algo", "env", "num_seeds", "env_steps", "eval_return", "steps_per_second"),
         *("compile_seconds", "run_seconds", "training_seconds", "evaluation_seconds", "saving_seconds"),
-        *("device", "seeds", "failed_seeds", "sha256"),
+        *("device", "seeds", "failed_seeds", "cut_off", "sha256"),
     }
     assert (summary["algo"], summary["env"], summary["num_seeds"], summary["env_steps"]) == (
         "trpo",

@@ -213,7 +213,6 @@ def test_conservative_policy_iteration_and_minorise_maximise_never_get_worse():
         assert jnp.mean(gains[:, 0] > 0) > 0.99
 
 
-@pytest.mark.thorough
 def test_steps_without_a_penalty_are_greedy_and_a_policy_at_the_edge_has_a_fisher_matrix():
     """A bandit has γ = 0, and so C = 0; a softmax may round to 0."""
     reward = jnp.array([[1.0, 0.0, 2.0]])
@@ -228,6 +227,7 @@ def test_steps_without_a_penalty_are_greedy_and_a_policy_at_the_edge_has_a_fishe
     np.testing.assert_array_equal(tabular.fisher_matrix(bandit, softmax, theta), np.zeros((3, 3)))
 
 
+@pytest.mark.thorough
 def test_each_step_is_the_best_within_its_region():
     mdp, logits = jax.tree.map(lambda x: x[1], many(6, 2))
     policy, coefficient, max_kl = jax.nn.softmax(logits), 3.0, 0.02

@@ -18,6 +18,7 @@ from purejaxppo.agent import Agent
 from purejaxppo.errors import UsageError
 from purejaxppo.optimize.minibatch import MinibatchAdam
 from purejaxppo.optimize.optimizers import with_moments_of
+from purejaxppo.parallel.vmapping import in_lots
 from purejaxppo.rollout import rollout
 from purejaxppo.train import learning_batch
 
@@ -70,6 +71,13 @@ def test_gradients_go_through_the_whole_of_training_and_forward_ones_through_trp
     slopes = quick_jit(jax.vmap(jax.jacfwd(moved)))(jnp.array([0.01, 0.02]))
     differences = quick_jit(jax.vmap(lambda x: (moved(1.01 * x) - moved(0.99 * x)) / (0.02 * x)))
     np.testing.assert_allclose(slopes, differences(jnp.array([0.01, 0.02])), rtol=1e-2)
+
+
+def test_nested_vmaps_go_run_by_run_too():
+    jaxpr = jax.make_jaxpr(jax.vmap(jax.vmap(in_lots(jnp.sin, 1))))(jnp.ones((3, 5, 4)))
+    assert str(jaxpr).count("scan[") == 2
+    many = jax.make_jaxpr(jax.vmap(in_lots(jnp.sin, 2)))(jnp.ones((6, 4)))
+    assert "f32[2,4] = sin" in str(many)
 
 
 def test_a_run_takes_one_number_of_each_kind():

@@ -56,9 +56,9 @@ class RunOptions:
         return seed_list(self.num_seeds, self.seed)
 
     def directory(self, before: str = "", after: str = "") -> str:
-        """`--out`, or a new name: the time is in it, and four digits that tell jobs begun in the same second apart."""
+        """`--out`, or a new name: the time is in it, and what tells jobs of the same second apart."""
         env = self.env.replace("/", "-").replace(":", "-")  # which not every system lets be in a name
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         return self.out or f"runs/{before}{env}-{self.algo}{after}-{stamp}"
 
 

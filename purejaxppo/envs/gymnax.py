@@ -71,8 +71,10 @@ class GymnaxEnv(BaseEnv):
         gymnax = _gymnax()
         with jax.ensure_compile_time_eval():  # this may be the first use of the environment, and under a trace
             try:
-                known = vars(gymnax.make(name)[1])
-                self._env, defaults = gymnax.make(name, **{key: x for key, x in params.items() if key not in known})
+                self._env, defaults = gymnax.make(name)
+                known = vars(defaults)
+                if own := {key: x for key, x in params.items() if key not in known}:
+                    self._env, defaults = gymnax.make(name, **own)
                 self._params: Any = defaults.replace(**{key: x for key, x in params.items() if key in known})
             except Exception as error:
                 raise UsageError(f"env = {name!r} cannot be made ({reason(error)}); choose another one.") from error

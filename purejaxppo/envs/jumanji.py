@@ -33,7 +33,7 @@ class JumanjiEnv(TimedEnv):
         params: what the environment's constructor takes.
 
     Raises:
-        UsageError: its actions are neither Discrete nor a vector of such, or it is one of several agents.
+        UsageError: its actions are neither Discrete nor a vector of such, or several agents have rewards of their own.
     """
 
     def __init__(self, name: str, **params: Any) -> None:
@@ -45,7 +45,7 @@ class JumanjiEnv(TimedEnv):
         if not (several or isinstance(acted, jumanji.specs.DiscreteArray)) or start.reward.shape:
             raise UsageError(
                 f"env = 'jumanji/{name}' has actions {type(acted).__name__} and rewards of shape {start.reward.shape}; "
-                "only one agent's actions, Discrete or a vector of such, are supported: choose another one."
+                "only Discrete actions or a vector of such, with one reward, are supported: choose another one."
             )
         self.time_limit = getattr(self._env, "time_limit", None)
         if self.time_limit is not None:
@@ -86,7 +86,9 @@ class JumanjiEnv(TimedEnv):
     def render_frames(self, states: Sequence[Timed]) -> Iterator[np.ndarray]:
         """Jumanji's own pictures, drawn with matplotlib."""
         names = ("_viewer", "_env_viewer", "viewer")  # not all environments call it alike
-        viewer: Any = next(getattr(self._env, name) for name in names if hasattr(self._env, name))
+        viewer: Any = next((getattr(self._env, name) for name in names if hasattr(self._env, name)), None)
+        if viewer is None:
+            raise UsageError(f"{type(self._env).__name__} has no viewer that is known; it cannot be filmed.")
         viewer._display = viewer._display_rgb_array
         return (np.asarray(viewer.render(state.inner))[..., :3] for state in states)
 

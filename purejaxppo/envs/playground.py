@@ -35,9 +35,9 @@ class PlaygroundEnv(PhysicsEnv):
         with quiet():
             config = registry.get_default_config(name)
             given = {"impl": "jax", **params} if "impl" in config else params
-            if (times := config.get("action_repeat", 1)) != 1:
-                warnings.warn(f"{name}: Playground trains it with --action-repeat {times}", stacklevel=2)
             super().__init__(registry.load(name, config, given), config.episode_length)
+        if (times := config.get("action_repeat", 1)) != 1:
+            warnings.warn(f"{name}: its configuration asks for --action-repeat {times}", stacklevel=2)
 
     def render_frames(self, states: Sequence[Timed]) -> Iterator[np.ndarray]:
         """MuJoCo's pictures of the poses. Raises: UsageError: this machine has no OpenGL."""

@@ -211,7 +211,8 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
         def run(obs: Any) -> tuple[Any, ...]:
             hidden = [initial_carry(network, obs)] if isinstance(network, nn.RNNCellBase) else []
             variables = network.init(jax.random.key(0), *hidden, obs)
-            returned = network.apply(variables, *hidden, obs)  # without keys to draw from, as in training
+            # without keys to draw from, as in training, and without what is no parameter, which nothing would update
+            returned = network.apply({"params": variables.get("params", {})}, *hidden, obs)
             return variables, *((*hidden, *returned) if hidden else ((), (), returned))
 
         try:
@@ -220,8 +221,13 @@ def check_network(name: str, network: Any, obs: Observation, shape: tuple[int, .
             raise UsageError(f"{label} fails on {said} ({reason(error)}).") from error
 
     variables, hidden, carried, returned = shapes(obs, "one observation")
-    if others := ", ".join(sorted({*variables} - {"params"})):
-        raise UsageError(f"{label} keeps {others} beside its parameters, which nothing would update; take it out.")
+    kept = {x.dtype for x in jax.tree.leaves(variables) if jnp.issubdtype(x.dtype, jnp.floating)}
+    if few := [dtype.name for dtype in kept if dtype.itemsize < 4]:
+        raise UsageError(
+            f"{label} has parameters of {', '.join(few)}; leave param_dtype at float32 (dtype may be less)."
+        )
+    if shape == () and not hasattr(returned, "shape"):
+        raise UsageError(f"{label} returns {type(returned).__name__} for one observation; make it V, an array ().")
     if getattr(returned, "shape", shape) != shape:
         raise UsageError(f"{label} returns shape {returned.shape} for one observation; make it {shape}.")
     if has_mask and not hasattr(returned, "shape") and type(returned) is not distributions.Categorical:

@@ -35,6 +35,7 @@ def in_lots(fn: Callable[..., Any], runs: int) -> Callable[..., Any]:
     that is traced as arguments.
     """
     mapped = jax.custom_batching.custom_vmap(fn)
+    again = mapped if runs == 1 else fn  # with one at a time, that of an outer `vmap` are, too
 
     @mapped.def_vmap
     def lots(axis_size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
@@ -46,7 +47,7 @@ def in_lots(fn: Callable[..., Any], runs: int) -> Callable[..., Any]:
 
         def one_run(own: list[jax.Array]) -> Any:
             rest = iter(own)
-            return fn(*jax.tree.unflatten(structure, [next(rest) if is_own else x for is_own, x in all_own]))
+            return again(*jax.tree.unflatten(structure, [next(rest) if is_own else x for is_own, x in all_own]))
 
         own = [x for is_own, x in all_own if is_own]
         results = jax.lax.map(one_run, own) if runs == 1 else in_equal_parts(jax.vmap(one_run), own, axis_size, runs)

@@ -111,7 +111,7 @@ def failed_summary(config: Config, seeds: list[int], why: str) -> Summary:
 
 
 def read_summary(directory: Path, seeds: list[int]) -> Summary | None:
-    """None if the run has not ended; NaN or "–" for what older versions did not write. Raises: UsageError."""
+    """None if the run has not ended; NaN, 0 or "–" for what older versions did not write. Raises: UsageError."""
     path = directory / "summary.json"
     if not os.path.lexists(path):
         return None
