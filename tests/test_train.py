@@ -52,6 +52,7 @@ def test_gradients_go_through_an_update():
     np.testing.assert_allclose(backward, forward, rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_gradients_go_through_the_whole_of_training_and_forward_ones_through_trpo():
     """In a number on which the first state depends; and in one of a method that works in lots."""
     config = Config(env=Walk(continuous=True), algo=A2C(), total_steps=32, **SMALL)
