@@ -13,7 +13,7 @@ from purejaxppo.algorithms.members import check_members_mesh
 from purejaxppo.envs.base import BaseEnv
 from purejaxppo.envs.check import warn_of_bounds
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import ends_of
+from purejaxppo.fields import ends_of, is_number
 from purejaxppo.networks.heads import LOG_STD_RANGE, check_network, num_parameters, visible
 from purejaxppo.networks.torso import select
 from purejaxppo.spaces import ACTION_MASK, Box, channels_first
@@ -121,6 +121,16 @@ def _check_images(config: Any, seen: Any) -> None:
             raise UsageError(f"{image!r} holds images smaller than 3 × 3; set convolutions = False{stacked}.")
 
 
+def one_number_each(config: Any) -> None:
+    """Refuse numbers of many runs, which would be broadcast over one run's environments. Raises: UsageError."""
+    for where in (config, config.algo):
+        for name in (field.name for field in dataclasses.fields(where) if is_number(field)):
+            if shape := np.shape(getattr(where, name)):
+                raise UsageError(
+                    f"{name} has shape {shape}, and a run has one number; jax.vmap over it gives each run its own."
+                )
+
+
 def fixed_numbers(algo: Any) -> tuple[str, ...]:
     """Settings that cannot change during a run, though they are numbers."""
     return FIXED if type(algo) in ALGORITHMS.values() else FIXED_OF_CONFIG
@@ -128,7 +138,7 @@ def fixed_numbers(algo: Any) -> tuple[str, ...]:
 
 def _check_method(config: Any) -> None:
     """Refuse settings that do not fit the method. Raises: UsageError."""
-    fields = [field for field in dataclasses.fields(config.algo) if field.metadata.get("type") is float]
+    fields = [field for field in dataclasses.fields(config.algo) if is_number(field)]
     free = [field for field in fields if field.name not in fixed_numbers(config.algo)]
     annealable = [field.name for field in free if ends_of(field.metadata["interval"])[0] <= 0]  # that may come to 0
     if not isinstance(config.anneal, tuple) or not {*config.anneal} <= {*annealable}:

@@ -101,6 +101,11 @@ def number(default: float | None, interval: str, help: str) -> Any:
     return struct.field(default=default, metadata={"interval": interval, "help": help, "type": float})
 
 
+def is_number(field: "dataclasses.Field[Any]") -> bool:
+    """Whether a field was declared by `number`."""
+    return field.metadata.get("type") is float
+
+
 def limitless(bound: Any) -> bool:
     """Whether a number is inf and not traced: what it would limit need not be compiled."""
     return not isinstance(bound, jax.Array) and bound == math.inf
@@ -131,7 +136,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
 def check_field(field: "dataclasses.Field[Any]", value: Any, usual: Any) -> None:
     """Hold one value against the type, interval and choices that its field declares; `usual` is the way out."""
     choices, interval = field.metadata.get("choices", ()), field.metadata.get("interval", "")
-    whole, optional = field.metadata.get("type") is not float, usual is None and without_none(field.type)[1]
+    whole, optional = not is_number(field), usual is None and without_none(field.type)[1]
     if optional and value is None:
         return
     way_out = "leave it out for the default." if optional or usual == "" else f"the default is {usual}."

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import check_field, did_you_mean, whole_number
+from purejaxppo.fields import check_field, did_you_mean, is_number, whole_number
 
 # read before the first update, or part of the policy; and of the algorithms, which others than ours may read later
 FIXED_OF_CONFIG = ("observation_clip", "desired_kl", "log_std_init")
@@ -47,7 +47,7 @@ def check_stages(texts: Any, owners: Sequence[Any], fixed: Collection[str]) -> N
         raise UsageError(f"stages: {len(texts):,} are more than {MOST_STAGES:,}; leave some out.")
     stages = parse_stages(texts)
     fields = {field.name: (field, owner) for owner in owners for field in dataclasses.fields(owner)}
-    numbers = [name for name, (field, _) in fields.items() if field.metadata.get("type") is float and name not in fixed]
+    numbers = [name for name, (field, _) in fields.items() if is_number(field) and name not in fixed]
     for before, stage in zip([None, *stages], stages, strict=False):
         if stage.step < 0 or (before and stage.step <= before.step):
             raise UsageError(

@@ -4,7 +4,6 @@ key ─► init ─► TrainState ─► ┌ rollout ─► advantages ─► up
                              └───── lax.scan, num_updates ─────┘
 """
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from purejaxppo.advantages import explained_variance, gae, monte_carlo_returns, td_targets
 from purejaxppo.agent import Agent
 from purejaxppo.config import Config, as_config
-from purejaxppo.errors import UsageError
+from purejaxppo.consistency import one_number_each
 from purejaxppo.evaluation import evaluate
 from purejaxppo.evolve import evolve
 from purejaxppo.fields import limitless
@@ -70,16 +69,6 @@ def make_train(config: Config) -> Callable[[jax.Array], tuple[TrainState, Metric
         return state, metrics
 
     return train
-
-
-def one_number_each(config: Config) -> None:
-    """Refuse numbers of many runs, which would be broadcast over one run's environments. Raises: UsageError."""
-    for where in (config, config.algo):
-        for name in (field.name for field in dataclasses.fields(where) if field.metadata.get("type") is float):
-            if shape := jnp.shape(getattr(where, name)):
-                raise UsageError(
-                    f"{name} has shape {shape}, and a run has one number; jax.vmap over it gives each run its own."
-                )
 
 
 def train_updates(config: Config, state: TrainState, num_updates: int) -> tuple[TrainState, Metrics]:

@@ -15,6 +15,7 @@ from purejaxppo._version import __version__
 from purejaxppo.algorithms import ALGORITHMS
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
+from purejaxppo.fields import is_number
 from purejaxppo.optimize.optimizers import OPTIMIZERS
 from purejaxppo.presets import preset, settings_of
 from purejaxppo.rundir.files import TUNE, malformed, read_json, refuse_links, refusing, shown, write_json
@@ -201,7 +202,7 @@ def _is_real(name: str) -> bool:
     """Whether a setting of ours may be any number, not whole ones alone."""
     owners: tuple[Any, ...] = (Config, *ALGORITHMS.values())
     fields = (field for owner in owners for field in dataclasses.fields(owner))
-    return any(field.name == name and field.metadata.get("type") is float for field in fields)
+    return any(field.name == name and is_number(field) for field in fields)
 
 
 def refuse_newer(path: Path, version: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from purejaxppo.algorithms import hyperparameters
 from purejaxppo.config import Config
 from purejaxppo.errors import UsageError
-from purejaxppo.fields import did_you_mean, meant, whole_number, without_none
+from purejaxppo.fields import did_you_mean, is_number, meant, whole_number, without_none
 from purejaxppo.presets import settings_of, with_settings
 from purejaxppo.stages import parse_stages
 
@@ -25,7 +25,7 @@ _LARGEST = 1e18  # ends of what is drawn: int64 holds them, and no float overflo
 
 def traced(config: Config, name: str) -> bool:
     """Whether a setting may be traced, so that all its values share one program. Raises: UsageError: no setting."""
-    return setting_field(config, name).metadata.get("type") is float
+    return is_number(setting_field(config, name))
 
 
 def grid(axes: Mapping[str, Sequence[Any]], times: int = 1) -> list[Settings]:
